@@ -1,0 +1,221 @@
+"""Clips: the ground truth is true, twins differ in one frame, a clip depends on (seed, index) only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vdinterp.data import Clips, make_clips
+from vdinterp.data.digits import (
+    SPLITS,
+    digit_images,
+    digit_labels,
+    find_matches,
+    make_digit_clips,
+    mean_frame,
+    write_digits_asset,
+)
+from vdinterp.data.objects import make_object_clips
+
+DIGITS = ("loop", "snippet", "one_off", "control")
+OBJECTS = ("bounce", "occlusion")
+
+
+def equal(a: Clips, b: Clips) -> bool:
+    names = [name for name, value in vars(a).items() if isinstance(value, torch.Tensor)]
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names) and a.kind == b.kind
+
+
+@pytest.mark.parametrize("kind", DIGITS + OBJECTS)
+def test_a_clip_depends_on_seed_and_index_only(kind):
+    many, few = make_clips(kind, 6, 3), make_clips(kind, 3, 3)
+    assert equal(many[:3], few) and many.corrupt is not None and few.corrupt is not None
+    assert equal(many.corrupt[:3], few.corrupt)
+    make = make_digit_clips if kind in DIGITS else make_object_clips
+    assert equal(make(kind, 2, 3, start=4), many[4:])
+    assert not torch.equal(make_clips(kind, 3, 4).video, few.video)
+    assert len({clip.numpy().tobytes() for clip in many.video}) == 6
+
+
+@pytest.mark.parametrize("kind", DIGITS)
+def test_repetition_is_what_the_pixels_show(kind):
+    clips = make_clips(kind, 40, 5)
+    assert clips.video.shape == (40, 16, 1, 8, 8) and clips.video.min() >= 0 and clips.video.max() <= 1
+    assert torch.equal(clips.latents, clips.video * 2 - 1)
+    for twin in (clips, clips.corrupt):
+        for video, ids, match, lag, predictable in zip(
+            twin.video, twin.state_id, twin.match, twin.lag, twin.predictable, strict=True
+        ):
+            for t in range(16):
+                j = int(match[t])
+                earlier = [
+                    u
+                    for u in range(1, t)
+                    if torch.equal(video[u], video[t]) and torch.equal(video[u - 1], video[t - 1])
+                ]
+                assert j == (max(earlier) if earlier else -1)
+                assert lag[t] == (t - j if j >= 0 else 0)
+                assert j >= 0 or not predictable[t]
+                assert torch.equal(video[t], digit_images()[ids[t]])
+
+
+def test_each_kind_has_the_repetition_it_promises():
+    loops = make_clips("loop", 60, 1)
+    assert set(loops.period.tolist()) == set(range(2, 8))
+    for clip, period in zip(loops.video, loops.period.tolist(), strict=True):
+        assert torch.equal(clip[period:], clip[:-period]) and len(clip[:period].flatten(1).unique(dim=0)) == period
+    assert torch.equal(loops.predictable, torch.arange(16) > loops.period[:, None])
+    assert torch.equal(loops.match >= 0, loops.predictable)
+
+    snippets = make_clips("snippet", 200, 1)
+    assert 0.2 < snippets.predictable[:, -1].float().mean() < 0.7
+    assert (
+        snippets.match[~snippets.predictable] >= 0
+    ).any()  # chance repeats at the start of a snippet are not predictable
+
+    one_off = make_clips("one_off", 60, 1)
+    assert set(one_off.lag[:, -1].tolist()) == set(range(4, 11))
+    assert one_off.predictable.nonzero()[:, 1].unique().tolist() == [15] and one_off.predictable[:, 15].all()
+    assert all(len(set(ids)) == 14 for ids in one_off.state_id.tolist())
+
+    control = make_clips("control", 20, 1)
+    assert not control.predictable.any() and (control.match == -1).all() and (control.lag == 0).all()
+    assert all(len(set(ids)) == 16 for ids in control.state_id.tolist())
+    assert (one_off.period == 0).all() and (control.period == 0).all()
+
+
+@pytest.mark.parametrize("kind", DIGITS + OBJECTS)
+def test_the_twin_differs_in_exactly_the_frame_it_names(kind):
+    clips = make_clips(kind, 30, 2)
+    differs = (clips.video != clips.corrupt.video).flatten(2).any(-1)
+    assert torch.equal(differs, torch.nn.functional.one_hot(clips.corrupt_frame, 16).bool())
+    if kind == "one_off":
+        assert torch.equal(clips.corrupt_frame, clips.match[:, -1]) and not clips.corrupt.predictable.any()
+    if kind in OBJECTS:
+        moved = (clips.position != clips.corrupt.position).flatten(2).any(-1)
+        assert torch.equal(moved, differs) and not clips.corrupt.predictable[differs].any()
+
+
+def test_options_of_digit_clips():
+    assert set(make_clips("one_off", 8, 0, lag=9).lag[:, -1].tolist()) == {9}
+    assert set(make_clips("loop", 8, 0, period=3).period.tolist()) == {3}
+    assert make_clips("snippet", 4, 0, n_frames=24).n_frames == 24
+    for split, allowed in SPLITS.items():
+        ids = make_clips("control", 50, 0, split=split).state_id
+        assert ids.min() >= allowed.start and ids.max() < allowed.stop
+    assert not set(SPLITS["train"]) & set(SPLITS["held_out"])
+    assert digit_images().shape == (1797, 1, 8, 8) and digit_labels().bincount().min() > 100
+    assert len(digit_images().flatten(1).unique(dim=0)) == 1797  # so that equal frames mean equal ids
+    assert torch.allclose(mean_frame(), digit_images()[:1437].mean(0))
+
+
+def test_the_digits_are_those_of_scikit_learn(tmp_path):
+    from safetensors.torch import load_file
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    assert torch.equal(digit_images()[:, 0], torch.from_numpy(digits.images).float() / 16)
+    assert digit_labels().tolist() == digits.target.tolist()
+    write_digits_asset(tmp_path / "digits.safetensors")
+    assert torch.equal(load_file(tmp_path / "digits.safetensors")["images"], (digit_images()[:, 0] * 16).byte())
+
+
+def test_find_matches_on_a_worked_example():
+    import numpy as np
+
+    #                        0  1  2  3  4  5  6  7
+    assert find_matches(np.array([7, 8, 9, 7, 8, 7, 8, 9])).tolist() == [-1, -1, -1, -1, 1, -1, 4, 2]
+
+
+def test_bounce_reflects_at_the_walls_and_is_drawn_where_it_is():
+    clips = make_clips("bounce", 20, 0, n_frames=24)
+    assert clips.video.shape == (20, 24, 3, 32, 32) and clips.position.shape == (20, 24, 2, 2)
+    assert torch.allclose(clips.position[:, :-1] + clips.velocity[:, :-1], clips.position[:, 1:], atol=1e-4)
+    assert clips.position.min() >= 2.5 - 1e-4 and clips.position.max() <= 31 - 2.5 + 1e-4
+    speed = clips.velocity.abs()
+    turned = (clips.velocity[:, 1:] * clips.velocity[:, :-1] < 0).any()
+    typical = speed.median(dim=1, keepdim=True).values
+    assert turned and (speed <= typical + 1e-3).float().mean() > 0.95  # reflections only ever shorten a displacement
+    check_drawing(clips)
+
+
+def test_occlusion_hides_the_disc_behind_the_bar_and_shows_it_again():
+    clips = make_clips("occlusion", 20, 0)
+    assert clips.position.shape == (20, 16, 2, 2) and (clips.depth_order == torch.tensor([1, 0])).all()
+    assert (clips.velocity[:, :, 1] == 0).all() and (clips.visible_fraction[:, :, 1] == 1).all()
+    disc = clips.visible_fraction[:, :, 0]
+    assert (disc[:, [0, -1]] == 1).all() and (disc.min(dim=1).values < 0.5).all() and (disc == 0).any()
+    check_drawing(clips)
+
+
+def check_drawing(clips: Clips) -> None:
+    """The nearest object is whole, and the pixels of its colour lie around its `position`."""
+    row, col = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    checked = 0
+    for clip in range(len(clips)):
+        for t in range(clips.n_frames):
+            full = clips.video[clip, t]
+            nearest = int(clips.depth_order[clip, t].argmin())
+            at_centre = clips.position[clip, t, nearest].round().long()
+            colour = full[:, at_centre[0], at_centre[1]]
+            painted = (full == colour[:, None, None]).all(0)
+            assert clips.visible_fraction[clip, t, nearest] == 1
+            centre = torch.stack([row[painted].mean(), col[painted].mean()])
+            assert (centre - clips.position[clip, t, nearest]).abs().max() < 0.75
+            checked += 1
+    assert checked == len(clips) * clips.n_frames
+
+
+def test_visible_fraction_equals_what_is_left_of_the_disc():
+    clips = make_clips("occlusion", 10, 1)
+    for clip in range(10):
+        row, col = clips.position[clip, 0, 0].round().long().tolist()
+        disc_colour = clips.video[clip, 0, :, row, col]
+        counts = (clips.video[clip] == disc_colour[:, None, None]).all(1).flatten(1).sum(1)
+        fraction = clips.visible_fraction[clip, :, 0]
+        assert ((counts == 0) == (fraction == 0)).all()
+        whole = counts[fraction == 1].float()
+        assert torch.allclose(counts / whole.mean(), fraction, atol=0.2)  # a disc between pixels has a few more or less
+
+
+def test_subsets_and_moving():
+    clips = make_clips("loop", 6, 0)
+    assert (
+        equal(clips[2], clips[2:3])
+        and equal(clips[-1], clips[5:6])
+        and equal(clips[[0, 4]], clips[torch.tensor([0, 4])])
+    )
+    assert len(clips[clips.period > 100]) == 0
+    assert torch.equal(clips[1].corrupt.video, clips.corrupt.video[1:2])
+    assert equal(clips.to("cpu"), clips)
+    with pytest.raises(IndexError, match="clip 6 of 6"):
+        clips[6]
+    with pytest.raises(ValueError, match="describes 6 clips, video has 2"):
+        Clips(kind="loop", video=clips.video[:2], match=clips.match)
+    with pytest.raises(ValueError, match="batch frame channel height width"):
+        Clips(kind="loop", video=clips.video[0])
+    with pytest.raises(ValueError, match=r"pipe\.encode"):
+        _ = Clips(kind="crafter", video=clips.video).latents
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make_clips("snipet", 4), "did you mean 'snippet'"),
+        (lambda: make_clips("zzz", 4), "Known kinds: loop, snippet"),
+        (lambda: make_clips("loop", 0), "n >= 1"),
+        (lambda: make_clips("loop", 4, -1), "seed >= 0"),
+        (lambda: make_clips("loop", 4, split="test"), "train, held_out"),
+        (lambda: make_clips("loop", 4, n_frames=3), "n_frames"),
+        (lambda: make_clips("loop", 4, lag=3), "lag is for kind 'one_off'"),
+        (lambda: make_clips("one_off", 4, period=3), "period is for kind 'loop'"),
+        (lambda: make_clips("one_off", 4, lag=15), "2..14"),
+        (lambda: make_clips("bounce", 4, size=(8, 8)), "at least 16"),
+        (lambda: make_clips("bounce", 4, n_objects=9), "1..4"),
+        (lambda: make_digit_clips("bounce", 4), "unknown kind of digit clips"),
+        (lambda: make_object_clips("loop", 4), "unknown kind of object clips"),
+    ],
+)
+def test_bad_input_says_what_would_work(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,119 @@
+"""Clips: short videos with their ground truth, and `make_clips`, which makes any kind of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+
+DIGIT_KINDS = ("loop", "snippet", "one_off", "control")
+OBJECT_KINDS = ("bounce", "occlusion")
+KINDS = (*DIGIT_KINDS, *OBJECT_KINDS, "crafter")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clips:
+    """A batch of clips of one kind. A ground-truth field that means nothing for the kind is None.
+
+    `video`: values in [0, 1].  `corrupt`: the same clips with exactly one frame changed, frame `corrupt_frame` of each,
+    and the ground truth that then holds.
+
+    Repetition (digit kinds): `state_id` which image a frame shows (equal id, equal frame). `match` the most recent
+    earlier frame with the same content after the same predecessor, -1 if none: what induction copies. `lag` the
+    distance to it, 0 if none. `predictable` whether the frame follows from the ones before it. `period` that of a
+    loop, 0 for the other kinds.
+
+    Objects (bounce, occlusion): the axis after frame runs over objects. `position` centre (row, col) in pixels, pixel
+    centres at integers. `velocity` displacement to the next frame, (row, col). `depth_order` 0 is nearest.
+    `visible_fraction` share of the object's pixels that nothing nearer covers.
+
+    Crafter: `action` one-hot, the one that led to the frame (all zero at frame 0). `semantic_map` material ids of the
+    visible cells. `player_position` (row, col) in world cells.
+    """
+
+    kind: str
+    video: Float[torch.Tensor, "batch frame channel height width"]
+    state_id: Int[torch.Tensor, "batch frame"] | None = None
+    match: Int[torch.Tensor, "batch frame"] | None = None
+    predictable: Bool[torch.Tensor, "batch frame"] | None = None
+    period: Int[torch.Tensor, " batch"] | None = None
+    lag: Int[torch.Tensor, "batch frame"] | None = None
+    position: Float[torch.Tensor, "batch frame _ 2"] | None = None
+    velocity: Float[torch.Tensor, "batch frame _ 2"] | None = None
+    depth_order: Int[torch.Tensor, "batch frame _"] | None = None
+    visible_fraction: Float[torch.Tensor, "batch frame _"] | None = None
+    action: Float[torch.Tensor, "batch frame _"] | None = None
+    semantic_map: Int[torch.Tensor, "batch frame row col"] | None = None
+    player_position: Int[torch.Tensor, "batch frame 2"] | None = None
+    corrupt: Clips | None = None
+    corrupt_frame: Int[torch.Tensor, " batch"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.video.ndim != 5:
+            raise ValueError(f"video must be [batch frame channel height width], got shape {tuple(self.video.shape)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):
+                raise ValueError(f"{field.name} describes {len(value)} clips, video has {len(self)}")
+
+    def __len__(self) -> int:
+        return self.video.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> Clips:
+        """Some of the clips, as `Clips`; a single integer gives a batch of one."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"clip {index} of {len(self)}")
+            index = [index]
+        if not isinstance(index, slice | torch.Tensor):
+            index = torch.as_tensor(index)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v[index] for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
+
+    @property
+    def n_frames(self) -> int:
+        return self.video.shape[1]
+
+    @property
+    def latents(self) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """What a pixel-space model takes: `video * 2 - 1`. ValueError for kinds made for latent models."""
+        if self.kind == "crafter":
+            raise ValueError("crafter clips are for a model with a codec: use pipe.encode(clips.video)")
+        return self.video * 2 - 1
+
+    def to(self, device: torch.device | str) -> Clips:
+        """The same clips with every tensor on `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
+
+
+def make_clips(kind: str, n: int, seed: int = 0, **options: object) -> Clips:
+    """`n` clips of a kind, with ground truth and a twin that differs in one frame (`.corrupt`).
+
+    Clip `i` depends on `(seed, i)` and the options, never on `n`.
+
+    - `loop`, `snippet`, `one_off`, `control`: handwritten digits as frames, 8 x 8, one channel; options as in
+      `vdinterp.data.digits.make_digit_clips` (n_frames, split, period, lag).
+    - `bounce`, `occlusion`: moving discs, three channels; options as in `vdinterp.data.objects.make_object_clips`.
+    - `crafter`: the game Crafter (needs the extra `crafter`); options as in `vdinterp.data.crafter.make_crafter_clips`.
+
+    Raises ValueError for an unknown kind, a negative seed, n below 1 or an option the kind does not have.
+    """
+    if kind not in KINDS:
+        close = difflib.get_close_matches(str(kind), KINDS, n=2, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(f"unknown kind of clips {kind!r}{hint} Known kinds: {', '.join(KINDS)}")
+    if n < 1 or seed < 0:
+        raise ValueError(f"need n >= 1 and seed >= 0, got n={n}, seed={seed}")
+    if kind in DIGIT_KINDS:
+        from vdinterp.data.digits import make_digit_clips as make
+    elif kind in OBJECT_KINDS:
+        from vdinterp.data.objects import make_object_clips as make
+    else:
+        from vdinterp.data.crafter import make_crafter_clips
+
+        return make_crafter_clips(n, seed, **options)  # type: ignore[arg-type]
+    return make(kind, n, seed, **options)  # type: ignore[arg-type]

@@ -1,0 +1,187 @@
+"""Clips whose frames are handwritten digits: sequences with exactly known repetition and nothing else to go by.
+
+The images are the 1,797 of the UCI "Optical Recognition of Handwritten Digits" test set (E. Alpaydin and C. Kaynak,
+CC BY 4.0), as scikit-learn distributes them: 8 x 8 pixels, 17 grey values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.numpy import load, save_file
+
+from vdinterp.data.clips import DIGIT_KINDS, Clips
+
+SPLITS = {"train": range(1437), "held_out": range(1437, 1797)}  # the last fifth; images come grouped by writer
+PERIODS = range(2, 8)
+LAGS = range(4, 11)
+SNIPPETS, SNIPPET_LENGTHS, FILLER = (2, 3), (2, 3, 4), 0.15
+FRESH = 13  # images a clip may need beyond one a frame: those of its snippets, and one for the twin
+
+
+def write_digits_asset(path: str | Path) -> None:
+    """Write scikit-learn's `load_digits` as safetensors: how the package's own file was made."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
+    save_file(
+        {"images": images, "labels": labels}, path, metadata={"source": "UCI optdigits via scikit-learn, CC BY 4.0"}
+    )
+
+
+@cache
+def _asset() -> dict[str, np.ndarray]:
+    return load((files("vdinterp") / "assets" / "digits.safetensors").read_bytes())
+
+
+def digit_images() -> Float[torch.Tensor, "image channel height width"]:
+    """All 1,797 images, `[1797 1 8 8]` in [0, 1]; `state_id` of a digit clip indexes this."""
+    return torch.from_numpy(_asset()["images"][:, None].astype(np.float32) / 16)
+
+
+def digit_labels() -> Int[torch.Tensor, " image"]:
+    """Which digit each image shows, 0-9."""
+    return torch.from_numpy(_asset()["labels"].astype(np.int64))
+
+
+def mean_frame(split: str = "train") -> Float[torch.Tensor, "channel height width"]:
+    """The mean image of a split: the best constant prediction, whose error the error scores are divided by."""
+    return digit_images()[_split(split).start : _split(split).stop].mean(0)
+
+
+def _split(split: str) -> range:
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    return SPLITS[split]
+
+
+def _loop(
+    rng: np.random.Generator, images: np.ndarray, n_frames: int, period: int | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    period = period or int(rng.choice(PERIODS))
+    ids = images[np.arange(n_frames) % period]
+    # the first repeat comes as a surprise: its predecessor has not been seen before with a successor
+    return ids, np.arange(n_frames) > period, period
+
+
+def _snippet(
+    rng: np.random.Generator, images: np.ndarray, n_frames: int, _: int | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    fresh = iter(images)
+    snippets = [[next(fresh) for _ in range(rng.choice(SNIPPET_LENGTHS))] for _ in range(rng.choice(SNIPPETS))]
+    ids, predictable, seen = [], [], set()
+    while len(ids) < n_frames:
+        if rng.random() < FILLER:
+            ids, predictable = [*ids, next(fresh)], [*predictable, False]
+        else:
+            which = int(rng.integers(len(snippets)))
+            ids += snippets[which]
+            predictable += [False] + [which in seen] * (len(snippets[which]) - 1)
+            seen.add(which)
+    return np.array(ids[:n_frames]), np.array(predictable[:n_frames]), 0
+
+
+def _one_off(
+    rng: np.random.Generator, images: np.ndarray, n_frames: int, lag: int | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    lag = lag or int(rng.choice([lag for lag in LAGS if lag <= n_frames - 2]))
+    ids = images[:n_frames].copy()
+    ids[-2:] = ids[n_frames - 2 - lag : n_frames - lag]
+    return ids, np.arange(n_frames) == n_frames - 1, 0
+
+
+def _control(
+    rng: np.random.Generator, images: np.ndarray, n_frames: int, _: int | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    return images[:n_frames].copy(), np.zeros(n_frames, dtype=bool), 0
+
+
+_Maker = Callable[[np.random.Generator, np.ndarray, int, "int | None"], tuple[np.ndarray, np.ndarray, int]]
+_MAKERS: dict[str, _Maker] = {"loop": _loop, "snippet": _snippet, "one_off": _one_off, "control": _control}
+
+
+def find_matches(ids: np.ndarray) -> np.ndarray:
+    """For each frame the most recent earlier frame with the same content and the same predecessor, -1 if none."""
+    match = np.full(len(ids), -1)
+    last_seen: dict[tuple[int, int], int] = {}
+    for frame in range(1, len(ids)):
+        pair = (int(ids[frame - 1]), int(ids[frame]))
+        match[frame] = last_seen.get(pair, -1)
+        last_seen[pair] = frame
+    return match
+
+
+def _clip(kind: str, seed: int, index: int, images: range, n_frames: int, setting: int | None) -> dict[str, np.ndarray]:
+    """One clip and its twin as arrays of image ids; depends on (kind, seed, index) and the options only."""
+    rng = np.random.default_rng([DIGIT_KINDS.index(kind), seed, index])
+    order = rng.choice(np.arange(images.start, images.stop), size=n_frames + FRESH, replace=False)
+    ids, predictable, period = _MAKERS[kind](rng, order, n_frames, setting)
+    match = find_matches(ids)
+    # the twin shows an image from nowhere in the frame that the last frame repeats, else in a random context frame
+    changed = match[-1] if match[-1] >= 0 else int(rng.integers(n_frames - 1))
+    twin = ids.copy()
+    twin[changed] = next(image for image in order[::-1] if image not in ids)
+    twin_match = find_matches(twin)
+    frame = np.arange(n_frames)
+    clean = {"state_id": ids, "match": match, "predictable": predictable}
+    clean["lag"] = np.where(match < 0, 0, frame - match)
+    corrupt = {"state_id": twin, "match": twin_match, "predictable": predictable & (twin_match >= 0)}
+    corrupt["lag"] = np.where(twin_match < 0, 0, frame - twin_match)
+    both = clean | {f"twin.{name}": value for name, value in corrupt.items()}
+    return both | {"period": np.array(period), "changed": np.array(changed)}
+
+
+def make_digit_clips(
+    kind: str,
+    n: int,
+    seed: int = 0,
+    *,
+    n_frames: int = 16,
+    split: str = "held_out",
+    period: int | None = None,
+    lag: int | None = None,
+    start: int = 0,
+) -> Clips:
+    """Clips `start .. start + n - 1` of a seed, `[n n_frames 1 8 8]`; every clip draws its own images.
+
+    - `loop`: a cycle of 2-7 images (`period` fixes it); predictable from frame `period + 1` on.
+    - `snippet`: 2-3 snippets of 2-4 images, again and again in random order, with images that occur once (15 % of the
+      draws) between them. Inside a snippet that was seen before a frame is predictable, at its start it is not, even
+      where it happens to repeat (`match` tells).
+    - `one_off`: `A B` once, then `A` again as the last but one frame; the last is `B`, 4-10 frames (`lag` fixes it)
+      after its only other occurrence. All other images are distinct. Only the last frame is predictable.
+    - `control`: all images distinct, nothing predictable.
+
+    `split`: "train" are the images that the bundled models were trained on, "held_out" the others. The twin replaces
+    the frame that the last frame repeats (`match[-1]`; where there is none, a random context frame) by an image that
+    occurs nowhere else; its `predictable` keeps the frames that still have a match.
+
+    Raises ValueError for a kind, split, period, lag or length that does not exist or fit.
+    """
+    if kind not in DIGIT_KINDS:
+        raise ValueError(f"unknown kind of digit clips {kind!r}; known: {', '.join(DIGIT_KINDS)}")
+    if n < 1 or seed < 0 or start < 0:
+        raise ValueError(f"need n >= 1, seed >= 0 and start >= 0, got {n=}, {seed=}, {start=}")
+    images = _split(split)
+    if not 6 <= n_frames <= len(images) - FRESH:
+        raise ValueError(f"n_frames must lie in 6..{len(images) - FRESH}, got {n_frames}")
+    if period is not None and (kind != "loop" or not 2 <= period <= n_frames - 2):
+        raise ValueError(f"period is for kind 'loop' and lies in 2..{n_frames - 2}; got period={period} for {kind!r}")
+    if lag is not None and (kind != "one_off" or not 2 <= lag <= n_frames - 2):
+        raise ValueError(f"lag is for kind 'one_off' and lies in 2..{n_frames - 2}; got lag={lag} for {kind!r}")
+    parts = [_clip(kind, seed, start + i, images, n_frames, period or lag) for i in range(n)]
+    arrays = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]}
+    frames = digit_images()
+
+    def clips(prefix: str, **more: object) -> Clips:
+        fields = {name: arrays[prefix + name] for name in ("state_id", "match", "predictable", "lag")}
+        return Clips(kind=kind, video=frames[fields["state_id"]], period=arrays["period"], **fields, **more)  # type: ignore[arg-type]
+
+    return clips("", corrupt=clips("twin."), corrupt_frame=arrays["changed"])
