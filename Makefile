@@ -1,0 +1,60 @@
+# `make study` and `make test` work from a fresh clone: each sets up .venv first, once per change of its inputs.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check
+OUT    ?= out
+CLIPS  ?= 8
+TESTS  ?= tests
+# CPU runs of these small models are fastest with as many processes as cores and one thread each.
+WORKERS ?= auto
+
+.PHONY: study test check format notebooks bench constraints clean
+
+study: $(VENV)/.core
+	$(VENV)/bin/vdinterp study ablations --model tiny-crafter --model tiny-induction --clips $(CLIPS) --out $(OUT)/ablations
+
+test: $(VENV)/.dev            ## includes the notebooks (tests/test_notebooks.py)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pyright
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+notebooks: $(VENV)/.dev       ## run every notebook from its text form and keep the executed copy
+	$(PY) tools/run_notebooks.py $(OUT)/notebooks
+
+bench: $(VENV)/.dev $(VENV)/.bench
+	$(PY) benchmarks/import_time.py
+	$(PY) benchmarks/forward.py
+
+constraints: $(VENV)/.dev     ## pin what is installed now
+	$(PY) tools/pin_constraints.py > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist
+
+$(PY):
+	$(PYTHON) -c 'import sys; sys.exit("vdinterp needs Python 3.10 or newer, this is %s" % sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
+	  rm -rf $(VENV); \
+	  $(PYTHON) -m pip install --quiet --target build/virtualenv virtualenv && \
+	  PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); }
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(PY)
+	$(PIP) install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(PY)
+	$(PIP) install --quiet -c constraints.txt -e ".[dev,notebook,probes,crafter]"
+	touch $@ $(VENV)/.core
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(PIP) install --quiet -c constraints.txt -e ".[bench]"
+	touch $@

@@ -1,0 +1,115 @@
+"""vdinterp: mechanistic interpretability of video diffusion transformers.
+
+The public names below are imported on first use, so that `import vdinterp` itself costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdinterp import (
+        data,
+        diffusion,
+        grid,
+        interventions,
+        models,
+        pipeline,
+        plotting,
+        report,
+        results,
+        studies,
+        training,
+        vae,
+    )
+    from vdinterp.diffusion import ClassifierFreeGuidance, ClassifierGuidance, DiffusionConfig, HistoryGuidance
+    from vdinterp.grid import TokenGrid
+    from vdinterp.interventions import Ablate, Custom, Freeze, MaskAttention, Patch
+    from vdinterp.models import ActivationCache, HookedVideoDiT, VideoDiTConfig
+    from vdinterp.pipeline import VideoDiffusion, list_models, load
+    from vdinterp.results import Result
+
+_HOME = {
+    "ClassifierFreeGuidance": "diffusion",
+    "ClassifierGuidance": "diffusion",
+    "DiffusionConfig": "diffusion",
+    "HistoryGuidance": "diffusion",
+    "TokenGrid": "grid",
+    "Ablate": "interventions",
+    "Custom": "interventions",
+    "Freeze": "interventions",
+    "MaskAttention": "interventions",
+    "Patch": "interventions",
+    "ActivationCache": "models",
+    "HookedVideoDiT": "models",
+    "VideoDiTConfig": "models",
+    "VideoDiffusion": "pipeline",
+    "list_models": "pipeline",
+    "load": "pipeline",
+    "Result": "results",
+}
+_SUBMODULES = (
+    "data",
+    "diffusion",
+    "grid",
+    "interventions",
+    "models",
+    "pipeline",
+    "plotting",
+    "report",
+    "results",
+    "studies",
+    "training",
+    "vae",
+)
+
+__all__ = [
+    "Ablate",
+    "ActivationCache",
+    "ClassifierFreeGuidance",
+    "ClassifierGuidance",
+    "Custom",
+    "DiffusionConfig",
+    "Freeze",
+    "HistoryGuidance",
+    "HookedVideoDiT",
+    "MaskAttention",
+    "Patch",
+    "Result",
+    "TokenGrid",
+    "VideoDiTConfig",
+    "VideoDiffusion",
+    "data",
+    "diffusion",
+    "grid",
+    "interventions",
+    "list_models",
+    "load",
+    "models",
+    "pipeline",
+    "plotting",
+    "report",
+    "results",
+    "studies",
+    "training",
+    "vae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"vdinterp.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"vdinterp.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vdinterp")
+    raise AttributeError(f"module 'vdinterp' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
