@@ -1,0 +1,21 @@
+"""Figures from plain arrays and tables. Nothing here knows a model, a cache or a result."""
+
+from vdinterp.plotting.attention import attention_strip
+from vdinterp.plotting.bars import bars
+from vdinterp.plotting.filmstrip import filmstrip
+from vdinterp.plotting.heatmap import heatmap, layer_head
+from vdinterp.plotting.lines import lines
+from vdinterp.plotting.template import CONFIG, PALETTE, TEMPLATE, finish
+
+__all__ = [
+    "CONFIG",
+    "PALETTE",
+    "TEMPLATE",
+    "attention_strip",
+    "bars",
+    "filmstrip",
+    "finish",
+    "heatmap",
+    "layer_head",
+    "lines",
+]

@@ -1,0 +1,86 @@
+"""Attention rows over a strip of frames: where a query token looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale, unlabel_rgb
+
+from vdinterp.plotting.filmstrip import enlarge, enlargement, strip_figure, to_rgb
+
+COLORSCALE = "Inferno"
+QUERY_COLOR = (0, 200, 255)
+
+
+def attention_strip(
+    frames: Any,
+    weights: Mapping[str, Any],
+    *,
+    title: str,
+    queries: Mapping[str, tuple[int, int, int]] | None = None,
+    max_weight: float | None = None,
+) -> go.Figure:
+    """Attention of one query token a row over `frames` [frame channel height width] in [0, 1].
+
+    `weights` maps a row's label to [frame row col], at least 0 (a softmax row laid out on the token grid; it need
+    not sum to 1 if some keys are left out). Height and width are multiples of the rows and columns. All rows share
+    one colour scale from 0 to `max_weight` (default: the largest weight shown), quantised to 8 bits and laid over
+    the frames in grey: black-to-yellow hides what is under it in proportion to the weight. `queries` maps a label
+    to its query token (frame, row, col), which is framed in blue.
+    """
+    pixels = to_rgb(frames, "frames")
+    n_frames, height, width = pixels.shape[:3]
+    arrays = {str(name): np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    if not arrays:
+        raise ValueError("no attention row to show")
+    for name, array in arrays.items():
+        if array.ndim != 3 or array.shape[0] != n_frames or height % array.shape[1] or width % array.shape[2]:
+            raise ValueError(
+                f"weights {name!r} have shape {array.shape}; [frame row col] for {n_frames} frames of "
+                f"{height} x {width} pixels is needed, rows and columns dividing the pixels"
+            )
+        if not np.isfinite(array).all() or (array < 0).any():
+            raise ValueError(f"weights {name!r} are not all finite and at least 0: they are no attention weights")
+    top = max(float(a.max()) for a in arrays.values()) if max_weight is None else float(max_weight)
+    top = top if top > 0 else 1.0
+    factor = enlargement(n_frames, height, width)
+    grey = enlarge(pixels, factor).mean(axis=-1, keepdims=True)
+    colors = sample_colorscale(COLORSCALE, [index / 255 for index in range(256)])
+    palette = np.array([unlabel_rgb(color) for color in colors])
+    rows = []
+    for name, array in arrays.items():
+        level = np.rint(np.clip(array / top, 0, 1) * 255).astype(np.uint8)
+        cell = (grey.shape[1] // level.shape[1], grey.shape[2] // level.shape[2])
+        level = level.repeat(cell[0], axis=1).repeat(cell[1], axis=2)
+        # A square root keeps weak attention visible; the floor keeps the frame readable where nothing is attended.
+        alpha = (0.35 + 0.6 * np.sqrt(level / 255))[..., None]
+        row = (alpha * palette[level] + (1 - alpha) * grey).round().clip(0, 255).astype(np.uint8)
+        if queries and name in queries:
+            _frame_token(row, queries[name], cell)
+        rows.append(row)
+    figure = strip_figure(rows, list(arrays), title=title)
+    bar = {"title": {"text": "attention weight", "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    figure.add_scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        marker={"color": [0], "cmin": 0, "cmax": top, "colorscale": COLORSCALE, "showscale": True, "colorbar": bar},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    return figure
+
+
+def _frame_token(row: np.ndarray, token: tuple[int, int, int], cell: tuple[int, int]) -> None:
+    """Draw the border of one token into `row` [frame height width 3], in place."""
+    frame, token_row, token_col = token
+    top, left = token_row * cell[0], token_col * cell[1]
+    box = row[frame, top : top + cell[0], left : left + cell[1]]
+    if not box.size:
+        raise ValueError(f"query token {token} (frame, row, col) lies outside the strip")
+    thick = max(1, min(cell) // 10)
+    for edge in (box[:thick], box[-thick:], box[:, :thick], box[:, -thick:]):
+        edge[...] = QUERY_COLOR

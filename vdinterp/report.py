@@ -1,0 +1,249 @@
+"""Reports: one self-contained HTML page, with every table as CSV and everything as JSON beside it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from plotly.offline import get_plotlyjs
+
+from vdinterp.plotting.template import CONFIG
+from vdinterp.results import Result, Section, slug
+
+LARGEST_REPORT = 10_000_000  # bytes
+MOST_ROWS = 60  # rows of a table on the page; the CSV has all
+
+STYLE = """
+:root { --ink: #1f2430; --soft: #5b6272; --line: #dfe2e8; --accent: #0072b2; --paper: #ffffff; --wash: #f6f7f9; }
+* { box-sizing: border-box; }
+html { scroll-behavior: smooth; }
+body { margin: 0; color: var(--ink); background: var(--paper);
+  font: 16px/1.6 "Inter", "Helvetica Neue", "Segoe UI", Arial, sans-serif; }
+.page { max-width: 1320px; margin: 0 auto; padding: 40px 28px 96px; }
+header { border-bottom: 2px solid var(--ink); margin-bottom: 28px; padding-bottom: 14px; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
+header p { margin: 0; color: var(--soft); font-size: .9rem; }
+h2 { font-size: 1.4rem; margin: 56px 0 12px; padding-top: 8px; letter-spacing: -0.005em; }
+main > section:first-child h2 { margin-top: 0; }
+h3 { font-size: 1.1rem; margin: 36px 0 8px; padding-top: 6px; }
+p, ul { max-width: 74ch; margin: 0 0 14px; }
+ul { padding-left: 22px; }
+code { font: .88em/1.4 ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  background: var(--wash); padding: 1px 4px; border-radius: 3px; overflow-wrap: anywhere; }
+nav { font-size: .9rem; line-height: 1.4; }
+nav strong { display: block; margin-bottom: 8px; color: var(--soft); font-weight: 600; font-size: .78rem;
+  letter-spacing: .06em; text-transform: uppercase; }
+nav ol { list-style: none; margin: 0; padding: 0; }
+nav li { margin: 0 0 7px; }
+nav li.level3 { padding-left: 14px; }
+nav a { color: var(--ink); text-decoration: none; }
+nav a:hover, nav a:focus { color: var(--accent); text-decoration: underline; }
+figure { margin: 26px 0 34px; }
+figcaption { font-size: .92rem; color: var(--ink); margin: 0 0 6px; max-width: 90ch; }
+figcaption b { font-weight: 650; }
+.plot { width: 100%; }
+.scroll { overflow: auto; max-height: 560px; border: 1px solid var(--line); border-radius: 4px; }
+table { border-collapse: collapse; font-size: .86rem; line-height: 1.35; width: 100%;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 12px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { position: sticky; top: 0; background: var(--wash); font-weight: 600; white-space: nowrap; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+tr:last-child td { border-bottom: 0; }
+.more { font-size: .84rem; color: var(--soft); margin: 6px 0 0; }
+@media (min-width: 1080px) {
+  .columns { display: grid; grid-template-columns: 220px minmax(0, 1fr); gap: 44px; }
+  nav { position: sticky; top: 24px; align-self: start; max-height: calc(100vh - 48px); overflow-y: auto; }
+}
+@media (max-width: 1079px) { nav { border-bottom: 1px solid var(--line); padding-bottom: 12px; margin-bottom: 28px; } }
+@media print { nav { display: none; } .scroll { max-height: none; overflow: visible; }
+  figure { break-inside: avoid; } }
+"""
+
+
+def write(
+    content: Result | Section | Sequence[Result | Section],
+    folder: str | Path,
+    *,
+    title: str | None = None,
+    subtitle: str = "",
+) -> Path:
+    """Write `report.html` into `folder` and return its path.
+
+    `content` is a result, a section, or a list of both in reading order. The page holds everything it shows, the
+    plotting library once, and asks the network for nothing. Beside it: every result as `Result.save` writes it (in
+    `folder` itself for a single result, else in a folder of its own named by its title), every other table as
+    `CHAPTER-CAPTION.csv`, and `report.json` with all texts and tables. `title` defaults to the first title.
+
+    Raises ValueError for no content, for something that is neither Result nor Section, and for a page of
+    10 MB or more (show fewer or shorter filmstrips).
+    """
+    items: list[Result | Section] = [content] if isinstance(content, (Result, Section)) else list(content)
+    if not items:
+        raise ValueError("nothing to report: give a Result, a Section, or a list of them")
+    for item in items:
+        if not isinstance(item, (Result, Section)):
+            raise ValueError(f"a report is made of Result and Section objects, got {type(item).__name__}")
+    sections = [section for item in items for section in (item.sections() if isinstance(item, Result) else [item])]
+    heading = title or items[0].title
+    page = render(sections, title=heading, subtitle=subtitle)
+    if len(page.encode("utf-8")) >= LARGEST_REPORT:
+        raise ValueError(
+            f"the report would be {len(page.encode('utf-8')) / 1e6:.1f} MB, at most {LARGEST_REPORT / 1e6:.0f} MB "
+            "are allowed: show fewer or shorter filmstrips"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = [item for item in items if isinstance(item, Result)]
+    for result, name in zip(results, _unique([slug(result.title) for result in results]), strict=True):
+        result.save(folder if len(items) == 1 else folder / name)
+    for name, table in _table_files(sections).items():
+        table.to_csv(folder / name, index=False)
+    record = {"title": heading, "vdinterp": version("vdinterp"), "sections": [_record(s) for s in sections]}
+    (folder / "report.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> str:
+    """The report's HTML as a string: `sections` in order, with a table of contents and numbered figures."""
+    anchors = _unique([slug(section.title) for section in sections])
+    contents, body, scripts = [], [], False
+    files = iter(_table_files(sections))
+    figures = tables = 0
+    for section, anchor in zip(sections, anchors, strict=True):
+        contents.append(f'<li class="level{section.level}"><a href="#{anchor}">{_inline(section.title)}</a></li>')
+        body.append(f'<section id="{anchor}"><h{section.level}>{_inline(section.title)}</h{section.level}>')
+        body.append(_paragraphs(section.text))
+        for caption, figure in section.figures.items():
+            figures += 1
+            scripts = True
+            body.append(_figure(figure, caption, figures))
+        for caption, table in section.tables.items():
+            tables += 1
+            body.append(_table(table, caption, tables, next(files)))
+        body.append("</section>")
+    # get_plotlyjs() holds no closing script tag; a figure's own JSON is escaped by plotly.
+    library = f"<script>{get_plotlyjs()}</script>" if scripts else ""
+    made = f"vdinterp {version('vdinterp')}"
+    under = f"{_inline(subtitle)} &middot; {made}" if subtitle else made
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n{library}\n</head>\n<body>\n"
+        f'<div class="page">\n<header><h1>{_inline(title)}</h1><p>{under}</p></header>\n<div class="columns">\n'
+        f'<nav aria-label="Contents"><strong>Contents</strong><ol>{"".join(contents)}</ol></nav>\n'
+        f"<main>{''.join(body)}</main>\n</div>\n</div>\n</body>\n</html>\n"
+    )
+
+
+def _figure(figure: go.Figure, caption: str, number: int) -> str:
+    figure = go.Figure(figure)
+    shown_title = (figure.layout.title.text or "").replace("<br>", " ")
+    if not caption or shown_title == caption:
+        # The page says the title above the figure, where it wraps with the window.
+        caption = caption or shown_title
+        figure.update_layout(title_text="", margin_t=max(20, (figure.layout.margin.t or 60) - 36))
+    figure.update_layout(autosize=True, width=None)
+    drawn = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config=CONFIG,
+        div_id=f"figure-{number}",
+        default_height=f"{figure.layout.height or 450}px",
+    )
+    label = f"<figcaption><b>Figure {number}.</b> {_inline(caption)}</figcaption>"
+    return f'<figure>{label}<div class="plot" role="img" aria-label="{html.escape(caption)}">{drawn}</div></figure>'
+
+
+def _table(table: pd.DataFrame, caption: str, number: int, file: str) -> str:
+    shown = table.head(MOST_ROWS)
+    numeric = [is_numeric_dtype(dtype) and not is_bool_dtype(dtype) for dtype in table.dtypes]
+    head = "".join(
+        f"<th{' class=number' if is_number else ''}>{html.escape(str(column))}</th>"
+        for column, is_number in zip(table.columns, numeric, strict=True)
+    )
+    rows = []
+    for row in shown.itertuples(index=False, name=None):
+        cells = "".join(
+            f"<td{' class=number' if is_number else ''}>{html.escape(_cell(value))}</td>"
+            for value, is_number in zip(row, numeric, strict=True)
+        )
+        rows.append(f"<tr>{cells}</tr>")
+    more = ""
+    if len(table) > len(shown):
+        more = f'<p class="more">The first {len(shown)} of {len(table):,} rows; all are in <code>{file}</code>.</p>'
+    label = f"<b>Table {number}.</b> {_inline(caption)}" if caption else f"<b>Table {number}.</b>"
+    return (
+        f'<figure><figcaption>{label}</figcaption><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>{more}</figure>"
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+        return "–"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _inline(text: str) -> str:
+    escaped = html.escape(text, quote=False)
+    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
+    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)
+
+
+def _paragraphs(text: str) -> str:
+    parts = []
+    for block in re.split(r"\n\s*\n", text.strip()):
+        if not block.strip():
+            continue
+        lead: list[str] = []
+        items: list[str] = []
+        for line in block.splitlines():
+            if line.startswith("- "):
+                items.append(line[2:])
+            elif items:
+                items[-1] += f" {line.strip()}"
+            else:
+                lead.append(line.strip())
+        if lead:
+            parts.append(f"<p>{_inline(' '.join(lead))}</p>")
+        if items:
+            parts.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>")
+    return "".join(parts)
+
+
+def _table_files(sections: Sequence[Section]) -> dict[str, pd.DataFrame]:
+    """File name of every table of the report, in the order of the page."""
+    tables = [(f"{s.title} {caption}", table) for s in sections for caption, table in s.tables.items()]
+    names = _unique([slug(name) for name, _ in tables])
+    return {f"{name}.csv": table for name, (_, table) in zip(names, tables, strict=True)}
+
+
+def _record(section: Section) -> dict[str, object]:
+    tables = {
+        caption: json.loads(table.to_json(orient="records", double_precision=12))
+        for caption, table in section.tables.items()
+    }
+    return {"title": section.title, "text": section.text, "figures": list(section.figures), "tables": tables}
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    """The names, with -2, -3, ... appended where one stood before."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return unique
