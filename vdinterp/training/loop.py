@@ -1,7 +1,7 @@
 """One resumable training loop: AdamW, warmup, linear decay, an average of the weights, checkpoints along the way.
 
-A run that was killed and started again gives bitwise the weights of one that was not (same machine, same number of threads), because nothing
-random lives in the loop: ``loss_at(step)`` draws everything from :func:`step_generator`.
+A run that was killed and started again gives bitwise the weights of one that was not (same machine, same number of
+threads), because nothing random lives in the loop: ``loss_at(step)`` draws everything from :func:`step_generator`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class _State:
         changed = [f"{k}: {recorded.get(k)} -> {v}" for k, v in self.settings.items() if recorded.get(k) != v]
         if changed:
             raise ValueError(
-                f"{self.out_dir} holds a run with other settings ({', '.join(changed)}); use an empty directory or resume=False"
+                f"{self.out_dir} holds a run with other settings ({', '.join(changed)}); "
+                "use an empty directory or resume=False"
             )
         weights = {
             name.removeprefix("weights."): value for name, value in tensors.items() if name.startswith("weights.")
@@ -157,11 +158,13 @@ def fit(
     """Train ``module`` in place for ``steps`` updates and return it with its averaged (EMA) weights, in eval mode.
 
     ``loss_at(step)`` returns the scalar loss of update ``step`` (0-based), with every random draw taken from
-    ``step_generator(seed, step)``; the loop itself is deterministic. Under ``out_dir``: ``state.json`` and
-    ``state-*.safetensors`` (saved every ``save_every`` steps, replaced atomically), ``checkpoints/step-NNNNN.safetensors``
-    (averaged weights after NNNNN updates, for each of ``keep``; 0 is the initialisation), ``final.safetensors``
-    and ``losses.csv`` at the end. Calling it again with the same settings continues where the last save was; a finished
-    run returns at once. Buffers (batch-norm statistics) are taken as they are, not averaged.
+    ``step_generator(seed, step)``; the loop itself is deterministic. Calling it again with the same settings continues
+    where the last save was; a finished run returns at once. Buffers (batch-norm statistics) are taken as they are, not
+    averaged. Under ``out_dir``:
+
+    - ``state.json`` and ``state-*.safetensors``, saved every ``save_every`` steps, replaced atomically;
+    - ``checkpoints/step-NNNNN.safetensors``: averaged weights after NNNNN updates, for each of ``keep`` (0: as given);
+    - ``final.safetensors`` (averaged weights) and ``losses.csv`` at the end.
 
     Raises ValueError for settings that make no sense, or when ``out_dir`` holds a run with other settings
     (``resume=False`` starts over), and FloatingPointError when the loss is not finite.
@@ -169,7 +172,8 @@ def fit(
     keep = sorted(set(keep))
     if steps < 1 or warmup < 0 or save_every < 1 or lr <= 0 or not 0 <= decay_from <= 1 or not 0 <= ema < 1:
         raise ValueError(
-            f"need steps, save_every >= 1, warmup >= 0, lr > 0, 0 <= decay_from <= 1, 0 <= ema < 1; got {steps=} {save_every=} {warmup=} {lr=} {decay_from=} {ema=}"
+            "need steps, save_every >= 1, warmup >= 0, lr > 0, 0 <= decay_from <= 1, 0 <= ema < 1; "
+            f"got {steps=} {save_every=} {warmup=} {lr=} {decay_from=} {ema=}"
         )
     if keep and (keep[0] < 0 or keep[-1] > steps):
         raise ValueError(f"keep must lie in 0..{steps} (the number of steps), got {keep}")

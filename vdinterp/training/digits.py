@@ -1,0 +1,193 @@
+"""Recipes `tiny-induction` and `tiny-loop`: one small pixel-space network, two mixtures of clips.
+
+Both learn to denoise any frames of a clip given its clean ones. Loops, snippets and controls together make an induction
+circuit the shortest way down; loops alone only ask for the period.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+
+from vdinterp.data.digits import make_digit_clips
+from vdinterp.diffusion import DiffusionConfig, make_schedule, target
+from vdinterp.models import HookedVideoDiT, VideoDiTConfig
+from vdinterp.models.config import BlockSpec, Rope, Sublayer
+from vdinterp.pipeline import VideoDiffusion, save_bundle
+from vdinterp.training.evaluate import digit_figures
+from vdinterp.training.loop import checkpoint_path, fit, step_generator
+from vdinterp.vae import IdentityVAE, LatentStats
+
+N_FRAMES, BATCH = 16, 32
+DIFFUSION = DiffusionConfig(objective="v", schedule="cosine", n_levels=1000)
+OPTIMIZER = {"lr": 2e-3, "warmup": 200, "decay_from": 0.75, "betas": (0.9, 0.99), "weight_decay": 0.02, "ema": 0.999}
+SAVE_EVERY = 200
+FIGURES_SEED = 1001  # nobody looks at these clips while building
+LICENCE = (
+    "Weights: MIT. Training images: UCI Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak), CC BY 4.0, "
+    "via scikit-learn."
+)
+
+
+@dataclass(frozen=True)
+class DigitRecipe:
+    """`stages`: (steps, share of each kind of clip), one after the other. `keep`: steps of the checkpoints."""
+
+    stages: tuple[tuple[int, dict[str, float]], ...]
+    keep: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for steps, _ in self.stages)
+
+    def shortened(self, steps: int | None) -> DigitRecipe:
+        """The same recipe in `steps` steps, stages and checkpoints in proportion."""
+        if steps is None or steps == self.steps:
+            return self
+        ends = [round(sum(n for n, _ in self.stages[: i + 1]) * steps / self.steps) for i in range(len(self.stages))]
+        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        stages = tuple((length, mix) for length, (_, mix) in zip(lengths, self.stages, strict=True))
+        return DigitRecipe(stages, tuple(sorted({round(step * steps / self.steps) for step in self.keep})))
+
+    def mixture(self, step: int) -> dict[str, float]:
+        for steps, mix in self.stages:
+            if step < steps:
+                return mix
+            step -= steps
+        return self.stages[-1][1]
+
+
+DIGIT_RECIPES = {
+    "tiny-induction": DigitRecipe(
+        stages=(
+            (2500, {"loop": 0.5, "snippet": 0.4, "control": 0.1}),
+            (2400, {"loop": 0.15, "snippet": 0.7, "control": 0.15}),
+        ),
+        keep=(0, 200, 500, 800, 1100, 1300, 1600, 2000, 2500, 3600, 4900),
+    ),
+    "tiny-loop": DigitRecipe(stages=((2500, {"loop": 1.0}),), keep=(2500,)),
+}
+
+
+def digit_config(name: str) -> VideoDiTConfig:
+    """The network of both recipes: 0.56 M parameters, 64 tokens (16 frames of 2 x 2 patches)."""
+    return VideoDiTConfig(
+        model_name=name,
+        d_model=96,
+        n_layers=4,
+        n_heads=4,
+        d_head=24,
+        d_mlp=384,
+        in_channels=1,
+        out_channels=1,
+        patch_size=(1, 4, 4),
+        n_frames=N_FRAMES,
+        height=8,
+        width=8,
+        period=(BlockSpec(attn=Sublayer(mod=(0, 1, 2)), mlp=Sublayer(mod=(3, 4, 5))),),
+        residual="pre",
+        qk_norm="head_rms",
+        modulation="table",
+        rope={"3d": Rope(dims=(8, 8, 8), theta=(100.0, 100.0, 100.0))},
+    )
+
+
+def draw_levels(
+    generator: torch.Generator, batch: int, n_frames: int, n_levels: int
+) -> Int[torch.Tensor, "batch frame"]:
+    """Noise levels of a training batch, -1 on the frames that stay clean; at least one frame of each clip is noisy.
+
+    70 %: each frame is noisy with a probability that is drawn per clip from 5-65 %, at level sqrt(u) (more often high
+    than low). 30 %: one frame, any, at a level from [.5, 1]: prediction from an entirely clean clip.
+    """
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator)
+
+    noisy = uniform(batch, n_frames) < 0.05 + 0.6 * uniform(batch, 1)
+    level = uniform(batch, n_frames).sqrt()
+    one = torch.nn.functional.one_hot(torch.randint(n_frames, (batch,), generator=generator), n_frames).bool()
+    single = uniform(batch, 1) < 0.3
+    level = torch.where(single, 0.5 + 0.5 * uniform(batch, 1), level)
+    noisy = torch.where(single | ~noisy.any(1, keepdim=True), one, noisy)
+    return torch.where(noisy, (level * n_levels).long().clamp(max=n_levels - 1), -1)
+
+
+def draw_latents(
+    generator: torch.Generator, mixture: dict[str, float], batch: int, seed: int, start: int, n_frames: int = N_FRAMES
+) -> Float[torch.Tensor, "batch frame channel height width"]:
+    """Clips of the training images, each of a kind drawn from `mixture`, from clip `start` of `seed` on."""
+    kinds = list(mixture)
+    drawn = torch.multinomial(
+        torch.tensor([mixture[kind] for kind in kinds]), batch, replacement=True, generator=generator
+    )
+    counts = torch.bincount(drawn, minlength=len(kinds)).tolist()
+    parts = [
+        make_digit_clips(kind, count, seed, split="train", start=start, n_frames=n_frames).latents
+        for kind, count in zip(kinds, counts, strict=True)
+        if count
+    ]
+    return torch.cat(parts)
+
+
+def digit_loss(model: HookedVideoDiT, recipe: DigitRecipe, seed: int) -> Callable[[int], torch.Tensor]:
+    """`loss_at(step)`: mean squared error of the predicted velocity over the noisy frames of a fresh batch."""
+    schedule = make_schedule(DIFFUSION)
+
+    def loss_at(step: int) -> torch.Tensor:
+        generator = step_generator(seed, step)
+        clean = draw_latents(generator, recipe.mixture(step), BATCH, seed, start=step * BATCH)
+        k = draw_levels(generator, BATCH, N_FRAMES, DIFFUSION.n_levels)
+        noise = torch.randn(clean.shape, generator=generator)
+        pred = model(schedule.add_noise(clean, noise, k), schedule.network_level(k))
+        wanted = target(DIFFUSION.objective, clean, noise, schedule.alpha_bar(k))
+        return (pred - wanted)[k >= 0].square().mean()
+
+    return loss_at
+
+
+def train_digits(name: str, *, steps: int | None, out: Path, seed: int = 0, resume: bool = True) -> VideoDiffusion:
+    """Train `tiny-induction` or `tiny-loop` and write model, checkpoints and figures to `out`."""
+    recipe = DIGIT_RECIPES[name].shortened(steps)
+    # the global generator is put back: only the initial weights depend on it
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = HookedVideoDiT(digit_config(name))
+    state = out / "training"
+    fit(
+        model,
+        digit_loss(model, recipe, seed),
+        steps=recipe.steps,
+        **OPTIMIZER,
+        out_dir=state,
+        keep=recipe.keep,
+        save_every=SAVE_EVERY,
+        seed=seed,
+        desc=name,
+        resume=resume,
+    )
+    stats = LatentStats(mean=(0.5,), std=(0.5,))
+    pipe = VideoDiffusion(model, IdentityVAE(1), DIFFUSION, stats, meta=_meta(name, recipe, seed))
+    pipe.meta["figures"] = digit_figures(pipe, seed=FIGURES_SEED, n=256 if steps is None else 16)
+    save_bundle(pipe, out, checkpoints={step: checkpoint_path(state, step) for step in recipe.keep})
+    return pipe
+
+
+def _meta(name: str, recipe: DigitRecipe, seed: int) -> dict:
+    return {
+        "name": name,
+        "data": "UCI handwritten digits, 8x8: images 0-1436 for training, 1437-1796 held out (vdinterp.data.digits)",
+        "recipe": {
+            "stages": [{"steps": n, "mixture": mix} for n, mix in recipe.stages],
+            "batch": BATCH,
+            "optimizer": "AdamW, one schedule over all stages",
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in OPTIMIZER.items()},
+            "noise": draw_levels.__doc__,
+            "seed": seed,
+        },
+        "license": LICENCE,
+    }
