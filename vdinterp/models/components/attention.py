@@ -1,0 +1,174 @@
+"""Self-attention over space, time or both, and cross-attention to text.
+
+The N x N tensors exist only when somebody hooks them; otherwise attention is one fused kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import nn
+
+from vdinterp.grid import TokenGrid
+from vdinterp.models.components.projections import HeadProjections
+from vdinterp.models.components.rope import Table, rotate
+from vdinterp.models.config import Axis, Rope, Sublayer, VideoDiTConfig
+from vdinterp.models.hooks import HookPoint
+
+# Tokens are grouped before attention: whole clip, one frame at a time, or one place over time.
+FOLD = {
+    "3d": "batch pos head d_head -> batch head pos d_head",
+    "space": "batch (frame pos) head d_head -> (batch frame) head pos d_head",
+    "time": "batch (frame pos) head d_head -> (batch pos) head frame d_head",
+}
+UNFOLD = {
+    "3d": "batch head pos d_head -> batch pos head d_head",
+    "space": "(batch frame) head pos d_head -> batch (frame pos) head d_head",
+    "time": "(batch pos) head frame d_head -> batch (frame pos) head d_head",
+}
+PATTERN_DIMS = {
+    "3d": "batch head query key",
+    "space": "batch frame head query key",
+    "time": "batch row*col head query key",
+}
+
+
+class Attention(HeadProjections):
+    """Multi-head attention; `cross` takes its keys and values from text tokens and uses no rotation."""
+
+    def __init__(
+        self, cfg: VideoDiTConfig, spec: Sublayer, axis: Axis = "3d", causal_block: int = 0, cross: bool = False
+    ) -> None:
+        super().__init__(cfg, spec, cross)
+        self.axis, self.causal_block = axis, causal_block
+        self.rope: Rope | None = None if cross else cfg.rope.get(axis)
+        self.q_norm, self.k_norm = _qk_norm(cfg), _qk_norm(cfg)
+
+        queries = "batch pos head d_head"
+        keys = "batch key head d_head" if cross else queries
+        self.hook_q = HookPoint(queries, "queries, before qk-norm and rotation")
+        self.hook_k = HookPoint(keys, "keys, before qk-norm and rotation")
+        self.hook_v = HookPoint(keys, "values")
+        self.hook_rot_q = HookPoint(queries, "queries as they are multiplied: normalised and rotated")
+        self.hook_rot_k = HookPoint(keys, "keys as they are multiplied: normalised and rotated")
+        dims = PATTERN_DIMS[axis]
+        self.hook_mask = HookPoint(_ones(dims), "which keys a query may see (boolean)", lazy=True, broadcasts=True)
+        self.hook_attn_scores = HookPoint(dims, "scaled dot products, -inf where masked", lazy=True)
+        self.hook_pattern = HookPoint(dims, "attention probabilities, rows sum to 1", lazy=True)
+        self.hook_z = HookPoint(queries, "head outputs, before W_O")
+        self.hook_result = HookPoint("batch pos head d_model", "head outputs after W_O, without bias", lazy=True)
+        self.hook_out = HookPoint("batch pos d_model", "sublayer output, before the gate")
+
+    @property
+    def scale(self) -> float:
+        """What dot products are multiplied by."""
+        return self.d_head**-0.5
+
+    def forward(
+        self,
+        x: Float[torch.Tensor, "batch pos d_model"],
+        grid: TokenGrid,
+        rope_table: Table | None = None,
+        text: Float[torch.Tensor, "batch key d_text"] | None = None,
+    ) -> Float[torch.Tensor, "batch pos d_model"]:
+        q, k, v = self.project(x, text)
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        rot_q, rot_k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            assert rope_table is not None
+            rot_q, rot_k = rotate(rot_q, self.rope, rope_table), rotate(rot_k, self.rope, rope_table)
+        rot_q, rot_k = self.hook_rot_q(rot_q), self.hook_rot_k(rot_k)
+        z = self.hook_z(self._attend(rot_q, rot_k, v, grid))
+        out = self.proj(z.flatten(2))
+        if self.hook_result.is_hooked:
+            result = self.head_results(z)
+            out = out + (self.hook_result(result) - result).sum(2)  # exactly + 0 when the hook changes nothing
+        return self.hook_out(out)
+
+    def mask(self, grid: TokenGrid, device: torch.device) -> Bool[torch.Tensor, "query key"] | None:
+        """Which keys a query may see within its group; None when it sees all."""
+        if not self.causal_block:
+            return None
+        frames = torch.arange(grid.n_frames, device=device) if self.axis == "time" else grid.frame_of(device)
+        group = frames // self.causal_block
+        return group[:, None] >= group[None, :]
+
+    def scores(
+        self,
+        rot_q: Float[torch.Tensor, "batch pos head d_head"],
+        rot_k: Float[torch.Tensor, "batch key head d_head"],
+        grid: TokenGrid,
+    ) -> Float[torch.Tensor, "*group head query key"]:
+        """Scaled dot products in the shape of `hook_attn_scores`, -inf where the model's own mask forbids."""
+        q, k = self._fold(rot_q, grid), self._fold(rot_k, grid)
+        return self._scores(q, k, self.mask(grid, rot_q.device), grid)
+
+    def _fold(self, x: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        return rearrange(x, FOLD[self.axis], **({} if self.axis == "3d" else {"frame": grid.n_frames}))
+
+    def _unfold(self, x: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        sizes = {"3d": {}, "space": {"frame": grid.n_frames}, "time": {"pos": grid.tokens_per_frame}}
+        return rearrange(x, UNFOLD[self.axis], **sizes[self.axis])
+
+    def _groups(self, grid: TokenGrid) -> tuple[int, ...]:
+        """The axis that folding merges into the batch, if any."""
+        return {"3d": (), "space": (grid.n_frames,), "time": (grid.tokens_per_frame,)}[self.axis]
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        q, k, v = self._fold(q, grid), self._fold(k, grid), self._fold(v, grid)
+        mask = self._hooked_mask(q, k, grid) if self.hook_mask.is_hooked else self.mask(grid, q.device)
+        if self.hook_attn_scores.is_hooked or self.hook_pattern.is_hooked:
+            scores = self.hook_attn_scores(self._scores(q, k, mask, grid))
+            pattern = self.hook_pattern(scores.float().softmax(dim=-1).to(v.dtype))
+            z = (pattern.flatten(0, 1) if self._groups(grid) else pattern) @ v
+        else:
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self._unfold(z, grid)
+
+    def _scores(self, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, grid: TokenGrid) -> torch.Tensor:
+        scores = (q @ k.transpose(-1, -2)) * self.scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        groups = self._groups(grid)
+        return scores.unflatten(0, (-1, *groups)) if groups else scores
+
+    def _hooked_mask(self, q: torch.Tensor, k: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        """The mask after `hook_mask`, in the shape of the folded tensors."""
+        n_query, n_key, groups = q.shape[-2], k.shape[-2], self._groups(grid)
+        mask = self.mask(grid, q.device)
+        if mask is None:
+            mask = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device)
+        mask = self.hook_mask(mask.view(*[1] * (2 + len(groups)), n_query, n_key)).bool()
+        if not mask.any(-1).all():
+            raise ValueError(
+                f"{self.hook_mask.name}: a query is left without any key. To switch attention off, ablate hook_out."
+            )
+        if not groups:
+            return mask
+        if mask.shape[:2] != (1, 1):
+            mask = mask.expand(len(q) // groups[0], *groups, *mask.shape[2:])
+        return mask.flatten(0, 1)
+
+
+def _ones(dims: str) -> str:
+    """The dims of a pattern with everything but query and key of size 1."""
+    return " ".join(dim if dim in ("query", "key") else "1" for dim in dims.split())
+
+
+def _qk_norm(cfg: VideoDiTConfig) -> nn.Module:
+    """Per head (RMS or LayerNorm), RMS over all heads together, or none."""
+    if cfg.qk_norm is None:
+        return nn.Identity()
+    if cfg.qk_norm == "full_rms":
+        return _FullRMSNorm(cfg.n_heads * cfg.d_head, eps=cfg.qk_norm_eps)
+    kind = nn.RMSNorm if cfg.qk_norm == "head_rms" else nn.LayerNorm
+    return kind(cfg.d_head, eps=cfg.qk_norm_eps)
+
+
+class _FullRMSNorm(nn.RMSNorm):
+    """RMSNorm over all heads laid side by side, as in Wan."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flatten(2)).unflatten(-1, x.shape[2:])

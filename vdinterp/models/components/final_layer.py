@@ -1,0 +1,27 @@
+"""The last layer: AdaLN, then one linear map from each token to its patch."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from vdinterp.models.components.modulation import AdaLN, BlockModulation
+from vdinterp.models.config import Sublayer, VideoDiTConfig
+
+
+class FinalLayer(AdaLN):
+    """`linear(AdaLN(x))`. In the `table` kind its table is added to the condition itself (PixArt-alpha, Wan)."""
+
+    def __init__(self, cfg: VideoDiTConfig) -> None:
+        super().__init__(cfg, Sublayer(mod=(0, 1, -1)))
+        self.modulation = BlockModulation(cfg, n_slots=2)
+        _, patch_h, patch_w = cfg.patch_size
+        self.linear = nn.Linear(cfg.d_model, cfg.out_channels * patch_h * patch_w)
+
+    def forward(
+        self, x: Float[torch.Tensor, "batch pos d_model"], cond: Float[torch.Tensor, "batch frame d_model"]
+    ) -> Float[torch.Tensor, "batch pos values"]:
+        shared = cond.unsqueeze(2).expand(-1, -1, 2, -1) if self.modulation.table is not None else None
+        entered, _ = self.enter(x, self.modulation(cond, shared))
+        return self.linear(entered)

@@ -1,0 +1,78 @@
+"""What the hooks of a model are and what they would cost to keep."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vdinterp.grid import TokenGrid
+from vdinterp.models.hooks import HookPoint, Names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vdinterp.models.config import VideoDiTConfig
+
+
+class HookDescriptions:
+    """The hook table and the cache estimate of a `HookedVideoDiT`."""
+
+    cfg: VideoDiTConfig
+    hook_dict: dict[str, HookPoint]
+    mod_dict: dict[str, Any]
+    grid: Callable[..., TokenGrid]
+    resolve_names: Callable[[Names], list[str]]
+    _cacheable: Callable[[Names | None], list[str]]
+    dtype: torch.dtype
+
+    def describe_hooks(self) -> pd.DataFrame:
+        """A table of all hooks: name (`{i}` for a layer), shape, meaning, which layers, and whether on demand only."""
+        import pandas as pd
+
+        rows: dict[tuple, list[int]] = {}
+        for name, point in self.hook_dict.items():
+            layer = re.match(r"blocks\.(\d+)\.", name)
+            template = re.sub(r"^blocks\.\d+\.", "blocks.{i}.", name)
+            key = (template, " ".join(point.dims), point.meaning, point.lazy)
+            rows.setdefault(key, []).extend([int(layer[1])] if layer else [])
+        table = [
+            {"hook": name, "shape": shape, "meaning": meaning, "layers": self._layers(layers), "on demand": lazy}
+            for (name, shape, meaning, lazy), layers in rows.items()
+        ]
+        return pd.DataFrame(table)
+
+    def _layers(self, layers: list[int]) -> str:
+        if len(layers) == self.cfg.n_layers:
+            return "all"
+        return ", ".join(map(str, layers))
+
+    def hook_shape(
+        self, name: str, batch: int = 1, n_frames: int | None = None, n_text: int = 0
+    ) -> tuple[int, ...]:
+        """Shape of one activation for `batch` clips of `n_frames` frames (and `n_text` text tokens)."""
+        grid, cfg = self.grid(n_frames), self.cfg
+        parent = self.mod_dict.get(name.rpartition(".")[0])
+        group = {"space": grid.tokens_per_frame, "time": grid.n_frames}.get(getattr(parent, "axis", "3d"), grid.n_tokens)
+        sizes = {
+            "1": 1, "batch": batch, "frame": grid.n_frames, "pos": grid.n_tokens, "row*col": grid.tokens_per_frame,
+            "query": group, "key": n_text if getattr(parent, "cross", False) else group,
+            "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
+            "channel": cfg.out_channels, "height": cfg.height, "width": cfg.width,
+        }  # fmt: skip
+        return tuple(sizes[dim] for dim in self.hook_dict[name].dims)
+
+    def estimate_cache(
+        self, names: Names | None = None, batch: int = 1, n_frames: int | None = None, n_text: int = 0
+    ) -> int:
+        """Bytes that `run_with_cache(names=...)` would keep, without running anything.
+
+        An upper bound: activations that are one and the same tensor (a block's `resid_post` and the next one's
+        `resid_pre`) are held once. Raises `KeyError` for unknown names.
+        """
+        width = self.dtype.itemsize
+        shapes = [(name, self.hook_shape(name, batch, n_frames, n_text)) for name in self._cacheable(names)]
+        return sum(math.prod(shape) * (1 if name.endswith("hook_mask") else width) for name, shape in shapes)

@@ -1,0 +1,247 @@
+"""HookedVideoDiT: config in, forward pass with named activations out.
+
+It knows nothing of sampling, loading or plotting.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import nn
+
+from vdinterp.grid import TokenGrid
+from vdinterp.interventions import Intervention
+from vdinterp.models.cache import ActivationCache, Recording, keeper
+from vdinterp.models.components import (
+    ActionEmbed,
+    Block,
+    FinalLayer,
+    NoiseEmbed,
+    PatchEmbed,
+    RotaryEmbedding,
+    SharedModulation,
+    unpatchify,
+)
+from vdinterp.models.config import VideoDiTConfig
+from vdinterp.models.describe import HookDescriptions
+from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
+from vdinterp.models.init import initialize
+from vdinterp.models.weights import WeightViews
+
+
+class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
+    """A video diffusion transformer whose every activation has a name.
+
+    `model(latents, noise_levels)` predicts what its objective says (noise, velocity ...) for every frame.
+    `describe_hooks()` lists the activations; `run_with_cache`, `run_with_hooks`, `hooks`, `intervene` and `record`
+    read and change them.
+    """
+
+    def __init__(self, cfg: VideoDiTConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.patch_embed = PatchEmbed(cfg)
+        self.hook_patch_embed = HookPoint("batch pos d_model", "embedded patches")
+        if cfg.abs_pos == "learned_spatial":
+            self.pos_embed = nn.Parameter(torch.zeros(cfg.n_rows * cfg.n_cols, cfg.d_model))
+            self.hook_pos_embed = HookPoint("batch pos d_model", "position embedding, added to the patches")
+        self.noise_embed = NoiseEmbed(cfg)
+        self.hook_noise_embed = HookPoint("batch frame d_model", "embedded noise level of each frame")
+        self.action_embed = ActionEmbed(cfg) if cfg.d_action else None
+        self.hook_cond = HookPoint("batch frame d_model", "the full condition, which drives every modulation")
+        self.shared_modulation = SharedModulation(cfg) if cfg.modulation == "table" else None
+        self.rope = nn.ModuleDict({axis: RotaryEmbedding(rope) for axis, rope in cfg.rope.items()})
+        self.blocks = nn.ModuleList([Block(cfg, spec) for spec in cfg.blocks])
+        self.final = FinalLayer(cfg)
+        self.hook_pred = HookPoint("batch frame channel height width", "the prediction, as latents")
+        initialize(self)
+        self.setup()
+
+    def forward(
+        self,
+        latents: Float[torch.Tensor, "batch frame channel height width"],
+        noise_levels: Shaped[torch.Tensor, "batch frame"],
+        cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+        cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+        text: Float[torch.Tensor, "batch key d_text"] | None = None,
+    ) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """The prediction, in the shape of the latents.
+
+        `noise_levels`: of each frame, as the network was trained to receive them: integers 0..K-1 (a negative one, a
+        clean frame, counts as 0), or scaled log-SNRs for models trained on continuous levels.
+        `cond`: the action that led to each frame; None adds no condition. `cond_mask`: clips whose condition is
+        dropped. `text`: token embeddings, for models with cross-attention.
+        Raises `ValueError` when a shape does not fit the model.
+        """
+        if torch.compiler.is_compiling() and self.has_live_hooks:
+            return self._eager(latents, noise_levels, cond, cond_mask, text)
+        return self._forward(latents, noise_levels, cond, cond_mask, text)
+
+    def _forward(
+        self,
+        latents: torch.Tensor,
+        noise_levels: torch.Tensor,
+        cond: torch.Tensor | None,
+        cond_mask: torch.Tensor | None,
+        text: torch.Tensor | None,
+    ) -> torch.Tensor:
+        self._check(latents, noise_levels, cond, cond_mask, text)
+        grid = self.grid(latents.shape[1])
+        x = self.hook_patch_embed(self.patch_embed(latents))
+        if self.cfg.abs_pos is not None:
+            position = self.pos_embed.repeat(grid.n_frames, 1).expand(len(latents), -1, -1)
+            x = x + self.hook_pos_embed(position)
+
+        condition = self.hook_noise_embed(self.noise_embed(noise_levels))
+        if self.action_embed is not None and cond is not None:
+            condition = condition + self.action_embed(cond.to(condition), cond_mask)
+        condition = self.hook_cond(condition)
+        shared = self.shared_modulation(condition) if self.shared_modulation is not None else None
+
+        tables = {axis: rope(grid, like=x) for axis, rope in self.rope.items()}
+        for block in self.blocks:
+            x = block(x, condition, grid, shared, tables.get(block.axis), text)
+        return self.hook_pred(unpatchify(self.final(x, condition), self.cfg))
+
+    @torch.compiler.disable
+    def _eager(self, *inputs: Any) -> torch.Tensor:
+        """Compiled code would skip hooks without a word, so a hooked model runs uncompiled."""
+        warnings.warn("Hooks are set: this call runs uncompiled, so that they fire.", stacklevel=2)
+        return self._forward(*inputs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.final.linear.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.final.linear.weight.device
+
+    def grid(self, n_frames: int | None = None) -> TokenGrid:
+        """How this model's tokens lie in a clip of `n_frames` (default: the length it was trained on)."""
+        return TokenGrid(self.cfg.n_frames if n_frames is None else n_frames, self.cfg.n_rows, self.cfg.n_cols)
+
+    def sublayer(self, layer: int, name: str = "attn") -> Any:
+        """`blocks[layer].attn`, `.cross_attn` or `.mlp`. Raises `KeyError` when the block has none of that name."""
+        found = getattr(self.blocks[layer], name, None)
+        if not isinstance(found, nn.Module):
+            raise KeyError(f"Block {layer} has no {name!r}; it has {', '.join(self.cfg.blocks[layer].sublayers)}.")
+        return found
+
+    def _check(
+        self,
+        latents: torch.Tensor,
+        noise_levels: torch.Tensor,
+        cond: torch.Tensor | None,
+        cond_mask: torch.Tensor | None,
+        text: torch.Tensor | None,
+    ) -> None:
+        cfg = self.cfg
+        wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
+        if latents.ndim != 5 or latents.shape[2:] != (cfg.in_channels, cfg.height, cfg.width):
+            raise ValueError(f"latents {list(latents.shape)} do not fit {cfg.model_name}: it takes {wanted}.")
+        if not 1 <= latents.shape[1] <= cfg.n_frames:
+            raise ValueError(f"{latents.shape[1]} frames: {cfg.model_name} takes {wanted}. Longer clips: pipe.rollout().")
+        batch, frames = latents.shape[:2]
+        if noise_levels.shape != (batch, frames):
+            raise ValueError(
+                f"noise_levels {list(noise_levels.shape)}: one level per frame is needed, [{batch}, {frames}]."
+            )
+        if cond is not None and not cfg.d_action:
+            raise ValueError(f"{cfg.model_name} takes no actions; leave cond out.")
+        if cond is not None and cond.shape != (batch, frames, cfg.d_action):
+            raise ValueError(f"cond {list(cond.shape)}: an action per frame is needed, [{batch}, {frames}, {cfg.d_action}].")
+        if cond_mask is not None and cond_mask.shape != (batch,):
+            raise ValueError(f"cond_mask {list(cond_mask.shape)}: one boolean per clip is needed, [{batch}].")
+        needs_text = any(block.cross_attn for block in cfg.period)
+        if needs_text and (text is None or text.ndim != 3 or text.shape[-1] != cfg.d_text):
+            given = None if text is None else list(text.shape)
+            raise ValueError(f"text {given}: {cfg.model_name} needs text embeddings [{batch}, tokens, {cfg.d_text}].")
+
+    # Reading and changing activations
+
+    def run_with_cache(
+        self,
+        latents: Float[torch.Tensor, "batch frame channel height width"],
+        noise_levels: Shaped[torch.Tensor, "batch frame"],
+        cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+        cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+        text: Float[torch.Tensor, "batch key d_text"] | None = None,
+        *,
+        names: Names | None = None,
+        device: torch.device | str | None = None,
+        incl_bwd: bool = False,
+        loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, ActivationCache]:
+        """The prediction and the activations behind it.
+
+        `names`: what to keep: names, aliases ("z": every layer's), or a predicate; None keeps everything but the
+        N x N tensors and per-head results, which the cache computes on demand. `device`: where to keep it.
+        `incl_bwd`: also run `loss(pred).backward()` and keep gradients as `NAME_grad`; `loss` must give a scalar.
+        """
+        if incl_bwd and loss is None:
+            raise ValueError("incl_bwd needs loss=..., a function of the prediction that gives one number.")
+        kept: dict[str, torch.Tensor] = {}
+        wanted = self._cacheable(names)
+        forward = [(wanted, Recorder(keeper(lambda: kept, device)))]
+        backward = [(wanted, Recorder(keeper(lambda: kept, device, suffix="_grad")))] if incl_bwd else []
+        with self.hooks(forward, backward):
+            pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text)
+            if loss is not None and incl_bwd:
+                value = loss(pred)
+                if value.numel() != 1:
+                    raise ValueError(f"loss gave shape {list(value.shape)}; backward needs one number, e.g. its mean().")
+                value.backward()
+        return pred, ActivationCache(kept, self.grid(latents.shape[1]), self)
+
+    @contextmanager
+    def record(self, names: Names | None = None, device: torch.device | str | None = None) -> Iterator[Recording]:
+        """Keep the activations of every call inside the block: `recording[step]` is the cache of one."""
+        recording = Recording()
+        wanted = self._cacheable(names)
+        current: dict[str, torch.Tensor] = {}
+
+        def begin(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            nonlocal current
+            current = {}
+            latents = args[0] if args else kwargs["latents"]
+            recording.begin(self.hook_pred.ctx.get("step"), ActivationCache(current, self.grid(latents.shape[1]), self))
+
+        handle = self.register_forward_pre_hook(begin, with_kwargs=True)
+        try:
+            with self.hooks([(wanted, Recorder(keeper(lambda: current, device)))]):
+                yield recording
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def intervene(self, *interventions: Intervention) -> Iterator[Any]:
+        """Apply interventions to every call inside the block. Each is checked against the model first."""
+        hooks = [pair for intervention in interventions for pair in intervention.hooks(self)]
+        with self.hooks(hooks):
+            yield self
+
+    def _cacheable(self, names: Names | None) -> list[str]:
+        if names is not None:
+            return self.resolve_names(names)
+        return [name for name, point in self.hook_dict.items() if not point.lazy]
+
+    @classmethod
+    def from_state_dict(
+        cls, family: str, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]
+    ) -> HookedVideoDiT:
+        """Convert reference weights. Every key is consumed, or `ValueError` names those that are not.
+
+        `family`: "dfot" or "oasis"; `config`: the reference's own settings (see `vdinterp.models.loading`).
+        """
+        from vdinterp.models.loading import convert
+
+        cfg, weights = convert(family, config, state_dict)
+        model = cls(cfg)
+        model.load_state_dict(weights)
+        return model.eval()

@@ -1,0 +1,225 @@
+"""Hook points: TransformerLens's, mended where they fail silently. The only file that imports transformer_lens.
+
+What differs from `transformer_lens.HookedRootModule`, each because the original says nothing when it goes wrong:
+a name that matches no hook raises with the closest ones; a hook that never fired warns; a returned tensor of another
+shape raises instead of being broadcast; a hook gets its own copy, so that an in-place edit reaches neither the cache
+nor anyone's input; backward hooks that would be removed before any backward pass raise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint as _HookPoint
+from transformer_lens.hook_points import LensHandle
+
+Names = str | Sequence[str] | Callable[[str], bool]
+HookFn = Callable[..., Any]
+
+
+class HookPoint(_HookPoint):
+    """A named activation. `dims` are its axes, `meaning` one line for `describe_hooks()`.
+
+    `lazy`: computed only when somebody hooks it (attention patterns, per-head results, masks).
+    `broadcasts`: a hook may return any shape that broadcasts together with what it was given (masks).
+    """
+
+    def __init__(self, dims: str, meaning: str, lazy: bool = False, broadcasts: bool = False) -> None:
+        super().__init__()
+        self.dims, self.meaning, self.lazy, self.broadcasts = tuple(dims.split()), meaning, lazy, broadcasts
+
+    @property
+    def is_hooked(self) -> bool:
+        return bool(self.fwd_hooks or self.bwd_hooks)
+
+    def add_hook(
+        self,
+        hook: HookFn,
+        dir: Literal["fwd", "bwd"] = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+        alias_names: list[str] | None = None,
+    ) -> LensHandle:
+        """As in TransformerLens; `hook` is called as `hook(activation, hook=point)` and may return None."""
+        guarded = hook if isinstance(hook, Recorder) else GuardedHook(hook, self.broadcasts)
+        return super().add_hook(guarded, dir, is_permanent, level, prepend, alias_names)
+
+
+class GuardedHook:
+    """A user's hook function, given a copy of the activation and checked in what it returns."""
+
+    def __init__(self, function: HookFn, broadcasts: bool = False) -> None:
+        self.function, self.broadcasts = function, broadcasts
+
+    def __call__(self, activation: Any, hook: HookPoint) -> torch.Tensor:
+        given = activation.clone()
+        returned = self.function(given, hook=hook)
+        if returned is None:
+            return given  # an in-place edit counts, as in TransformerLens
+        if isinstance(returned, tuple) and len(returned) == 1:
+            returned = returned[0]  # TransformerLens's form for backward hooks
+        if not isinstance(returned, torch.Tensor):
+            raise ValueError(
+                f"The hook on {hook.name} returned {type(returned).__name__}; return a tensor of shape "
+                f"{tuple(activation.shape)}, or None to leave the activation as it is."
+            )
+        if returned.shape != activation.shape and not (
+            self.broadcasts and _broadcastable(returned.shape, activation.shape)
+        ):
+            raise ValueError(
+                f"The hook on {hook.name} returned shape {tuple(returned.shape)}; the activation is "
+                f"{tuple(activation.shape)} ({' '.join(hook.dims)}). Return that shape, or None to leave it as it is."
+            )
+        return returned
+
+    def __repr__(self) -> str:
+        return f"GuardedHook({getattr(self.function, '__name__', type(self.function).__name__)})"
+
+
+class Recorder:
+    """A hook that only looks: it is trusted with the live tensor and changes nothing."""
+
+    def __init__(self, keep: Callable[[torch.Tensor, HookPoint], None]) -> None:
+        self.keep, self.fired = keep, False
+
+    def __call__(self, activation: torch.Tensor, hook: HookPoint) -> None:
+        self.fired = True
+        self.keep(activation, hook)
+
+    def __repr__(self) -> str:
+        return "Recorder()"
+
+
+class Watched:
+    """A user's function that notes whether it was ever called."""
+
+    def __init__(self, function: HookFn) -> None:
+        self.function, self.fired = function, False
+
+    def __call__(self, activation: Any, hook: HookPoint) -> Any:
+        self.fired = True
+        return self.function(activation, hook=hook)
+
+
+def _broadcastable(first: Sequence[int], second: Sequence[int]) -> bool:
+    if len(first) != len(second):
+        return False
+    return all(a == b or 1 in (a, b) for a, b in zip(first, second, strict=True))
+
+
+def match_alias(alias: str, names: Iterable[str]) -> list[str]:
+    """Hook names that an alias stands for: `"z"`, `"attn.z"`, `"mod.gate"`, `"resid_post"`, or a name in full."""
+    head, _, last = alias.rpartition(".")
+    full = alias if last.startswith("hook_") else f"{head}.hook_{last}".lstrip(".")
+    return [name for name in names if name == full or name.endswith("." + full)]
+
+
+def unknown_hook(name: str, names: Iterable[str]) -> KeyError:
+    """The error for a name that matches no hook, with what may have been meant."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
+    short = sorted({known_name.rpartition(".hook_")[2] for known_name in known if ".hook_" in known_name})
+    close += [alias for alias in difflib.get_close_matches(name, short, n=3, cutoff=0.6) if alias not in close]
+    hint = f"Did you mean {', '.join(map(repr, close))}?" if close else "model.describe_hooks() lists them all."
+    return KeyError(f"No hook is called {name!r}. {hint}")
+
+
+class HookedModule(HookedRootModule):
+    """`HookedRootModule` with strict names, and hooks that speak up when they did nothing."""
+
+    hook_dict: dict[str, HookPoint]  # type: ignore[assignment]
+
+    @property
+    def hook_names(self) -> list[str]:
+        return list(self.hook_dict)
+
+    @property
+    def has_live_hooks(self) -> bool:
+        return any(point.is_hooked for point in self.hook_dict.values())
+
+    def resolve_names(self, names: Names) -> list[str]:
+        """Full hook names for a name, an alias ("z": that of every layer), a list of these, or a predicate.
+
+        Raises `KeyError` with the closest names when something matches no hook.
+        """
+        if callable(names):
+            found = [name for name in self.hook_dict if names(name)]
+            if not found:
+                raise KeyError("The name filter matches no hook of this model; model.describe_hooks() lists them.")
+            return found
+        found = []
+        for alias in [names] if isinstance(names, str) else names:
+            matches = match_alias(alias, self.hook_dict)
+            if not matches:
+                raise unknown_hook(alias, self.hook_dict)
+            found += [name for name in matches if name not in found]
+        return found
+
+    def add_hook(self, name: Names, hook: HookFn, *args: Any, **kwargs: Any) -> None:
+        """As in TransformerLens, for every hook that `name` resolves to. Raises `KeyError` when there is none."""
+        for full in self.resolve_names(name):
+            self.hook_dict[full].add_hook(hook, *args, **kwargs)
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Sequence[tuple[Names, HookFn]] = (),
+        bwd_hooks: Sequence[tuple[Names, HookFn]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[Any]:
+        """Hooks that live inside the `with` block and are removed at its end, whatever happens in it.
+
+        `fwd_hooks`: list of (name, function); a name may be an alias, a list or a predicate, and the function gets
+        `(activation, hook)`. Raises `KeyError` for unknown names before anything is hooked; warns about every
+        function that was never called.
+        """
+        wanted = {
+            side: [(name, fn) for names, fn in given for name in self.resolve_names(names)]
+            for side, given in (("fwd", fwd_hooks), ("bwd", bwd_hooks))
+        }
+        watched = {
+            side: [(name, fn if isinstance(fn, Recorder) else Watched(fn)) for name, fn in pairs]
+            for side, pairs in wanted.items()
+        }
+        with super().hooks(watched["fwd"], watched["bwd"], reset_hooks_end, clear_contexts):
+            yield self
+        silent = [name for pairs in watched.values() for name, function in pairs if not function.fired]
+        if silent and reset_hooks_end:
+            warnings.warn(
+                f"These hooks never fired: {', '.join(silent)}. Was the model called, and with the input they need?",
+                stacklevel=3,
+            )
+
+    def run_with_hooks(
+        self,
+        *model_args: Any,
+        fwd_hooks: Sequence[tuple[Names, HookFn]] = (),
+        bwd_hooks: Sequence[tuple[Names, HookFn]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> torch.Tensor:
+        """One forward pass under temporary hooks; same arguments as the model, plus `fwd_hooks`."""
+        if bwd_hooks and reset_hooks_end:
+            raise ValueError(
+                "bwd_hooks would be removed before any backward pass. Use `with model.hooks(bwd_hooks=...): "
+                "loss(model(...)).backward()`, or run_with_cache(..., incl_bwd=True, loss=...)."
+            )
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(*model_args, **model_kwargs)
+
+    def set_hook_ctx(self, **values: Any) -> None:
+        """What `hook.ctx` shows to every hook function from now on (while sampling: `step`, `noise_levels`)."""
+        for point in self.hook_dict.values():
+            point.ctx.update(values)
+
+    def clear_hook_ctx(self) -> None:
+        self.clear_contexts()

@@ -1,0 +1,86 @@
+"""Oasis 500M (Decart and Etched 2024; open-oasis `DiT`, MIT): spatial blocks alternating with causal temporal ones.
+
+`config` holds the reference's constructor arguments: `input_h input_w patch_size in_channels hidden_size depth
+num_heads mlp_ratio external_cond_dim max_frames`, or a mapping with those under "config".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vdinterp.models.components.rope import RotaryEmbedding
+from vdinterp.models.config import BlockSpec, Rope, VideoDiTConfig
+from vdinterp.models.loading.keys import KeyTable, linear
+
+OASIS_500M = {
+    "input_h": 18, "input_w": 32, "patch_size": 2, "in_channels": 16, "hidden_size": 1024, "depth": 16,
+    "num_heads": 16, "mlp_ratio": 4.0, "external_cond_dim": 25, "max_frames": 32,
+}  # fmt: skip
+
+
+def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
+    """One reference block is two of ours, so `n_layers` is twice its depth."""
+    config = config.get("config", config)
+    missing = OASIS_500M.keys() - config.keys()
+    if missing:
+        raise ValueError(f"An oasis configuration needs {', '.join(OASIS_500M)}; missing: {', '.join(sorted(missing))}.")
+    d_model, n_heads, patch = config["hidden_size"], config["num_heads"], config["patch_size"]
+    d_head = d_model // n_heads
+    return VideoDiTConfig(
+        model_name="oasis",
+        d_model=d_model,
+        n_layers=2 * config["depth"],
+        n_heads=n_heads,
+        d_head=d_head,
+        d_mlp=int(d_model * config["mlp_ratio"]),
+        in_channels=config["in_channels"],
+        out_channels=config["in_channels"],
+        patch_size=(1, patch, patch),
+        n_frames=config["max_frames"],
+        height=config["input_h"],
+        width=config["input_w"],
+        period=(BlockSpec(axis="space"), BlockSpec(axis="time", causal_block=1)),
+        qkv_bias=False,
+        rope={
+            "space": Rope(dims=(0, d_head // 2, d_head // 2), theta=(1.0, 256.0, 256.0), freqs="pixel", coords="linspace"),
+            "time": Rope(dims=(d_head, 0, 0)),
+        },
+        d_action=config["external_cond_dim"],
+        action_embed="linear",
+    )
+
+
+def prepare(cfg: VideoDiTConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The rotary frequencies are stored with the weights; they must be those that `Rope` computes."""
+    expected = {"s": RotaryEmbedding(cfg.rope["space"]).frequencies()[1], "t": RotaryEmbedding(cfg.rope["time"]).frequencies()[0]}
+    weights = {}
+    for key, tensor in state_dict.items():
+        if not key.endswith("rotary_emb.freqs"):
+            weights[key] = tensor
+            continue
+        kind = "s" if "spatial" in key or ".s_attn." in key else "t"
+        if tensor.shape != expected[kind].shape or not torch.allclose(tensor.float(), expected[kind], rtol=1e-5):
+            raise ValueError(f"{key} holds other rotary frequencies than Oasis's: {tensor.tolist()[:4]} ...")
+    return weights
+
+
+def key_table(cfg: VideoDiTConfig, source: Mapping[str, torch.Tensor]) -> KeyTable:
+    table = {
+        **linear("patch_embed.proj", "x_embedder.proj"),
+        **linear("noise_embed.linear_1", "t_embedder.mlp.0"),
+        **linear("noise_embed.linear_2", "t_embedder.mlp.2"),
+        **(linear("action_embed.linear_1", "external_cond") if cfg.d_action else {}),
+        **linear("final.modulation.linear", "final_layer.adaLN_modulation.1"),
+        **linear("final.linear", "final_layer.linear"),
+    }
+    for layer in range(cfg.n_layers):
+        ours, theirs = f"blocks.{layer}", f"blocks.{layer // 2}.{'st'[layer % 2]}"
+        table |= linear(f"{ours}.modulation.linear", f"{theirs}_adaLN_modulation.1")
+        table |= linear(f"{ours}.attn.qkv", f"{theirs}_attn.to_qkv", bias=False)
+        table |= linear(f"{ours}.attn.proj", f"{theirs}_attn.to_out")
+        table |= linear(f"{ours}.mlp.fc1", f"{theirs}_mlp.fc1")
+        table |= linear(f"{ours}.mlp.fc2", f"{theirs}_mlp.fc2")
+    return table
