@@ -152,7 +152,7 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
     if not caption or shown_title == caption:
         # The page says the title above the figure, where it wraps with the window.
         caption = caption or shown_title
-        figure.update_layout(title_text="", margin_t=max(20, (figure.layout.margin.t or 60) - 36))
+        figure.update_layout(title_text="", margin_t=max(36, (figure.layout.margin.t or 60) - 36))
     figure.update_layout(autosize=True, width=None)
     drawn = figure.to_html(
         full_html=False,

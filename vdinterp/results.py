@@ -73,11 +73,11 @@ class Result:
         return {}
 
     def summary(self) -> str:
-        """A few lines of text: title, settings, number of rows. Subclasses add their finding."""
+        """A few paragraphs of text: settings, number of rows. Subclasses put their finding first."""
         frame = self.to_frame()
-        settings = ", ".join(f"{key} {value}" for key, value in self.meta.items() if _is_scalar(value))
-        lines = [self.title, settings, f"{len(frame)} rows; columns: {', '.join(map(str, frame.columns))}"]
-        return "\n".join(line for line in lines if line)
+        settings = ", ".join(f"{key} `{value}`" for key, value in self.meta.items() if _is_scalar(value))
+        columns = ", ".join(f"`{column}`" for column in frame.columns)
+        return "\n\n".join(part for part in (settings, f"{len(frame)} rows with columns {columns}.") if part)
 
     def sections(self) -> list[Section]:
         """What a report shows of this result: by default one section with the summary, all figures and the table."""

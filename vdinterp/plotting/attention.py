@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
 
 from vdinterp.plotting.filmstrip import enlarge, enlargement, strip_figure, to_rgb
+from vdinterp.plotting.template import color_bar
 
 COLORSCALE = "Inferno"
 QUERY_COLOR = (0, 200, 255)
@@ -62,7 +63,7 @@ def attention_strip(
             _frame_token(row, queries[name], cell)
         rows.append(row)
     figure = strip_figure(rows, list(arrays), title=title)
-    bar = {"title": {"text": "attention weight", "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    bar = color_bar("attention weight", figure.layout.height)
     figure.add_scatter(
         x=[None],
         y=[None],
@@ -81,6 +82,6 @@ def _frame_token(row: np.ndarray, token: tuple[int, int, int], cell: tuple[int, 
     box = row[frame, top : top + cell[0], left : left + cell[1]]
     if not box.size:
         raise ValueError(f"query token {token} (frame, row, col) lies outside the strip")
-    thick = max(1, min(cell) // 10)
+    thick = max(1, min(cell) // 6)
     for edge in (box[:thick], box[-thick:], box[:, :thick], box[:, -thick:]):
         edge[...] = QUERY_COLOR

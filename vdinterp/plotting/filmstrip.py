@@ -14,7 +14,8 @@ from PIL import Image
 from vdinterp.plotting.template import INK, finish
 
 GAP = 6  # pixels of the canvas between two frames
-SHOWN_WIDTH = 860  # pixels a browser gives the strip in a report; only its proportions depend on it
+SHOWN_WIDTH = 980  # pixels a browser gives the figure in a report, labels and all
+LABEL_WIDTH = 7.2  # pixels of one character of a row's label
 LARGEST_FRAME = 120  # shown pixels of a frame's longer side
 
 
@@ -84,13 +85,15 @@ def strip_figure(
         figure.add_annotation(
             x=edge, y=1, yref="paper", yanchor="bottom", xanchor="left", text=" target", showarrow=False, font_size=12
         )
-    scale = min(SHOWN_WIDTH / canvas.shape[1], LARGEST_FRAME / max(height, width))
+    room = max(300.0, SHOWN_WIDTH - 60 - LABEL_WIDTH * max(map(len, labels)))
+    # The aspect ratio is fixed, so the height must follow from the width that the labels leave.
+    scale = min(room / canvas.shape[1], LARGEST_FRAME / max(height, width))
     finish(figure, title=title, x_title=x_title, y_title=None)
     margin = figure.layout.margin.t + (14 if n_context else 0)
-    figure.update_layout(height=int(canvas.shape[0] * scale + margin + 64), margin={"t": margin, "b": 56})
+    figure.update_layout(height=int(canvas.shape[0] * scale + margin + 64), margin={"t": margin, "b": 56, "l": 20})
     blank = {"showgrid": False, "zeroline": False, "showline": False, "ticks": "", "constrain": "domain"}
     figure.update_xaxes(**blank, range=[-0.5, canvas.shape[1] - 0.5], constraintoward="left")
-    figure.update_yaxes(**blank, range=[canvas.shape[0] - 0.5, -0.5], constraintoward="top")
+    figure.update_yaxes(**blank, range=[canvas.shape[0] - 0.5, -0.5], constraintoward="top", ticklabelstandoff=8)
     return figure
 
 

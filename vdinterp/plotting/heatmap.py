@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from vdinterp.plotting.template import DIVERGING, SEQUENTIAL, finish
+from vdinterp.plotting.template import DIVERGING, SEQUENTIAL, color_bar, finish
 
 MOST_CELLS_WITH_TEXT = 240
 
@@ -45,6 +45,7 @@ def heatmap(
     text = None
     if values.size <= MOST_CELLS_WITH_TEXT:
         text = [["" if not np.isfinite(v) else f"{v:{number_format}}" for v in row] for row in values]
+    height = int(np.clip(150 + 34 * len(y), 300, 1200))
     figure = go.Figure(
         go.Heatmap(
             z=values,
@@ -59,10 +60,9 @@ def heatmap(
             xgap=1,
             ygap=1,
             hoverongaps=False,
-            colorbar={"title": {"text": value_title, "side": "right"}, "thickness": 14, "outlinewidth": 0},
+            colorbar=color_bar(value_title, height),
         )
     )
-    height = int(np.clip(150 + 34 * len(y), 280, 1200))
     finish(figure, title=title, x_title=x_title, y_title=y_title, height=height)
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False, autorange="reversed")

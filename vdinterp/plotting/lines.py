@@ -10,6 +10,8 @@ from plotly.colors import hex_to_rgb
 
 from vdinterp.plotting.template import INK, PALETTE, finish, need_columns
 
+MOST_LOG_TICKS = 14  # up to here a logarithmic axis is labelled with the measured values themselves
+
 
 def lines(
     table: pd.DataFrame,
@@ -45,6 +47,7 @@ def lines(
             figure.add_scatter(
                 x=[*band[x], *band[x][::-1]],
                 y=[*band[high], *band[low][::-1]],
+                mode="lines",
                 fill="toself",
                 fillcolor=f"rgba({red},{green},{blue},0.16)",
                 line={"width": 0},
@@ -73,7 +76,8 @@ def lines(
         )
     finish(figure, title=title, x_title=x_title, y_title=y_title, height=440)
     if log_x:
-        figure.update_xaxes(type="log", dtick=1 if table[x].max() > 100 * table[x].min() else None)
+        measured = sorted(set(table[x]))
+        figure.update_xaxes(type="log", tickvals=measured if len(measured) <= MOST_LOG_TICKS else None)
     if log_y:
         figure.update_yaxes(type="log")
     return figure

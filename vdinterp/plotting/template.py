@@ -80,6 +80,14 @@ def finish(
     return figure
 
 
+def color_bar(title: str, height: int) -> dict[str, Any]:
+    """A colour bar whose upright title is wrapped to fit a figure of `height` pixels."""
+    if not title.strip():
+        raise ValueError("value_title is empty; say what the colours mean, with the unit")
+    text = "<br>".join(textwrap.wrap(title, max(8, (height - 120) // 8)))
+    return {"title": {"text": text, "side": "right"}, "thickness": 14, "outlinewidth": 0}
+
+
 def need_columns(table: Any, names: dict[str, str | None]) -> None:
     """Raise KeyError unless every named column is in the table; `names` maps the argument to the column given."""
     for argument, column in names.items():
