@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def initialize(model: HookedVideoDiT) -> None:
     """Xavier for linear maps, normal(0.02) for embeddings, zero for modulations and the last layer, in place."""
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     embeddings = [model.noise_embed] + ([model.action_embed] if model.action_embed is not None else [])

@@ -17,23 +17,18 @@ UNPATCHIFY = {
 
 
 class PatchEmbed(nn.Module):
-    """One linear map per patch: a convolution whose stride is its kernel, written as a matrix product."""
+    """One linear map per patch: a convolution whose stride is its kernel."""
 
     def __init__(self, cfg: VideoDiTConfig) -> None:
         super().__init__()
-        _, self.patch_h, self.patch_w = cfg.patch_size
-        self.proj = nn.Linear(cfg.in_channels * self.patch_h * self.patch_w, cfg.d_model)
+        patch = cfg.patch_size[1:]
+        self.proj = nn.Conv2d(cfg.in_channels, cfg.d_model, kernel_size=patch, stride=patch)
 
     def forward(
         self, latents: Float[torch.Tensor, "batch frame channel height width"]
     ) -> Float[torch.Tensor, "batch pos d_model"]:
-        patches = rearrange(
-            latents,
-            "batch frame channel (row p) (col q) -> batch (frame row col) (channel p q)",
-            p=self.patch_h,
-            q=self.patch_w,
-        )
-        return self.proj(patches)
+        patches = self.proj(latents.flatten(0, 1))
+        return rearrange(patches, "(batch frame) d_model row col -> batch (frame row col) d_model", batch=len(latents))
 
 
 def unpatchify(
