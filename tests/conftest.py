@@ -1,18 +1,65 @@
 """Shape checking for the whole suite: every annotated vdinterp function checks its tensors' shapes while tests run.
 
-Set VDINTERP_TYPECHECK=0 to run without (faster, and a traceback is shorter).
+A call whose arguments break the annotations must be refused by the function itself, with the error a user would see
+(ValueError, KeyError, ...): that error is let through, so tests of bad input run unchanged. A function that accepts
+such arguments, or returns something else than it says, fails with jaxtyping's TypeCheckError.
+
+Set VDINTERP_TYPECHECK=0 to run without (faster, and tracebacks are shorter).
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
+from typing import Any
 
+import jaxtyping
 import torch
 
-if os.environ.get("VDINTERP_TYPECHECK", "1") != "0":
-    from jaxtyping import install_import_hook
+_jaxtyped = jaxtyping.jaxtyped
 
-    install_import_hook("vdinterp", "beartype.beartype")
+
+def _own_error_first(plain: Callable, checked: Callable) -> Callable:
+    where = f"checking the parameters of {plain.__module__}.{plain.__qualname__}."
+
+    @functools.wraps(plain)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return checked(*args, **kwargs)
+        except jaxtyping.TypeCheckError as error:
+            if where not in str(error):
+                raise
+            violation = error
+        outcome = plain(*args, **kwargs)
+        if inspect.isgenerator(outcome):
+            next(outcome, None)
+        raise violation
+
+    return call
+
+
+def _jaxtyped_own_error_first(*, typechecker: Any) -> Callable:
+    strict = _jaxtyped(typechecker=typechecker)
+
+    def decorate(target: Any) -> Any:
+        if inspect.isfunction(target):
+            return _own_error_first(target, strict(target))
+        if inspect.isclass(target) and "__init__" in vars(target):
+            plain = target.__init__
+            target = strict(target)
+            if target.__init__ is not plain:
+                target.__init__ = _own_error_first(plain, target.__init__)
+            return target
+        return strict(target)
+
+    return decorate
+
+
+if os.environ.get("VDINTERP_TYPECHECK", "1") != "0":
+    jaxtyping.jaxtyped = _jaxtyped_own_error_first  # what the import hook's decorators look up
+    jaxtyping.install_import_hook("vdinterp", "beartype.beartype")
 
 # Small models gain nothing from more threads, and with several test processes they lose.
 torch.set_num_threads(1)
