@@ -158,7 +158,7 @@ def _encode(value: Any, path: str, parts: _Parts) -> Any:
         parts.tensors[path] = value.detach().cpu().contiguous().clone()
         return {"$tensor": path}
     if isinstance(value, np.ndarray):
-        parts.tensors[path] = torch.from_numpy(np.array(value))
+        parts.tensors[path] = torch.from_numpy(np.array(value, order="C"))
         return {"$array": path}
     if isinstance(value, pd.DataFrame):
         name = path.replace("/", ".")

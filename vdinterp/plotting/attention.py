@@ -78,10 +78,11 @@ def attention_strip(
 def _frame_token(row: np.ndarray, token: tuple[int, int, int], cell: tuple[int, int]) -> None:
     """Draw the border of one token into `row` [frame height width 3], in place."""
     frame, token_row, token_col = token
+    sizes = (row.shape[0], row.shape[1] // cell[0], row.shape[2] // cell[1])
+    if not all(0 <= index < size for index, size in zip(token, sizes, strict=True)):
+        raise ValueError(f"query token {token} (frame, row, col) lies outside the grid {sizes}")
     top, left = token_row * cell[0], token_col * cell[1]
     box = row[frame, top : top + cell[0], left : left + cell[1]]
-    if not box.size:
-        raise ValueError(f"query token {token} (frame, row, col) lies outside the strip")
     thick = max(1, min(cell) // 6)
     for edge in (box[:thick], box[-thick:], box[:, :thick], box[:, -thick:]):
         edge[...] = QUERY_COLOR

@@ -1,0 +1,199 @@
+"""Figures: what is drawn is what was given, axes are titled, and nothing that cannot be drawn is drawn."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from PIL import Image
+
+from vdinterp import plotting
+from vdinterp.plotting.filmstrip import GAP, enlarge, jpeg_uri
+
+ROWS = pd.DataFrame(
+    {
+        "condition": ["intact", "intact", "no attention", "no attention"],
+        "against": ["truth", "intact", "truth", "intact"],
+        "error": [0.2, 0.0, 0.9, 0.8],
+        "low": [0.1, 0.0, 0.7, 0.6],
+        "high": [0.4, 0.0, 1.0, 1.1],
+    }
+)
+RANDOM = np.random.default_rng(0)
+
+
+def picture(figure: go.Figure) -> np.ndarray:
+    source = figure.data[0].source
+    assert source.startswith("data:image/jpeg;base64,")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))))
+
+
+def every_figure() -> dict[str, go.Figure]:
+    clip = RANDOM.random((4, 3, 6, 8))
+    return {
+        "bars": plotting.bars(ROWS, x="condition", y="error", color="against", title="t", y_title="error (MSE)"),
+        "heatmap": plotting.layer_head(RANDOM.random((2, 3)), title="t", value_title="share (0-1)"),
+        "lines": plotting.lines(
+            ROWS, x="low", y="error", color="against", title="t", x_title="level (0-1)", y_title="error (MSE)"
+        ),
+        "filmstrip": plotting.filmstrip({"truth": clip}, title="t"),
+        "attention": plotting.attention_strip(clip, {"head 0": RANDOM.random((4, 3, 4))}, title="t"),
+    }
+
+
+@pytest.mark.parametrize("name", list(every_figure()))
+def test_every_figure_is_titled_and_offers_no_upload(name: str) -> None:
+    figure = every_figure()[name]
+    assert figure.layout.title.text == "t"
+    assert figure.layout.xaxis.title.text
+    if name not in ("filmstrip", "attention"):  # their rows are labelled one by one
+        assert figure.layout.yaxis.title.text
+    assert figure.layout.xaxis.automargin is None  # not switched off: the template's automargin holds
+    assert figure.layout.template.layout.xaxis.automargin is True
+    assert "sendChartToCloud" in figure.layout.template.layout.modebar.remove
+    assert plotting.CONFIG["showSendToCloud"] is False
+
+
+def test_bars_draw_the_table_with_its_intervals() -> None:
+    figure = plotting.bars(
+        ROWS,
+        x="condition",
+        y="error",
+        color="against",
+        low="low",
+        high="high",
+        title="t",
+        y_title="error (MSE)",
+        reference={"chance": 1.0},
+    )
+    truth, intact = figure.data
+    assert truth.name == "truth" and intact.name == "intact"
+    assert list(truth.y) == ["intact", "no attention"] and list(truth.x) == [0.2, 0.9]
+    assert list(truth.error_x.array) == pytest.approx([0.2, 0.1])
+    assert list(truth.error_x.arrayminus) == pytest.approx([0.1, 0.2])
+    assert figure.layout.yaxis.autorange == "reversed"
+    assert figure.layout.annotations[0].text == "chance" and figure.layout.shapes[0].x0 == 1.0
+    upright = plotting.bars(
+        ROWS[ROWS.against == "truth"], x="condition", y="error", title="t", y_title="error (MSE)", horizontal=False
+    )
+    assert list(upright.data[0].x) == ["intact", "no attention"] and list(upright.data[0].y) == [0.2, 0.9]
+    assert upright.layout.yaxis.title.text == "error (MSE)" and upright.layout.xaxis.title.text == "condition"
+
+
+def test_bars_refuse_what_would_mislead() -> None:
+    options = {"x": "condition", "y": "error", "title": "t", "y_title": "error (MSE)"}
+    with pytest.raises(ValueError, match=r"two rows for one bar, \{'condition': 'intact'\}"):
+        plotting.bars(ROWS, **options)
+    with pytest.raises(KeyError, match=r"color='colour' is not a column"):
+        plotting.bars(ROWS, **options, color="colour")
+    with pytest.raises(ValueError, match="both ends"):
+        plotting.bars(ROWS, **options, color="against", low="low")
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.bars(ROWS[:0], **options)
+    with pytest.raises(ValueError, match="title is empty"):
+        plotting.bars(ROWS, **{**options, "y_title": ""}, color="against")
+
+
+def test_heatmap_centres_signed_values_and_leaves_gaps() -> None:
+    values = np.array([[0.5, -2.0], [np.nan, 1.0]])
+    figure = plotting.heatmap(
+        values, x=["a", "b"], y=["0", "1"], title="t", x_title="part", y_title="layer", value_title="change (MSE)"
+    )
+    drawn = figure.data[0]
+    assert (drawn.zmin, drawn.zmax) == (-2.0, 2.0)
+    assert drawn.text[1][0] == "" and drawn.text[0][1] == "-2"
+    positive = plotting.layer_head(np.array([[0.25, 0.75]]), title="t", value_title="mass (0-1)")
+    assert (positive.data[0].zmin, positive.data[0].zmax) == (0.25, 0.75)
+    assert list(positive.data[0].x) == ["0", "1"]
+    with pytest.raises(ValueError, match="labels are for"):
+        plotting.heatmap(values, x=["a"], y=["0", "1"], title="t", x_title="x", y_title="y", value_title="v")
+    with pytest.raises(ValueError, match="no finite value"):
+        plotting.layer_head(values * np.nan, title="t", value_title="v")
+
+
+def test_lines_are_sorted_and_banded() -> None:
+    table = pd.DataFrame({"step": [8, 1, 2], "error": [0.1, 0.9, 0.5], "low": [0, 0.8, 0.4], "high": [0.2, 1, 0.6]})
+    figure = plotting.lines(
+        table, x="step", y="error", low="low", high="high", title="t", x_title="steps", y_title="MSE", log_x=True
+    )
+    band, line = figure.data
+    assert list(line.x) == [1, 2, 8] and list(line.y) == [0.9, 0.5, 0.1]
+    assert list(band.x) == [1, 2, 8, 8, 2, 1] and list(band.y) == [1, 0.6, 0.2, 0, 0.4, 0.8]
+    assert list(figure.layout.xaxis.tickvals) == [1, 2, 8]
+
+
+def test_filmstrip_shows_each_pixel_where_it_belongs() -> None:
+    clip = np.zeros((3, 1, 2, 4))
+    clip[1, 0, 1, 3] = 1.0  # frame 1, bottom right pixel
+    figure = plotting.filmstrip({"black": clip * 0, "one": clip}, title="t", n_context=2, upscale=16)
+    image = picture(figure).astype(int)
+    assert image.shape == (2 * 32 + GAP, 3 * 64 + 2 * GAP, 3)
+    row, frame = 32 + GAP, 64 + GAP
+    assert image[row + 24, frame + 56].min() > 240
+    assert image[row + 8, frame + 56].max() < 15 and image[row + 24, frame + 40].max() < 15
+    assert image[32 + GAP // 2, 10].min() > 240  # the gap between two rows is white
+    assert list(figure.layout.yaxis.ticktext) == ["black", "one"]
+    assert [note.text.strip() for note in figure.layout.annotations] == ["context", "target"]
+
+
+def test_filmstrip_refuses_what_is_no_clip() -> None:
+    good = np.zeros((3, 1, 4, 4))
+    for clips, message in [
+        ({}, "no clip"),
+        ({"a": good[0]}, "'a' has shape"),
+        ({"a": np.zeros((3, 2, 4, 4))}, "1 or 3 channels"),
+        ({"a": good, "b": good[:2]}, "have one size"),
+        ({"a": good * np.nan}, "NaN"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            plotting.filmstrip(clips, title="t")
+    with pytest.raises(ValueError, match="n_context is 4"):
+        plotting.filmstrip({"a": good}, title="t", n_context=4)
+
+
+def test_enlarging_repeats_pixels() -> None:
+    frames = RANDOM.integers(0, 255, (2, 3, 4, 3), dtype=np.uint8)
+    assert np.array_equal(enlarge(frames, 3)[:, ::3, ::3], frames)
+    assert np.array_equal(enlarge(frames, 3)[:, 2::3, 2::3], frames)
+
+
+def test_jpeg_uri_keeps_colours() -> None:
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:, :8] = (200, 30, 60)
+    back = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg_uri(image).split(",", 1)[1]))))
+    assert np.abs(back[:, :8].astype(int) - (200, 30, 60)).max() < 12
+
+
+def test_attention_lights_up_the_attended_token_and_frames_the_query() -> None:
+    frames = np.full((2, 3, 8, 8), 0.5)
+    weights = np.zeros((2, 2, 2))
+    weights[0, 1, 0] = 0.8
+    figure = plotting.attention_strip(frames, {"head": weights}, title="t", queries={"head": (1, 0, 1)})
+    image = picture(figure).astype(int)
+    size = (image.shape[1] - GAP) // 2
+    attended = image[size * 3 // 4, size // 4]
+    elsewhere = image[size // 4, size // 4]
+    assert attended.sum() > elsewhere.sum() + 150
+    border = image[2, size + GAP + size * 3 // 4]
+    assert border[2] > 180 and border[0] < 90  # blue
+    assert figure.data[1].marker.cmax == 0.8
+    for bad, message in [
+        (weights[:1], "2 frames"),
+        (-weights, "at least 0"),
+        (np.zeros((2, 3, 2)), "dividing the pixels"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            plotting.attention_strip(frames, {"head": bad}, title="t")
+    with pytest.raises(ValueError, match="lies outside"):
+        plotting.attention_strip(frames, {"head": weights}, title="t", queries={"head": (2, 0, 0)})
+
+
+def test_long_titles_are_wrapped_and_empty_ones_refused() -> None:
+    figure = plotting.layer_head([[1.0]], title="word " * 60, value_title="share (0-1)")
+    assert max(map(len, figure.layout.title.text.split("<br>"))) <= 95
+    with pytest.raises(ValueError, match="title is empty"):
+        plotting.layer_head([[1.0]], title=" ", value_title="share (0-1)")

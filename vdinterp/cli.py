@@ -1,0 +1,140 @@
+"""The `vdinterp` command. The only part of the library that prints; models and torch are imported when used."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vdinterp.data import Clips
+    from vdinterp.pipeline import VideoDiffusion
+
+USER_ERRORS = (ValueError, KeyError, FileNotFoundError)
+
+
+class _OneLine(click.ClickException):
+    """A mistake in what was asked for: one line, no traceback, exit code 2 (as click's own usage errors)."""
+
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except USER_ERRORS as error:
+            if ctx.params.get("debug"):
+                raise
+            # str() of a KeyError is the repr of its message.
+            message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+            raise _OneLine(" ".join(message.split())) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="vdinterp")
+@click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
+def main(debug: bool) -> None:
+    """Mechanistic interpretability of video diffusion transformers."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("vdinterp").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@main.command()
+def models() -> None:
+    """List the trained models in the package and the families that can be converted."""
+    import vdinterp as vd
+
+    _echo_table(_as_table(vd.list_models()))
+
+
+@main.command()
+@click.argument("model")
+def hooks(model: str) -> None:
+    """List the hook points of MODEL: name, shape, meaning."""
+    import vdinterp as vd
+
+    _echo_table(vd.load(model).model.describe_hooks())
+
+
+@main.command()
+@click.argument("name")
+@click.option("--model", "model_names", multiple=True, required=True, help="A bundled model; may be given again.")
+@click.option("--video", type=click.Path(path_type=Path), help="An mp4, webm or gif file instead of bundled clips.")
+@click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth frame of the file.")
+@click.option("--clips", type=click.IntRange(min=1), default=8, show_default=True, help="How many clips to use.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder to write.")
+@click.option("--resume/--fresh", default=True, show_default=True, help="Continue a stopped run, or start over.")
+def study(
+    name: str, model_names: tuple[str, ...], video: Path | None, stride: int, clips: int, out: Path, resume: bool
+) -> None:
+    """Run the study NAME (for example: ablations) on one model or several, and write one report."""
+    import vdinterp as vd
+
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    pipes = {model_name: vd.load(model_name) for model_name in dict.fromkeys(model_names)}
+    stimuli = {key: None if video is None else _clips_for(pipe, video, clips, stride) for key, pipe in pipes.items()}
+    results = []
+    for model_name, pipe in pipes.items():
+        click.echo(f"{name} on {model_name}", err=True)
+        folder = out if len(pipes) == 1 else out / model_name
+        results.append(vd.studies.run(name, pipe, clips=stimuli[model_name], n_clips=clips, out=folder, resume=resume))
+    title = f"{name.capitalize()} of {' and '.join(pipes)}"
+    path = vd.report.write(results if len(results) > 1 else results[0], out, title=title)
+    for result in results:
+        click.echo(f"\n{result.title}\n")
+        click.echo("\n\n".join(textwrap.fill(part, 100) for part in result.summary().replace("`", "").split("\n\n")))
+    click.echo(f"\nReport: {path}")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--steps", type=click.IntRange(min=1), help="A shorter run, every stage shortened alike.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the model and saved state.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--resume/--fresh", default=True, show_default=True, help="Continue a stopped run, or start over.")
+def train(name: str, steps: int | None, out: Path, seed: int, resume: bool) -> None:
+    """Train the bundled model NAME from nothing."""
+    from vdinterp import training
+
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    training.train(name, steps=steps, out=out, seed=seed, resume=resume)
+    click.echo(f"Wrote {name} to {out}")
+
+
+def _clips_for(pipe: VideoDiffusion, video: Path, n: int, stride: int) -> Clips:
+    """Clips of a file in the size, colours and length that the model was made for."""
+    import torch
+
+    from vdinterp.data import read_clips
+
+    cfg = pipe.model.cfg
+    frame = pipe.decode(torch.zeros(1, 1, cfg.in_channels, cfg.height, cfg.width))
+    channels, height, width = frame.shape[2:]
+    found = read_clips(video, n, cfg.n_frames, (height, width), stride=stride, channels=channels)
+    if len(found) < n:
+        click.echo(f"{video} is long enough for {len(found)} of {n} clips", err=True)
+    return found
+
+
+def _as_table(rows: Any) -> pd.DataFrame:
+    import pandas as pd
+
+    return rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
+
+
+def _echo_table(table: pd.DataFrame) -> None:
+    """A table as aligned text, left-justified, every cell whole."""
+    cells = [[str(column) for column in table.columns]]
+    cells += [["" if value is None else str(value) for value in row] for row in table.itertuples(index=False)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * width for width in widths]
+    for row in (cells[0], rule, *cells[1:]):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
