@@ -1,0 +1,84 @@
+"""Diffusion settings of a model, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Objective = Literal["eps", "x0", "v", "flow"]
+Schedule = Literal["cosine", "cosine_simple_diffusion", "linear", "sigmoid", "flow"]
+
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """How a network was trained to be noised and what it predicts.
+
+    Args:
+        objective: what the network outputs: the noise `eps`, the clean latents `x0`, the velocity `v` (Salimans
+            & Ho 2022) or the rectified-flow velocity `flow` = noise - x0.
+        schedule: `cosine` (Nichol & Dhariwal 2021), `cosine_simple_diffusion` (Hoogeboom et al. 2023), `linear`
+            (Ho et al. 2020), `sigmoid` (Jabri et al. 2022) or `flow` (straight paths, sigma = (k + 1) / K).
+        n_levels: K, the number of noise levels; levels are `0 .. K-1` and `-1` is clean.
+        clip: every noise draw (and every `eps` prediction) is clamped to +-clip.
+        shift: multiplies the signal-to-noise *amplitude* ratio of every level (`shift < 1`: more noise).
+        precond_scale: `None` for a network that receives `k` itself; otherwise the network was trained on continuous
+            levels and receives `precond_scale * logsnr[k]`. A flow network receives `sigma * (precond_scale or K)`.
+        zero_terminal_snr: rescale `linear` so that the last level holds no signal (Lin et al. 2023).
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or a combination that cannot be sampled.
+    """
+
+    objective: Objective = "v"
+    schedule: Schedule = "cosine"
+    n_levels: int = 1000
+    clip: float = 20.0
+    shift: float = 1.0
+    precond_scale: float | None = None
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"unknown objective {self.objective!r}; choose one of {list(OBJECTIVES)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {list(SCHEDULES)}")
+        if isinstance(self.n_levels, bool) or not isinstance(self.n_levels, int) or self.n_levels < 2:
+            raise ValueError(f"n_levels must be an integer of at least 2, got {self.n_levels!r}")
+        for name in ("clip", "shift"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.precond_scale is not None and not (math.isfinite(self.precond_scale) and self.precond_scale > 0):
+            raise ValueError(f"precond_scale must be None or a positive number, got {self.precond_scale!r}")
+        if self.zero_terminal_snr and self.schedule != "linear":
+            raise ValueError(f"zero_terminal_snr rescales the 'linear' schedule only, not {self.schedule!r}")
+        ends_without_signal = self.schedule in ("cosine", "flow") or self.zero_terminal_snr
+        if self.objective == "eps" and ends_without_signal:
+            raise ValueError(
+                "an 'eps' network says nothing about x0 at a level without signal, and the last level of schedule "
+                f"{self.schedule!r} (zero_terminal_snr={self.zero_terminal_snr}) has none; use 'linear', 'sigmoid' or "
+                "'cosine_simple_diffusion', or objective 'v', 'x0' or 'flow'"
+            )
+
+    @property
+    def path(self) -> Literal["vp", "flow"]:
+        """`vp`: signal^2 + sigma^2 = 1. `flow`: signal + sigma = 1."""
+        return "flow" if self.schedule == "flow" else "vp"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able dictionary; `from_dict` inverts it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> DiffusionConfig:
+        """Inverse of `to_dict`. Raises `ValueError` on an unknown field."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(d) - known)
+        if unknown:
+            raise ValueError(f"unknown diffusion setting {unknown}; known are {sorted(known)}")
+        return cls(**d)

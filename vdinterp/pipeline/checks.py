@@ -1,0 +1,70 @@
+"""What a pipeline is given, checked before any compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from vdinterp.models.config import VideoDiTConfig
+
+
+def check_latents(latents: torch.Tensor, cfg: VideoDiTConfig, what: str = "latents") -> None:
+    """Raise `ValueError` unless `latents` is a float `[batch frame channel height width]` that fits the model."""
+    wanted = f"[batch frame {cfg.in_channels} {cfg.height} {cfg.width}]"
+    if not isinstance(latents, torch.Tensor):
+        raise ValueError(f"{what} must be a tensor {wanted}, got {type(latents).__name__}")
+    if latents.ndim != 5 or tuple(latents.shape[2:]) != (cfg.in_channels, cfg.height, cfg.width):
+        raise ValueError(f"{what} of shape {list(latents.shape)} do not fit {cfg.model_name}, which takes {wanted}")
+    if not latents.is_floating_point():
+        raise ValueError(f"{what} must be floating point, got {latents.dtype}; encode a video with pipe.encode first")
+    if 0 in latents.shape:
+        raise ValueError(f"{what} of shape {list(latents.shape)} are empty")
+
+
+def check_cond(cond: torch.Tensor | None, cfg: VideoDiTConfig, batch: int, frames: int, at_most: int) -> None:
+    """Raise `ValueError` unless `cond` is `[batch frame d_action]` with `frames` to `at_most` frames."""
+    if cond is None:
+        return
+    if not cfg.d_action:
+        raise ValueError(f"{cfg.model_name} takes no actions; leave cond out")
+    if cond.ndim != 3 or cond.shape[0] != batch or cond.shape[2] != cfg.d_action:
+        raise ValueError(
+            f"cond of shape {list(cond.shape)}: expected [batch frame d_action] = [{batch} {frames} {cfg.d_action}]"
+        )
+    if not frames <= cond.shape[1] <= max(frames, at_most):
+        raise ValueError(f"cond has {cond.shape[1]} frames; one action a frame is needed, {frames} in all")
+
+
+def check_cond_mask(cond_mask: torch.Tensor | None, batch: int) -> None:
+    """Raise `ValueError` unless `cond_mask` is None or bool `[batch]`."""
+    if cond_mask is not None and (cond_mask.shape != (batch,) or cond_mask.dtype != torch.bool):
+        raise ValueError(
+            f"cond_mask must be a boolean [batch] = [{batch}] (True drops the clip's condition), got {cond_mask.dtype} "
+            f"{list(cond_mask.shape)}"
+        )
+
+
+def check_mask(mask: torch.Tensor | Sequence[int], batch: int, frames: int) -> torch.Tensor:
+    """`mask` as `[batch frame]` long. Raises `ValueError` for other shapes or values outside -1, 0, 1, 2."""
+    mask = torch.as_tensor(mask)
+    if mask.ndim == 1:
+        mask = mask[None].expand(batch, -1)
+    if mask.shape != (batch, frames):
+        raise ValueError(
+            f"mask of shape {list(mask.shape)}: expected [frame] = [{frames}] or [batch frame] = [{batch} {frames}]"
+        )
+    mask = mask.long()
+    if bool(((mask < -1) | (mask > 2)).any()):
+        raise ValueError("mask values are -1 (padding), 0 (generate), 1 (ground truth), 2 (generated history)")
+    return mask
+
+
+def check_steps_used(at_steps: Iterable[int] | None, n_steps: int) -> frozenset[int] | None:
+    """`at_steps` as a set. Raises `ValueError` if it names steps, but none that happens."""
+    if at_steps is None:
+        return None
+    wanted = frozenset(int(step) for step in at_steps)
+    if wanted and not any(0 <= step < n_steps for step in wanted):
+        raise ValueError(f"at_steps {sorted(wanted)} names no step of this run, which has steps 0 to {n_steps - 1}")
+    return wanted

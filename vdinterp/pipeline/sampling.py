@@ -1,0 +1,295 @@
+"""Sampling with a hooked model: what to do is planned and checked first, then run one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+
+from vdinterp.diffusion import (
+    GivenNoise,
+    Guidance,
+    NoiseSource,
+    SeededNoise,
+    as_guidances,
+    initial_state,
+    make_branches,
+    make_matrix,
+    sample_steps,
+    with_mask,
+)
+from vdinterp.models import ActivationCache
+from vdinterp.pipeline.checks import check_cond, check_cond_mask, check_latents, check_mask, check_steps_used
+
+if TYPE_CHECKING:
+    from vdinterp.interventions import Intervention
+    from vdinterp.pipeline.video_diffusion import VideoDiffusion
+
+
+@dataclass(frozen=True, eq=False)
+class StepState:
+    """One denoising step.
+
+    Attributes:
+        step: 0 is the noisiest.
+        noise_levels, next_levels: `[batch frame]` integer levels before and after the step (-1 clean).
+        latents, next_latents: `[batch frame channel height width]` before and after the step.
+        x0: estimate of the clean latents at this step (clean frames: the latents themselves).
+        cache: activations of this step, if `record` was given. With guidance its batch axis holds all branches: clip
+            `i`, branch `j` is entry `i * n_branches + j`. A padded clip shows its padding frames here.
+        n_branches: forward passes a clip.
+    """
+
+    step: int
+    noise_levels: torch.Tensor
+    next_levels: torch.Tensor
+    latents: torch.Tensor
+    next_latents: torch.Tensor
+    x0: torch.Tensor
+    cache: ActivationCache | None
+    n_branches: int
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """A generated clip.
+
+    Attributes:
+        latents: `[batch frame channel height width]`, context included.
+        record: activations by step, or by `(window, step)` where a clip took several windows; empty without
+            `record`.
+        states: `[step batch frame channel height width]`: the state before every step and the final one, with
+            `keep_states`; otherwise None.
+    """
+
+    latents: torch.Tensor
+    record: dict[Any, ActivationCache]
+    states: torch.Tensor | None
+    pipe: VideoDiffusion = field(repr=False)
+
+    @property
+    def video(self) -> torch.Tensor:
+        """The latents decoded: `[batch frame channel height width]` in [0, 1]."""
+        with torch.no_grad():
+            return self.pipe.decode(self.latents)
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingPlan:
+    """Everything one run of the sampler needs, checked. `n_frames` excludes padding."""
+
+    context: torch.Tensor
+    mask: torch.Tensor
+    matrix: torch.Tensor
+    noise: NoiseSource
+    n_frames: int
+    guidances: tuple[Guidance, ...]
+    cond: torch.Tensor | None
+    cond_mask: torch.Tensor | None
+    eta: float
+    interventions: tuple[Intervention, ...]
+    at_steps: frozenset[int] | None
+    record: Any
+
+
+def make_plan(
+    pipe: VideoDiffusion,
+    context: Float[torch.Tensor, "batch frame channel height width"] | None,
+    n_frames: int | None = None,
+    *,
+    steps: int = 50,
+    guidance: Guidance | Sequence[Guidance] | None = None,
+    cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+    cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+    seed: int = 0,
+    noise: torch.Tensor | NoiseSource | None = None,
+    interventions: Sequence[Intervention] = (),
+    at_steps: Iterable[int] | None = None,
+    record: Any = None,
+    matrix: str | Int[torch.Tensor, "step frame"] = "full_sequence",
+    uncertainty: float = 1.0,
+    eta: float = 0.0,
+    mask: Int[torch.Tensor, "batch frame"] | Sequence[int] | None = None,
+    batch: int | None = None,
+    first_index: int = 0,
+    keys: Sequence[tuple[int, ...]] | None = None,
+    pad: bool | None = None,
+) -> SamplingPlan:
+    """Check every argument of `VideoDiffusion.sample` and lay out the run; no forward pass happens here."""
+    cfg, device, dtype = pipe.model.cfg, pipe.device, pipe.dtype
+    frames = cfg.n_frames if n_frames is None else n_frames
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"n_frames must be a positive integer, got {n_frames!r}")
+    if frames > cfg.n_frames:
+        raise ValueError(
+            f"n_frames={frames}: {cfg.model_name} sees at most {cfg.n_frames} frames at once; "
+            "longer clips: pipe.rollout(context, n_frames, ...)"
+        )
+    if context is None:
+        batch = 1 if batch is None else batch
+        if mask is not None:
+            raise ValueError("a mask says which context frames are known: pass context with it")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch must be a positive integer, got {batch!r}")
+        known = torch.zeros(batch, frames, dtype=torch.long)
+        full = torch.zeros(batch, frames, cfg.in_channels, cfg.height, cfg.width, dtype=dtype)
+    else:
+        check_latents(context, cfg, "context")
+        if batch not in (None, context.shape[0]):
+            raise ValueError(f"batch={batch}, but the context holds {context.shape[0]} clips")
+        batch = context.shape[0]
+        context = context.detach().to(device=device, dtype=dtype)
+        if mask is not None:
+            if context.shape[1] != frames:
+                raise ValueError(f"with a mask the context must have all {frames} frames, got {context.shape[1]}")
+            known, full = check_mask(mask, batch, frames), context
+        else:
+            n_context = context.shape[1]
+            if n_context >= frames:
+                raise ValueError(
+                    f"the context has {n_context} frames and n_frames={frames} counts them: nothing is left to "
+                    f"generate; pass context[:, :k] with k < {frames}, or a mask"
+                )
+            known = torch.zeros(batch, frames, dtype=torch.long)
+            known[:, :n_context] = 1
+            full = torch.cat([context, context.new_zeros(batch, frames - n_context, *context.shape[2:])], dim=1)
+    if not bool((known == 0).any()):
+        raise ValueError("the mask leaves no frame to generate; frames to generate are 0")
+
+    if pad is None:  # a bidirectional model was trained on clips of one length, the rest being noise
+        pad = not any(spec.causal_block for spec in cfg.period)
+    horizon = cfg.n_frames if pad else frames
+    padding = horizon - frames
+    if padding:
+        known = torch.cat([known, known.new_full((batch, padding), -1)], dim=1)
+        full = torch.cat([full, full.new_zeros(batch, padding, *full.shape[2:])], dim=1)
+
+    check_cond(cond, cfg, batch, frames, horizon)
+    check_cond_mask(cond_mask, batch)
+    if cond is not None:
+        missing = horizon - cond.shape[1]
+        cond = torch.cat([cond, cond[:, -1:].expand(-1, missing, -1)], dim=1) if missing > 0 else cond[:, :horizon]
+        cond = cond.to(device=device, dtype=dtype)
+
+    n_levels = pipe.diffusion.n_levels
+    if isinstance(matrix, str):
+        rows = make_matrix(matrix, frames, steps, n_levels, uncertainty)
+    else:
+        rows = torch.as_tensor(matrix).long()
+        if rows.ndim != 2 or rows.shape[1] != frames:
+            raise ValueError(f"a scheduling matrix is [step frame] with {frames} frames, got {list(rows.shape)}")
+        if bool((rows[0] != n_levels - 1).any()) or bool((rows[-1] != -1).any()):
+            raise ValueError(f"a scheduling matrix starts at pure noise ({n_levels - 1}) and ends clean (-1)")
+    if padding:
+        rows = torch.cat([rows, rows.new_full((rows.shape[0], padding), n_levels - 1)], dim=1)
+    known = known.to(device)
+    rows = with_mask(rows, known, n_levels)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1] (0 DDIM, 1 DDPM), got {eta!r}")
+
+    guidances = as_guidances(guidance, has_cond=cond is not None)
+    make_branches(guidances, known, n_levels, has_cond=cond is not None)  # raises for history frames that do not exist
+    interventions = tuple(interventions)
+    for intervention in interventions:
+        intervention.hooks(pipe.model)
+    if record is not None:
+        pipe.model.resolve_names(record)
+    if isinstance(first_index, bool) or not isinstance(first_index, int) or first_index < 0:
+        raise ValueError(f"first_index must be a non-negative integer, got {first_index!r}")
+    source: NoiseSource = SeededNoise(seed, keys or [(first_index + i,) for i in range(batch)])
+    if isinstance(noise, torch.Tensor):
+        check_latents(noise, cfg, "noise")
+        if noise.shape[0] != batch or noise.shape[1] not in (frames, horizon):
+            raise ValueError(f"noise of shape {list(noise.shape)}: expected {batch} clips of {frames} frames")
+        source = GivenNoise(noise.detach(), source)
+    elif noise is not None:
+        if not all(hasattr(noise, name) for name in ("initial", "history", "ancestral")):
+            raise ValueError(f"noise must be a tensor or a NoiseSource, got {type(noise).__name__}")
+        source = noise
+    return SamplingPlan(
+        context=full.to(device),
+        mask=known,
+        matrix=rows,
+        noise=source,
+        n_frames=frames,
+        guidances=guidances,
+        cond=cond,
+        cond_mask=None if cond_mask is None else cond_mask.to(device),
+        eta=eta,
+        interventions=interventions,
+        at_steps=check_steps_used(at_steps, len(rows) - 1),
+        record=record,
+    )
+
+
+def run_plan(pipe: VideoDiffusion, plan: SamplingPlan) -> Iterator[StepState]:
+    """Run a plan step by step. Only the current step's activations are alive, unless the caller keeps them."""
+    model, schedule = pipe.model, pipe.schedule
+    caches: list[ActivationCache] = []
+
+    def network(
+        latents: torch.Tensor,
+        noise_levels: torch.Tensor,
+        cond: torch.Tensor | None,
+        cond_mask: torch.Tensor | None,
+        step: int,
+    ) -> torch.Tensor:
+        active = plan.interventions if plan.at_steps is None or step in plan.at_steps else ()
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            model.set_hook_ctx(step=step, noise_levels=noise_levels)
+            stack.callback(model.clear_hook_ctx)
+            if active:
+                stack.enter_context(model.intervene(*active))
+            # entered last: what is recorded is what the interventions left
+            recording = stack.enter_context(model.record(plan.record)) if plan.record is not None else None
+            pred = model(latents, schedule.network_level(noise_levels), cond=cond, cond_mask=cond_mask)
+            if recording is not None:
+                caches.append(recording[step])
+        return pred
+
+    start = initial_state(schedule, plan.context, plan.mask, plan.noise)
+    states = sample_steps(
+        network,
+        schedule,
+        start,
+        plan.mask,
+        plan.matrix,
+        plan.noise,
+        plan.guidances,
+        plan.cond,
+        plan.cond_mask,
+        plan.eta,
+    )
+    n = plan.n_frames
+    for state in states:
+        yield StepState(
+            step=state.step,
+            noise_levels=state.noise_levels[:, :n],
+            next_levels=state.next_levels[:, :n],
+            latents=state.latents[:, :n],
+            next_latents=state.next_latents[:, :n],
+            x0=state.x0[:, :n],
+            cache=caches.pop() if caches else None,
+            n_branches=state.n_branches,
+        )
+
+
+def collect(pipe: VideoDiffusion, plan: SamplingPlan, keep_states: bool = False) -> SampleResult:
+    """Run a plan to its end."""
+    record: dict[Any, ActivationCache] = {}
+    states: list[torch.Tensor] = []
+    latents = plan.context[:, : plan.n_frames]
+    for state in run_plan(pipe, plan):
+        if state.cache is not None:
+            record[state.step] = state.cache
+        if keep_states:
+            states.append(state.latents)
+        latents = state.next_latents
+    if keep_states:
+        states.append(latents)
+    return SampleResult(latents, record, torch.stack(states) if keep_states else None, pipe)

@@ -1,0 +1,244 @@
+"""VideoDiffusion: a hooked model together with its VAE and its diffusion process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import nn
+
+from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
+from vdinterp.models import HookedVideoDiT
+from vdinterp.pipeline import windows
+from vdinterp.pipeline.checks import check_cond, check_cond_mask, check_latents
+from vdinterp.pipeline.sampling import SampleResult, StepState, collect, make_plan, run_plan
+from vdinterp.vae import VAE, LatentStats
+
+if TYPE_CHECKING:
+    from vdinterp.interventions import Intervention
+
+
+class VideoDiffusion:
+    """Everything between a video and a video.
+
+    Args:
+        model: the transformer.
+        vae: pixels to latents and back; None if there is none at hand (then only latents can be used).
+        diffusion: how the model was trained to be noised and what it predicts.
+        latent_stats: what latents are normalised by.
+        meta: data, recipe, figures, licence ... of a trained model.
+
+    Latents are always normalised, `[batch frame channel height width]`; noise levels are integers `[batch frame]`
+    with -1 for clean frames.
+    """
+
+    def __init__(
+        self,
+        model: HookedVideoDiT,
+        vae: VAE | None,
+        diffusion: DiffusionConfig,
+        latent_stats: LatentStats | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.vae = vae
+        self.diffusion = diffusion
+        self.schedule = make_schedule(diffusion)
+        self.latent_stats = LatentStats() if latent_stats is None else latent_stats
+        self.meta = dict(meta or {})
+
+    def __repr__(self) -> str:
+        cfg = self.model.cfg
+        return (
+            f"VideoDiffusion({cfg.model_name}: {cfg.n_layers} layers, {cfg.n_heads} heads, {cfg.n_frames} frames of "
+            f"{cfg.in_channels}x{cfg.height}x{cfg.width} latents, {self.diffusion.objective}-prediction, "
+            f"{self.diffusion.n_levels} {self.diffusion.schedule} levels)"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> VideoDiffusion:
+        """Move model and VAE to a device or dtype; returns the pipeline."""
+        self.model.to(*args, **kwargs)
+        module = self.vae if isinstance(self.vae, nn.Module) else getattr(self.vae, "vae", None)
+        if isinstance(module, nn.Module):
+            module.to(*args, **kwargs)
+        return self
+
+    def _need_vae(self) -> VAE:
+        if self.vae is None:
+            raise ValueError(
+                "this pipeline has no VAE, so it works on latents only; load it with vae=..., for example "
+                "vdinterp.vae.IdentityVAE(channels) for a pixel model"
+            )
+        return self.vae
+
+    def encode(
+        self, video: Float[torch.Tensor, "batch frame channel height width"]
+    ) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """Video in [0, 1] to normalised latents. Raises `ValueError` for another shape or range."""
+        vae = self._need_vae()
+        if not isinstance(video, torch.Tensor) or video.ndim != 5:
+            shape = list(video.shape) if isinstance(video, torch.Tensor) else type(video).__name__
+            raise ValueError(f"a video is a tensor [batch frame channel height width] in [0, 1], got {shape}")
+        if not video.is_floating_point():
+            raise ValueError(f"a video is floating point in [0, 1], got {video.dtype}; divide 8-bit video by 255")
+        if video.numel() and (float(video.min()) < -1e-3 or float(video.max()) > 1 + 1e-3):
+            raise ValueError(
+                f"a video is in [0, 1], got values in [{float(video.min()):.3g}, {float(video.max()):.3g}]"
+            )
+        return self.latent_stats.normalize(vae.encode(video.to(device=self.device, dtype=self.dtype)))
+
+    def decode(
+        self, latents: Float[torch.Tensor, "batch frame channel height width"]
+    ) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """Normalised latents to video in [0, 1]."""
+        vae = self._need_vae()
+        check_latents(latents, self.model.cfg)
+        return vae.decode(self.latent_stats.unnormalize(latents.to(self.device))).clamp(0, 1)
+
+    def add_noise(
+        self,
+        latents: Float[torch.Tensor, "batch frame channel height width"],
+        noise_levels: Int[torch.Tensor, "batch frame"],
+        noise: Float[torch.Tensor, "batch frame channel height width"],
+    ) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """Diffuse every frame to its own integer level; frames at -1 stay bitwise the same."""
+        return self.schedule.add_noise(latents, noise, noise_levels)
+
+    def denoise(
+        self,
+        noisy: Float[torch.Tensor, "batch frame channel height width"],
+        noise_levels: Int[torch.Tensor, "batch frame"],
+        cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+        cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+    ) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """One forward pass, as an estimate of the clean latents `x0` (whatever the objective).
+
+        Frames at level -1 are returned unchanged. Hooks, interventions and autograd apply as to the model itself.
+
+        Raises:
+            ValueError: a shape that does not fit the model, or a level outside `[-1, K-1]`.
+        """
+        cfg = self.model.cfg
+        check_latents(noisy, cfg)
+        batch, frames = noisy.shape[:2]
+        if tuple(noise_levels.shape) != (batch, frames):
+            raise ValueError(
+                f"noise levels of shape {list(noise_levels.shape)}: expected [batch frame] = [{batch} {frames}]"
+            )
+        self.schedule.check_levels(noise_levels)
+        check_cond(cond, cfg, batch, frames, frames)
+        check_cond_mask(cond_mask, batch)
+        noisy, k = noisy.to(device=self.device, dtype=self.dtype), noise_levels.to(self.device)
+        pred = self.model(noisy, self.schedule.network_level(k), cond=cond, cond_mask=cond_mask)
+        if self.diffusion.objective == "eps":
+            pred = pred.clamp(-self.diffusion.clip, self.diffusion.clip)
+        x0, _ = split_prediction(self.diffusion.objective, pred, noisy, *self.schedule.coefficients(k.clamp(min=0)))
+        return torch.where((k < 0)[..., None, None, None], noisy, x0)
+
+    def sample(
+        self,
+        context: Float[torch.Tensor, "batch frame channel height width"] | None = None,
+        n_frames: int | None = None,
+        *,
+        steps: int = 50,
+        guidance: Guidance | Sequence[Guidance] | None = None,
+        cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+        cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+        seed: int = 0,
+        noise: torch.Tensor | NoiseSource | None = None,
+        interventions: Sequence[Intervention] = (),
+        at_steps: Iterable[int] | None = None,
+        record: Any = None,
+        matrix: str | Int[torch.Tensor, "step frame"] = "full_sequence",
+        uncertainty: float = 1.0,
+        eta: float = 0.0,
+        mask: Int[torch.Tensor, "batch frame"] | Sequence[int] | None = None,
+        batch: int | None = None,
+        first_index: int = 0,
+        pad: bool | None = None,
+        keep_states: bool = False,
+    ) -> SampleResult:
+        """Generate the frames that `context` does not give.
+
+        Args:
+            context: clean latents the clip starts with; with `mask` all `n_frames` frames, of which the known ones
+                are used; None generates `batch` clips from nothing.
+            n_frames: length of the clip, context included; default and maximum `model.cfg.n_frames`.
+            steps: denoising steps a frame, at most the number of noise levels.
+            guidance: a guidance or a list of them, see `vdinterp.diffusion.guidance`. Branches are stacked over the
+                batch, the branch being the fast axis.
+            cond: one action a frame. `cond_mask`: clips whose action is dropped.
+            seed: a clip's noise depends on `(seed, first_index + its place in the batch)` and on nothing else.
+            noise: the initial state itself (to share one noise between conditions), or a NoiseSource.
+            interventions: applied at `at_steps` (step 0 is the noisiest; None: at all steps) to every branch.
+            record: names of activations to keep, a cache a step (as `names` of `run_with_cache`).
+            matrix: `full_sequence`, `autoregressive`, `pyramid`, `trapezoid` (the last two with `uncertainty`
+                steps between neighbouring frames), or levels `[step frame]` of your own.
+            eta: 0 DDIM, 1 DDPM (with `steps` equal to the number of levels exactly its ancestral sampler).
+            mask: `[frame]` or `[batch frame]`: -1 padding, 0 generate, 1 ground truth, 2 generated history.
+            pad: fill clips shorter than the model's with frames of pure noise, as the model was trained. Default: yes,
+                unless its attention is causal.
+            keep_states: also return the state before every step.
+
+        Raises:
+            ValueError, KeyError: anything that does not fit, before any compute.
+        """
+        plan = make_plan(
+            self,
+            context,
+            n_frames,
+            steps=steps,
+            guidance=guidance,
+            cond=cond,
+            cond_mask=cond_mask,
+            seed=seed,
+            noise=noise,
+            interventions=interventions,
+            at_steps=at_steps,
+            record=record,
+            matrix=matrix,
+            uncertainty=uncertainty,
+            eta=eta,
+            mask=mask,
+            batch=batch,
+            first_index=first_index,
+            pad=pad,
+        )
+        return collect(self, plan, keep_states)
+
+    def iterate(
+        self,
+        context: Float[torch.Tensor, "batch frame channel height width"] | None = None,
+        n_frames: int | None = None,
+        **options: Any,
+    ) -> Iterator[StepState]:
+        """`sample`, step by step: at any time only one step's activations are held.
+
+        Arguments as `sample` without `keep_states`; they are checked at once, not at the first step.
+        """
+        return run_plan(self, make_plan(self, context, n_frames, **options))
+
+    def rollout(
+        self, context: Float[torch.Tensor, "batch frame channel height width"], n_frames: int, **options: Any
+    ) -> SampleResult:
+        """Continue `context` beyond the model's window. See `vdinterp.pipeline.windows.rollout`."""
+        return windows.rollout(self, context, n_frames, **options)
+
+    def interpolate(
+        self,
+        latents: Float[torch.Tensor, "batch frame channel height width"],
+        known: Bool[torch.Tensor, "frame"] | Sequence[bool] | None = None,
+        **options: Any,
+    ) -> SampleResult:
+        """Fill unknown frames between known ones. See `vdinterp.pipeline.windows.interpolate`."""
+        return windows.interpolate(self, latents, known, **options)
