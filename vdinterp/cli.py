@@ -48,9 +48,10 @@ def main(debug: bool) -> None:
 @main.command()
 def models() -> None:
     """List the trained models in the package and the families that can be converted."""
-    import vdinterp as vd
+    from vdinterp.pipeline import list_families
 
-    _echo_table(_as_table(vd.list_models()))
+    _echo_table(models_table())
+    click.echo(f"\nConverters for published checkpoints: {', '.join(list_families())}")
 
 
 @main.command()
@@ -124,10 +125,31 @@ def _clips_for(pipe: VideoDiffusion, video: Path, n: int, stride: int) -> Clips:
     return found
 
 
-def _as_table(rows: Any) -> pd.DataFrame:
+def models_table() -> pd.DataFrame:
+    """The bundled models, one row each: size, what a clip is, and the training steps that can be loaded."""
     import pandas as pd
 
-    return rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
+    from vdinterp.pipeline import list_checkpoints, list_models, load
+    from vdinterp.pipeline.load import MODELS
+
+    rows = []
+    for name in list_models():
+        pipe = load(name)
+        cfg = pipe.model.cfg
+        frame = "x".join(map(str, (cfg.in_channels, cfg.height, cfg.width)))
+        steps = list_checkpoints(MODELS / name)
+        rows.append(
+            {
+                "model": name,
+                "parameters": f"{sum(weight.numel() for weight in pipe.model.parameters()) / 1e6:.2f} M",
+                "layers x heads": f"{cfg.n_layers} x {cfg.n_heads}",
+                "block": cfg.residual,
+                "latents": f"{cfg.n_frames} frames of {frame}",
+                "actions": cfg.d_action or "none",
+                "checkpoints": f"{len(steps)}, steps {steps[0]} to {steps[-1]}" if steps else "none",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _echo_table(table: pd.DataFrame) -> None:
