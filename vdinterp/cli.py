@@ -79,7 +79,7 @@ def study(
 
     if out.is_file():
         raise ValueError(f"--out {out} is a file; give a folder")
-    pipes = {model_name: vd.load(model_name) for model_name in dict.fromkeys(model_names)}
+    pipes = {Path(model_name).name: vd.load(model_name) for model_name in dict.fromkeys(model_names)}
     stimuli = {key: None if video is None else _clips_for(pipe, video, clips, stride) for key, pipe in pipes.items()}
     results = []
     for model_name, pipe in pipes.items():

@@ -1,0 +1,180 @@
+"""The command line: what it prints, what it hands on, and one clear line with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from click.testing import Result as Outcome
+
+import vdinterp
+from vdinterp.cli import main
+from vdinterp.data import write_video
+from vdinterp.diffusion import DiffusionConfig
+from vdinterp.models import HookedVideoDiT, VideoDiTConfig
+from vdinterp.pipeline import VideoDiffusion, save_bundle
+from vdinterp.results import Result
+from vdinterp.vae import IdentityVAE, LatentStats
+
+
+def run(*arguments: object) -> Outcome:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found(Result):
+    title: str
+    table: pd.DataFrame
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: tiny, random weights, pixel space, 3 colours, 4 frames of 8 x 8."""
+    torch.manual_seed(0)
+    cfg = VideoDiTConfig(
+        d_model=24,
+        n_layers=2,
+        n_heads=1,
+        d_head=24,
+        d_mlp=48,
+        in_channels=3,
+        out_channels=3,
+        patch_size=(1, 4, 4),
+        n_frames=4,
+        height=8,
+        width=8,
+    )
+    pipe = VideoDiffusion(HookedVideoDiT(cfg), IdentityVAE(3), DiffusionConfig(), LatentStats((0.5,) * 3, (0.5,) * 3))
+    return save_bundle(tmp_path_factory.mktemp("models") / "small", pipe, meta={"license": "MIT"})
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Takes the place of the real studies and keeps what they were called with."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def study(name: str, pipe: VideoDiffusion, **options: Any) -> Result:
+        calls.append((name, options))
+        return Found(title=f"Study {len(calls)}", table=pd.DataFrame({"error": [0.25]}), meta={"clips": 2})
+
+    monkeypatch.setattr(vdinterp, "studies", SimpleNamespace(run=study), raising=False)
+    return calls
+
+
+def test_hooks_lists_every_hook(folder: Path) -> None:
+    outcome = run("hooks", folder)
+    assert outcome.exit_code == 0, outcome.output
+    header, rule, *rows = outcome.output.splitlines()
+    assert header.split()[:3] == ["hook", "shape", "meaning"] and set(rule) <= {"-", " "}
+    assert any(row.startswith("blocks.{i}.attn.hook_pattern") and "query" in row for row in rows)
+    assert len(rows) == len(vdinterp.load(folder).model.describe_hooks())
+
+
+def test_models_lists_bundled_models_and_families() -> None:
+    outcome = run("models")
+    assert outcome.exit_code == 0, outcome.output
+    for name in vdinterp.list_models():
+        assert any(line.startswith(name + " ") for line in outcome.output.splitlines())
+    assert "dfot" in outcome.output and "oasis" in outcome.output
+
+
+def test_study_runs_each_model_and_writes_one_report(folder: Path, studies: list, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", torch.rand(13, 3, 16, 16))
+    out = tmp_path / "out"
+    outcome = run("study", "ablations", "--model", folder, "--video", video, "--clips", 3, "--out", out)
+    assert outcome.exit_code == 0, outcome.output
+    ((name, options),) = studies
+    assert name == "ablations"
+    assert options["clips"].video.shape == (3, 4, 3, 8, 8)
+    assert options["n_clips"] == 3 and options["resume"] is True and options["out"] == out
+    assert (out / "report.html").is_file() and f"Report: {out / 'report.html'}" in outcome.output
+    assert pd.read_csv(out / "table.csv")["error"].tolist() == [0.25]
+
+
+def test_study_of_two_models_without_a_file(folder: Path, studies: list, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save_bundle(other, vdinterp.load(folder))
+    outcome = run("study", "ablations", "--model", folder, "--model", other, "--fresh", "--out", tmp_path / "out")
+    assert outcome.exit_code == 0, outcome.output
+    assert [options["clips"] for _, options in studies] == [None, None]
+    assert [options["out"].name for _, options in studies] == ["small", "other"]
+    assert not any(options["resume"] for _, options in studies)
+    assert "Study 1" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert (tmp_path / "out" / "study-2" / "table.csv").is_file()
+
+
+def test_a_short_video_gives_fewer_clips_and_says_so(folder: Path, studies: list, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", torch.rand(9, 3, 16, 16))
+    outcome = run("study", "ablations", "--model", folder, "--video", video, "--out", tmp_path / "out")
+    assert "long enough for 2 of 8 clips" in outcome.output
+    assert len(studies[0][1]["clips"]) == 2
+
+
+def test_train_hands_on_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vdinterp import training
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(training, "train", lambda name, **options: seen.update(name=name, **options))
+    outcome = run("train", "tiny-loop", "--steps", 20, "--seed", 4, "--fresh", "--out", tmp_path / "model")
+    assert outcome.exit_code == 0, outcome.output
+    assert seen == {"name": "tiny-loop", "steps": 20, "seed": 4, "resume": False, "out": tmp_path / "model"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hooks", "tiny-inductoin"], "tiny-induction"),
+        (["hooks", "gone.ckpt"], "no file or folder gone.ckpt"),
+        (["train", "tiny-lop", "--out", "{tmp}/x"], "did you mean 'tiny-loop'"),
+        (["train", "tiny-loop", "--out", "{tmp}/file"], "is a file; give a folder"),
+        (["study", "ablations", "--model", "{model}", "--video", "{tmp}/gone.mp4"], "no file"),
+        (["study", "ablations", "--model", "{model}", "--video", "{tmp}/file"], "is empty"),
+        (["study", "ablations", "--model", "{model}", "--out", "{tmp}/file"], "is a file; give a folder"),
+        (["study", "ablations", "--model", "nobody"], "no model is called 'nobody'"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outcome = run(*(argument.format(tmp=tmp_path, model=folder) for argument in arguments))
+    assert outcome.exit_code == 2
+    line = outcome.output.strip()
+    assert line.startswith("Error: ") and message in line and "\n" not in line
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["study", "ablations"],
+        ["study", "a", "--model", "b", "--clips", "0"],
+        ["train", "tiny-loop"],
+        ["nothing"],
+        ["--no"],
+    ],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    outcome = run(*arguments)
+    assert outcome.exit_code == 2 and "Usage:" in outcome.output
+
+
+def test_an_unknown_study_names_those_that_exist(folder: Path) -> None:
+    outcome = run("study", "ablation", "--model", folder)
+    assert outcome.exit_code == 2 and "ablations" in outcome.output and "Traceback" not in outcome.output
+
+
+def test_debug_shows_the_traceback() -> None:
+    outcome = run("--debug", "hooks", "nobody")
+    assert isinstance(outcome.exception, KeyError)
+
+
+def test_module_and_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "vdinterp", "--version"], capture_output=True, text=True, check=True)
+    assert vdinterp.__version__ in done.stdout
