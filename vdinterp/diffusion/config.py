@@ -25,7 +25,8 @@ class DiffusionConfig:
             (Ho et al. 2020), `sigmoid` (Jabri et al. 2022) or `flow` (straight paths, sigma = (k + 1) / K).
         n_levels: K, the number of noise levels; levels are `0 .. K-1` and `-1` is clean.
         clip: every noise draw (and every `eps` prediction) is clamped to +-clip.
-        shift: multiplies the signal-to-noise *amplitude* ratio of every level (`shift < 1`: more noise).
+        shift: multiplies the signal-to-noise *amplitude* ratio of every level; below 1 is more noise. (Flow models
+            publish the reciprocal: their shift of 3 is 1/3 here.)
         precond_scale: `None` for a network that receives `k` itself; otherwise the network was trained on continuous
             levels and receives `precond_scale * logsnr[k]`. A flow network receives `sigma * (precond_scale or K)`.
         zero_terminal_snr: rescale `linear` so that the last level holds no signal (Lin et al. 2023).

@@ -8,7 +8,7 @@ size, not on the device, not on how many guidance branches there are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch
 _INITIAL, _HISTORY, _ANCESTRAL = 0, 1, 2
 
 
+@runtime_checkable
 class NoiseSource(Protocol):
     """Standard normal draws of the given shape `[batch frame channel height width]`, in sampling order."""
 

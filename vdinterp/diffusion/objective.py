@@ -17,7 +17,7 @@ All four hold on any path; variance-preserving models have `signal^2 + sigma^2 =
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -88,7 +88,7 @@ def amplitudes(alpha_bar: torch.Tensor | float, path: Path = "vp") -> tuple[torc
     return signal / total, sigma / total
 
 
-def _path(path: Path | None, *objectives: str) -> Path:
+def _path(path: Any, *objectives: str) -> Any:
     return path if path is not None else ("flow" if "flow" in objectives else "vp")
 
 

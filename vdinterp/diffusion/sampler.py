@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,11 +15,12 @@ from vdinterp.diffusion.objective import split_prediction
 from vdinterp.diffusion.schedule import NoiseSchedule, per_frame
 
 
+@runtime_checkable
 class Network(Protocol):
     """One forward pass of the sampler: prediction in the network's own objective for latents at integer levels `k`.
 
-    `cond_mask` marks the clips whose condition is dropped. Guidance branches are stacked over the batch, the branch
-    being the fast axis: clip `i`, branch `j` is entry `i * n_branches + j`.
+    `cond_mask` marks the clips whose condition is dropped. Guidance branches follow one another in the batch: clip `i`
+    of branch `j` is entry `j * n_clips + i`.
     """
 
     def __call__(
@@ -125,7 +126,7 @@ def _stack_branches(
     noise: NoiseSource,
     step: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents and levels of all branches, stacked over the batch with the branch as the fast axis."""
+    """Latents and levels of all branches, one branch after the other."""
     clip = schedule.config.clip
     latents, levels = [], []
     for index, branch in enumerate(branches):
@@ -139,11 +140,11 @@ def _stack_branches(
         levels.append(k)
     if len(branches) == 1:
         return latents[0], levels[0]
-    return torch.stack(latents, 1).flatten(0, 1), torch.stack(levels, 1).flatten(0, 1)
+    return torch.cat(latents), torch.cat(levels)
 
 
 def _repeat(values: torch.Tensor | None, n: int) -> torch.Tensor | None:
-    return None if values is None else values.repeat_interleave(n, dim=0)
+    return None if values is None else torch.cat([values] * n)
 
 
 def sample_steps(
@@ -181,12 +182,12 @@ def sample_steps(
         seen, levels = _stack_branches(schedule, branches, x, cur, mask, noise, step)
         drop = _repeat(cond_mask, n)
         if any(b.drop_cond for b in branches):
-            own = torch.tensor([b.drop_cond for b in branches], device=x.device).repeat(x.shape[0])
+            own = torch.tensor([b.drop_cond for b in branches], device=x.device).repeat_interleave(x.shape[0])
             drop = own if drop is None else drop | own
         pred = network(seen, levels, _repeat(cond, n), drop, step)
         if branches[0].weight != 1 or n > 1:
             weights = torch.tensor([b.weight for b in branches], dtype=pred.dtype, device=pred.device)
-            pred = torch.einsum("j,ij...->i...", weights, pred.unflatten(0, (-1, n)))
+            pred = torch.einsum("b,b...->...", weights, pred.unflatten(0, (n, -1)))
         gradient = None
         if classifiers:
             gradient = torch.stack([g.gradient(x, cur) for g in classifiers]).sum(0)

@@ -32,7 +32,7 @@ def pyramid(n_frames: int, steps: int, n_levels: int, uncertainty: float = 1.0) 
 
 def autoregressive(n_frames: int, steps: int, n_levels: int) -> Int[torch.Tensor, "step frame"]:
     """One frame after the other: `pyramid` with `uncertainty = steps`."""
-    return pyramid(n_frames, steps, n_levels, uncertainty=steps)
+    return pyramid(n_frames, steps, n_levels, uncertainty=float(steps))
 
 
 def trapezoid(n_frames: int, steps: int, n_levels: int, uncertainty: float = 1.0) -> Int[torch.Tensor, "step frame"]:
@@ -76,7 +76,7 @@ def make_matrix(
 
 def with_mask(
     matrix: Int[torch.Tensor, "step frame"], mask: Int[torch.Tensor, "batch frame"], n_levels: int
-) -> Int[torch.Tensor, "step batch frame"]:
+) -> Int[torch.Tensor, "_ batch frame"]:
     """Fit a matrix to what is known of each clip.
 
     Context frames (`mask` 1 ground truth, 2 generated) are clean in every row, padding frames (-1) pure noise, frames

@@ -22,11 +22,11 @@ from vdinterp.diffusion import (
     sample_steps,
     with_mask,
 )
+from vdinterp.interventions import Intervention
 from vdinterp.models import ActivationCache
 from vdinterp.pipeline.checks import check_cond, check_cond_mask, check_latents, check_mask, check_steps_used
 
 if TYPE_CHECKING:
-    from vdinterp.interventions import Intervention
     from vdinterp.pipeline.video_diffusion import VideoDiffusion
 
 
@@ -40,7 +40,7 @@ class StepState:
         latents, next_latents: `[batch frame channel height width]` before and after the step.
         x0: estimate of the clean latents at this step (clean frames: the latents themselves).
         cache: activations of this step, if `record` was given. With guidance its batch axis holds all branches: clip
-            `i`, branch `j` is entry `i * n_branches + j`. A padded clip shows its padding frames here.
+            `i` of branch `j` is entry `j * n_clips + i`. A padded clip shows its padding frames here.
         n_branches: forward passes a clip.
     """
 
@@ -103,14 +103,14 @@ def make_plan(
     *,
     steps: int = 50,
     guidance: Guidance | Sequence[Guidance] | None = None,
-    cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+    cond: Float[torch.Tensor, "batch _ d_action"] | None = None,
     cond_mask: Bool[torch.Tensor, "batch"] | None = None,
     seed: int = 0,
     noise: torch.Tensor | NoiseSource | None = None,
     interventions: Sequence[Intervention] = (),
     at_steps: Iterable[int] | None = None,
     record: Any = None,
-    matrix: str | Int[torch.Tensor, "step frame"] = "full_sequence",
+    matrix: str | Int[torch.Tensor, "step _"] = "full_sequence",
     uncertainty: float = 1.0,
     eta: float = 0.0,
     mask: Int[torch.Tensor, "batch frame"] | Sequence[int] | None = None,

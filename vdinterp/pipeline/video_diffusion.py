@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
+from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import windows
 from vdinterp.pipeline.checks import check_cond, check_cond_mask, check_latents
 from vdinterp.pipeline.sampling import SampleResult, StepState, collect, make_plan, run_plan
 from vdinterp.vae import VAE, LatentStats
-
-if TYPE_CHECKING:
-    from vdinterp.interventions import Intervention
 
 
 class VideoDiffusion:
@@ -152,14 +150,14 @@ class VideoDiffusion:
         *,
         steps: int = 50,
         guidance: Guidance | Sequence[Guidance] | None = None,
-        cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+        cond: Float[torch.Tensor, "batch _ d_action"] | None = None,
         cond_mask: Bool[torch.Tensor, "batch"] | None = None,
         seed: int = 0,
         noise: torch.Tensor | NoiseSource | None = None,
         interventions: Sequence[Intervention] = (),
         at_steps: Iterable[int] | None = None,
         record: Any = None,
-        matrix: str | Int[torch.Tensor, "step frame"] = "full_sequence",
+        matrix: str | Int[torch.Tensor, "step _"] = "full_sequence",
         uncertainty: float = 1.0,
         eta: float = 0.0,
         mask: Int[torch.Tensor, "batch frame"] | Sequence[int] | None = None,
@@ -175,8 +173,8 @@ class VideoDiffusion:
                 are used; None generates `batch` clips from nothing.
             n_frames: length of the clip, context included; default and maximum `model.cfg.n_frames`.
             steps: denoising steps a frame, at most the number of noise levels.
-            guidance: a guidance or a list of them, see `vdinterp.diffusion.guidance`. Branches are stacked over the
-                batch, the branch being the fast axis.
+            guidance: a guidance or a list of them, see `vdinterp.diffusion.guidance`. Branches follow one
+                another in the batch: clip `i` of branch `j` is entry `j * n_clips + i`.
             cond: one action a frame. `cond_mask`: clips whose action is dropped.
             seed: a clip's noise depends on `(seed, first_index + its place in the batch)` and on nothing else.
             noise: the initial state itself (to share one noise between conditions), or a NoiseSource.

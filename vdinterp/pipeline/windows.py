@@ -27,7 +27,7 @@ def rollout(
     *,
     window: int | None = None,
     overlap: int | None = None,
-    cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+    cond: Float[torch.Tensor, "batch _ d_action"] | None = None,
     first_index: int = 0,
     progress: bool = False,
     **options: Any,
