@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from vdinterp.diffusion import (
     GivenNoise,
@@ -113,7 +113,7 @@ def make_plan(
     matrix: str | Int[torch.Tensor, "step _"] = "full_sequence",
     uncertainty: float = 1.0,
     eta: float = 0.0,
-    mask: Int[torch.Tensor, "batch frame"] | Sequence[int] | None = None,
+    mask: Shaped[torch.Tensor, "... frame"] | Sequence[int] | None = None,
     batch: int | None = None,
     first_index: int = 0,
     keys: Sequence[tuple[int, ...]] | None = None,

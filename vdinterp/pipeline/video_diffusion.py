@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import nn
 
 from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
@@ -160,7 +160,7 @@ class VideoDiffusion:
         matrix: str | Int[torch.Tensor, "step _"] = "full_sequence",
         uncertainty: float = 1.0,
         eta: float = 0.0,
-        mask: Int[torch.Tensor, "batch frame"] | Sequence[int] | None = None,
+        mask: Shaped[torch.Tensor, "... frame"] | Sequence[int] | None = None,
         batch: int | None = None,
         first_index: int = 0,
         pad: bool | None = None,
