@@ -81,8 +81,12 @@ class VideoDiffusion:
 
     def encode(
         self, video: Float[torch.Tensor, "batch frame channel height width"]
-    ) -> Float[torch.Tensor, "batch frame channel height width"]:
-        """Video in [0, 1] to normalised latents. Raises `ValueError` for another shape or range."""
+    ) -> Float[torch.Tensor, "batch _ _ _ _"]:
+        """Video in [0, 1] to normalised latents `[batch frame channel height width]`.
+
+        Raises:
+            ValueError: another shape, type or range, or a pipeline without VAE.
+        """
         vae = self._need_vae()
         if not isinstance(video, torch.Tensor) or video.ndim != 5:
             shape = list(video.shape) if isinstance(video, torch.Tensor) else type(video).__name__
@@ -97,8 +101,8 @@ class VideoDiffusion:
 
     def decode(
         self, latents: Float[torch.Tensor, "batch frame channel height width"]
-    ) -> Float[torch.Tensor, "batch frame channel height width"]:
-        """Normalised latents to video in [0, 1]."""
+    ) -> Float[torch.Tensor, "batch _ _ _ _"]:
+        """Normalised latents to video `[batch frame channel height width]` in [0, 1]."""
         vae = self._need_vae()
         check_latents(latents, self.model.cfg)
         return vae.decode(self.latent_stats.unnormalize(latents.to(self.device))).clamp(0, 1)

@@ -14,7 +14,7 @@ import torch
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.loading import FAMILIES, read_checkpoint
-from vdinterp.pipeline.bundle import SETTINGS, WEIGHTS, list_checkpoints, load_bundle
+from vdinterp.pipeline.bundle import SETTINGS, WEIGHTS, load_bundle
 from vdinterp.pipeline.video_diffusion import VideoDiffusion
 from vdinterp.vae import VAE, LatentStats
 
@@ -182,6 +182,3 @@ def _download(name: str, file: str) -> Path:
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no answer'}). {name!r} is no local path "
             f"either. Without a network these work: bundled models {list_models()}, or a downloaded folder or file"
         ) from error
-
-
-__all__ = ["list_checkpoints", "list_families", "list_models", "load"]
