@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 OUT    ?= out
-CLIPS  ?= 8
+CLIPS  ?=
 TESTS  ?= tests
 # CPU runs of these small models are fastest with as many processes as cores and one thread each.
 WORKERS ?= auto
@@ -12,7 +12,7 @@ WORKERS ?= auto
 .PHONY: study test check format notebooks bench constraints clean
 
 study: $(VENV)/.core
-	$(VENV)/bin/vdinterp study ablations --model tiny-crafter --model tiny-induction --clips $(CLIPS) --out $(OUT)/ablations
+	$(VENV)/bin/vdinterp study ablations --model tiny-crafter --model tiny-induction $(if $(CLIPS),--clips $(CLIPS)) --out $(OUT)/ablations
 
 test: $(VENV)/.dev            ## includes the notebooks (tests/test_notebooks.py)
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)

@@ -113,7 +113,7 @@ def test_study_of_two_models_without_a_file(folder: Path, studies: list, tmp_pat
 
 def test_a_short_video_gives_fewer_clips_and_says_so(folder: Path, studies: list, tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", torch.rand(9, 3, 16, 16))
-    outcome = run("study", "ablations", "--model", folder, "--video", video, "--out", tmp_path / "out")
+    outcome = run("study", "ablations", "--model", folder, "--video", video, "--clips", 8, "--out", tmp_path / "out")
     assert "long enough for 2 of 8 clips" in outcome.output
     assert len(studies[0][1]["clips"]) == 2
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vdinterp.pipeline import VideoDiffusion
 
 USER_ERRORS = (ValueError, KeyError, FileNotFoundError)
+CLIPS_OF_A_FILE = 8
 
 
 class _OneLine(click.ClickException):
@@ -68,11 +69,11 @@ def hooks(model: str) -> None:
 @click.option("--model", "model_names", multiple=True, required=True, help="A bundled model; may be given again.")
 @click.option("--video", type=click.Path(path_type=Path), help="An mp4, webm or gif file instead of bundled clips.")
 @click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth frame of the file.")
-@click.option("--clips", type=click.IntRange(min=1), default=8, show_default=True, help="How many clips to use.")
+@click.option("--clips", type=click.IntRange(min=1), help="How many clips at most; each study has its own default.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder to write.")
 @click.option("--resume/--fresh", default=True, show_default=True, help="Continue a stopped run, or start over.")
 def study(
-    name: str, model_names: tuple[str, ...], video: Path | None, stride: int, clips: int, out: Path, resume: bool
+    name: str, model_names: tuple[str, ...], video: Path | None, stride: int, clips: int | None, out: Path, resume: bool
 ) -> None:
     """Run the study NAME (for example: ablations) on one model or several, and write one report."""
     import vdinterp as vd
@@ -110,7 +111,7 @@ def train(name: str, steps: int | None, out: Path, seed: int, resume: bool) -> N
     click.echo(f"Wrote {name} to {out}")
 
 
-def _clips_for(pipe: VideoDiffusion, video: Path, n: int, stride: int) -> Clips:
+def _clips_for(pipe: VideoDiffusion, video: Path, n: int | None, stride: int) -> Clips:
     """Clips of a file in the size, colours and length that the model was made for."""
     import torch
 
@@ -119,8 +120,8 @@ def _clips_for(pipe: VideoDiffusion, video: Path, n: int, stride: int) -> Clips:
     cfg = pipe.model.cfg
     frame = pipe.decode(torch.zeros(1, 1, cfg.in_channels, cfg.height, cfg.width))
     channels, height, width = frame.shape[2:]
-    found = read_clips(video, n, cfg.n_frames, (height, width), stride=stride, channels=channels)
-    if len(found) < n:
+    found = read_clips(video, n or CLIPS_OF_A_FILE, cfg.n_frames, (height, width), stride=stride, channels=channels)
+    if n is not None and len(found) < n:
         click.echo(f"{video} is long enough for {len(found)} of {n} clips", err=True)
     return found
 

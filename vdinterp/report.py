@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -148,18 +149,19 @@ def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> st
 
 def _figure(figure: go.Figure, caption: str, number: int) -> str:
     figure = go.Figure(figure)
-    shown_title = (figure.layout.title.text or "").replace("<br>", " ")
+    layout: Any = figure.layout
+    shown_title = (layout.title.text or "").replace("<br>", " ")
     if not caption or shown_title == caption:
         # The page says the title above the figure, where it wraps with the window.
         caption = caption or shown_title
-        figure.update_layout(title_text="", margin_t=max(36, (figure.layout.margin.t or 60) - 36))
+        figure.update_layout(title_text="", margin_t=max(36, (layout.margin.t or 60) - 36))
     figure.update_layout(autosize=True, width=None)
     drawn = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         config=CONFIG,
         div_id=f"figure-{number}",
-        default_height=f"{figure.layout.height or 450}px",
+        default_height=f"{layout.height or 450}px",
     )
     label = f"<figcaption><b>Figure {number}.</b> {_inline(caption)}</figcaption>"
     return f'<figure>{label}<div class="plot" role="img" aria-label="{html.escape(caption)}">{drawn}</div></figure>'
@@ -233,7 +235,7 @@ def _table_files(sections: Sequence[Section]) -> dict[str, pd.DataFrame]:
 
 def _record(section: Section) -> dict[str, object]:
     tables = {
-        caption: json.loads(table.to_json(orient="records", double_precision=12))
+        caption: json.loads(str(table.to_json(orient="records", double_precision=12)))
         for caption, table in section.tables.items()
     }
     return {"title": section.title, "text": section.text, "figures": list(section.figures), "tables": tables}

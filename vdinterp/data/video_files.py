@@ -125,6 +125,7 @@ def _check_request(n_frames: int | None, size: tuple[int, int] | None, stride: i
 def _decode(path: Path) -> Iterator[torch.Tensor]:
     """Frames [height width channel] uint8, one at a time."""
     import av
+    import av.error
 
     readable = "an mp4, webm or gif file, or another that FFmpeg reads"
     if not path.exists():
@@ -140,7 +141,7 @@ def _decode(path: Path) -> Iterator[torch.Tensor]:
                 raise ValueError(f"{path} has no video in it, only {', '.join(kinds)}; give {readable}")
             for frame in container.decode(video=0):
                 yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as video ({error.strerror}); give {readable}") from error
 
 

@@ -63,7 +63,8 @@ def attention_strip(
             _frame_token(row, queries[name], cell)
         rows.append(row)
     figure = strip_figure(rows, list(arrays), title=title)
-    bar = color_bar("attention weight", figure.layout.height)
+    layout: Any = figure.layout
+    bar = color_bar("attention weight", layout.height)
     figure.add_scatter(
         x=[None],
         y=[None],

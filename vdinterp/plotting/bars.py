@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -51,8 +52,8 @@ def bars(
             error = {
                 "type": "data",
                 "symmetric": False,
-                "array": (part[high] - values).clip(lower=0),
-                "arrayminus": (values - part[low]).clip(lower=0),
+                "array": np.maximum(part[high] - values, 0),
+                "arrayminus": np.maximum(values - part[low], 0),
                 "color": INK,
                 "thickness": 1.2,
                 "width": 3,

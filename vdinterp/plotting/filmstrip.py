@@ -89,7 +89,8 @@ def strip_figure(
     # The aspect ratio is fixed, so the height must follow from the width that the labels leave.
     scale = min(room / canvas.shape[1], LARGEST_FRAME / max(height, width))
     finish(figure, title=title, x_title=x_title, y_title=None)
-    margin = figure.layout.margin.t + (14 if n_context else 0)
+    layout: Any = figure.layout
+    margin = layout.margin.t + (14 if n_context else 0)
     figure.update_layout(height=int(canvas.shape[0] * scale + margin + 64), margin={"t": margin, "b": 56, "l": 20})
     blank = {"showgrid": False, "zeroline": False, "showline": False, "ticks": "", "constrain": "domain"}
     figure.update_xaxes(**blank, range=[-0.5, canvas.shape[1] - 0.5], constraintoward="left")

@@ -38,7 +38,9 @@ def lines(
     figure = go.Figure()
     groups = [None] if color is None else list(dict.fromkeys(table[color]))
     for index, group in enumerate(groups):
-        part = (table if group is None else table[table[color] == group]).sort_values(x)
+        part = table.sort_values(by=[x])
+        if group is not None:
+            part = part.loc[part[color] == group]
         shade = PALETTE[index % len(PALETTE)]
         name = "" if group is None else str(group)
         if low is not None and high is not None:
