@@ -131,7 +131,7 @@ def models_table() -> pd.DataFrame:
     import pandas as pd
 
     from vdinterp.pipeline import list_checkpoints, list_models, load
-    from vdinterp.pipeline.load import MODELS
+    from vdinterp.pipeline.loading import MODELS
 
     rows = []
     for name in list_models():

@@ -55,9 +55,6 @@ def _template() -> go.layout.Template:
     return go.layout.Template(layout=layout)
 
 
-pio.templates[TEMPLATE] = _template()
-
-
 def finish(
     figure: go.Figure, *, title: str, x_title: str | None, y_title: str | None, height: int | None = None
 ) -> go.Figure:
@@ -70,6 +67,8 @@ def finish(
         if value is not None and not value.strip():
             raise ValueError(f"{name} is empty; say what is shown, with its unit (None only for an axis without one)")
     wrapped = textwrap.wrap(title, 95)
+    if TEMPLATE not in pio.templates:
+        pio.templates[TEMPLATE] = _template()  # here, not at import: building it takes a quarter of a second
     figure.update_layout(template=TEMPLATE, title={"text": "<br>".join(wrapped)}, height=height)
     has_legend = any(trace.name and trace.type in ("bar", "scatter") for trace in figure.data)
     figure.update_layout(showlegend=has_legend, margin={"t": 42 + 20 * len(wrapped) + (26 if has_legend else 0)})
