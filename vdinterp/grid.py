@@ -71,7 +71,7 @@ class TokenGrid:
         return tuple(k - q for q, k in zip(self.coordinates(query), self.coordinates(key), strict=True))  # type: ignore[return-value]
 
     def displaced(self, frame: int, row: int, col: int) -> Bool[torch.Tensor, "query key"]:
-        """Which (query, key) pairs are exactly `(frame, row, col)` apart, key minus query. [n_tokens, n_tokens]."""
+        """Which (query, key) pairs are exactly `(frame, row, col)` apart, key minus query."""
         at = self.all_coordinates()
         wanted = torch.tensor([frame, row, col])
         return (at[None, :] - at[:, None] == wanted).all(-1)
@@ -84,10 +84,15 @@ class TokenGrid:
         found = [self.index(frame, r, c) for r in rows for c in cols]
         return [index for index in found if index != token]
 
-    def tokens(self, frames: list[int] | None = None, rows: list[int] | None = None, cols: list[int] | None = None):
-        """Indices of all tokens in the given frames, rows and columns (None: all of them), in token order."""
+    def tokens(
+        self, frames: list[int] | None = None, rows: list[int] | None = None, cols: list[int] | None = None
+    ) -> list[int]:
+        """Indices of all tokens in the given frames, rows and columns (None: all of them), in token order.
+
+        Negative coordinates count from the end; raises `ValueError` outside the grid.
+        """
         picked = [
             range(size) if chosen is None else chosen
             for chosen, size in zip((frames, rows, cols), self.shape, strict=True)
         ]
-        return [self.index(f, r, c) for f in picked[0] for r in picked[1] for c in picked[2]]
+        return sorted({self.index(f, r, c) for f in picked[0] for r in picked[1] for c in picked[2]})

@@ -4,7 +4,8 @@ An intervention is a frozen dataclass; `hooks(model)` checks it against a model 
 carry it out. `model.intervene(...)` and `pipe.sample(..., interventions=[...])` apply them.
 
 `heads`, `frames`, `rows`, `cols`, `channels` narrow an intervention down (None: all of them). On an N x N site
-frames, rows and columns select queries. `steps` limits it to some denoising steps of a sampler.
+frames, rows and columns select queries. `channels` counts along d_model, d_head, d_mlp or the latents' channels.
+`steps` limits it to some denoising steps of a sampler.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -22,6 +24,7 @@ Site = str | Sequence[str] | Callable[[str], bool]
 
 # Axes that a mean is taken over; what is left (head, d_model, d_head ...) tells the components apart.
 SAMPLE_AXES = ("batch", "frame", "pos", "query", "key", "row*col")
+CHANNEL_AXES = ("d_model", "d_head", "d_mlp", "channel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,10 @@ class Intervention(ABC):
     """Something that changes a forward pass. Subclasses say where and how."""
 
     steps: Collection[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not isinstance(self.steps, Collection):
+            raise ValueError(f"steps={self.steps!r}: give a list or a range of denoising steps.")
 
     @abstractmethod
     def hooks(self, model: Any) -> list[HookPair]:
@@ -77,51 +84,61 @@ class SiteIntervention(Intervention):
         return replace
 
     def _check(self, model: Any, name: str) -> None:
-        dims = model.hook_dict[name].dims
-        sizes = {"heads": model.cfg.n_heads, "frames": model.cfg.n_frames, "rows": model.cfg.n_rows, "cols": model.cfg.n_cols}
-        for field, size in sizes.items():
-            for value in getattr(self, field) or ():
-                if not 0 <= value < size:
-                    raise ValueError(f"{field} {value}: {model.cfg.model_name} has {size} {field}, so 0..{size - 1}.")
-        if self.heads is not None and "head" not in dims:
-            raise ValueError(f"{name} ({' '.join(dims)}) has no head axis; heads can be chosen on z, q, k, v, pattern ...")
-        if (self.rows or self.cols) and not {"pos", "query"} & set(dims):
-            raise ValueError(f"{name} ({' '.join(dims)}) has no tokens, so no rows or cols to choose from.")
-        if self.frames is not None and not {"pos", "frame", "query"} & set(dims):
-            raise ValueError(f"{name} ({' '.join(dims)}) has no frames to choose from.")
+        cfg, dims, shape = model.cfg, model.hook_dict[name].dims, dict(zip(*model.hook_axes(name), strict=True))
+        check_choice("heads", self.heads, cfg.n_heads, cfg.model_name)
+        check_choice("frames", self.frames, cfg.n_frames, cfg.model_name)
+        check_choice("rows", self.rows, cfg.n_rows, cfg.model_name)
+        check_choice("cols", self.cols, cfg.n_cols, cfg.model_name)
+        channel_axis = next((dim for dim in dims if dim in CHANNEL_AXES), None)
+        needed = {"heads": {"head"}, "channels": set(CHANNEL_AXES), "frames": {"pos", "frame", "query"}}
+        for field, axes in {**needed, "rows": {"pos", "query"}, "cols": {"pos", "query"}}.items():
+            if getattr(self, field) is not None and not axes & set(dims):
+                raise ValueError(f"{name} has the axes {' '.join(dims)}: there are no {field} to choose.")
+        if channel_axis is not None:
+            check_choice("channels", self.channels, shape[channel_axis], name)
 
     def _selection(self, activation: torch.Tensor, dims: Sequence[str], model: Any) -> torch.Tensor:
         """Boolean, broadcastable to the activation: the part to replace."""
-        chosen = torch.ones([1] * activation.ndim, dtype=torch.bool, device=activation.device)
-        token_axis = "query" if "query" in dims else "pos"
+        per_frame = model.cfg.n_rows * model.cfg.n_cols
         wanted: dict[int, list[bool]] = {}
         for axis, dim in enumerate(dims):
             size = activation.shape[axis]
-            if dim == "head" and self.heads is not None:
-                wanted[axis] = [head in self.heads for head in range(size)]
-            elif dim == "frame" and self.frames is not None:
-                wanted[axis] = [frame in self.frames for frame in range(size)]
-            elif dim == token_axis and any(part is not None for part in (self.frames, self.rows, self.cols)):
-                wanted[axis] = self._tokens(size, model, framed="frame" in dims)
-        if self.channels is not None:
-            last = activation.ndim - 1
-            wanted[last] = [channel in self.channels for channel in range(activation.shape[last])]
+            if dim == "head":
+                wanted[axis] = _among(self.heads, range(size))
+            elif dim == "frame" or (dim == "query" and "row*col" in dims):  # over time a query is a frame
+                wanted[axis] = _among(self.frames, range(size))
+            elif dim in ("pos", "query", "row*col"):
+                cells = [token % per_frame for token in range(size)]
+                rows = _among(self.rows, [cell // model.cfg.n_cols for cell in cells])
+                cols = _among(self.cols, [cell % model.cfg.n_cols for cell in cells])
+                has_frames = "frame" in dims or dim == "row*col"
+                frames = _among(None if has_frames else self.frames, [token // per_frame for token in range(size)])
+                wanted[axis] = [all(parts) for parts in zip(frames, rows, cols, strict=True)]
+            elif dim in CHANNEL_AXES:
+                wanted[axis] = _among(self.channels, range(size))
+        chosen = torch.ones([1] * activation.ndim, dtype=torch.bool, device=activation.device)
         for axis, flags in wanted.items():
+            if not any(flags):
+                raise ValueError(f"frames {self.frames}: this clip is shorter than that, so nothing is left to change.")
             shape = [1] * activation.ndim
             shape[axis] = len(flags)
             chosen = chosen & torch.tensor(flags, device=activation.device).view(shape)
         return chosen
 
-    def _tokens(self, n_tokens: int, model: Any, framed: bool) -> list[bool]:
-        """Which tokens lie in the chosen frames, rows and columns."""
-        per_frame = model.cfg.n_rows * model.cfg.n_cols
-        flags = []
-        for token in range(n_tokens):
-            frame, cell = divmod(token, per_frame)
-            row, col = divmod(cell, model.cfg.n_cols)
-            parts = ((None if framed else self.frames, frame), (self.rows, row), (self.cols, col))
-            flags.append(all(picked is None or value in picked for picked, value in parts))
-        return flags
+
+def _among(chosen: Sequence[int] | None, values: Sequence[int]) -> list[bool]:
+    return [chosen is None or value in chosen for value in values]
+
+
+def check_choice(field: str, chosen: Any, size: int, owner: str) -> None:
+    """Raise `ValueError` unless `chosen` is None or a list of whole numbers in `range(size)` that is not empty."""
+    if chosen is None:
+        return
+    if not isinstance(chosen, Collection) or isinstance(chosen, str) or not len(chosen):
+        raise ValueError(f"{field}={chosen!r}: give a list of one or more numbers, or None for all {size}.")
+    for value in chosen:
+        if not isinstance(value, Integral) or int(value) not in range(size):
+            raise ValueError(f"{field} {value!r}: {owner} has {size} {field}, so 0..{size - 1}.")
 
 
 @dataclass(frozen=True)
@@ -140,6 +157,7 @@ class Ablate(SiteIntervention):
     reference: Mapping[str, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         modes = ("zero", "mean", "resample", "frozen")
         if self.mode not in modes:
             raise ValueError(f"Unknown ablation mode {self.mode!r}; choose one of {', '.join(modes)}.")
@@ -153,6 +171,7 @@ class Ablate(SiteIntervention):
         assert self.reference is not None
         if name not in self.reference:
             raise KeyError(f"The reference has no {name!r}; record it with run_with_cache(..., names=[{name!r}]).")
+        check_stored(self.reference[name], model, name)
         if self.mode == "resample" and len(self.reference[name]) < 2:
             raise ValueError("mode='resample' needs at least two clips in the reference: one clip has no other.")
 
@@ -180,6 +199,7 @@ class Patch(SiteIntervention):
         super()._check(model, name)
         if name not in self.source:
             raise KeyError(f"The source has no {name!r}; record it with run_with_cache(..., names=[{name!r}]).")
+        check_stored(self.source[name], model, name)
 
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
         return fitted(self.source[hook.name], activation, hook)
@@ -205,13 +225,23 @@ class Freeze(SiteIntervention):
 
 @dataclass(frozen=True)
 class Custom(SiteIntervention):
-    """Your own function `(activation, hook) -> tensor`, applied to the chosen part only."""
+    """Your own function `(activation, hook) -> tensor`, or None after an edit in place.
+
+    It gets and returns the whole activation; what it did outside the chosen part is dropped.
+    """
 
     site: Site
     function: Callable[..., torch.Tensor]
 
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
-        return self.function(activation, hook)
+        given = activation.clone()
+        returned = self.function(given, hook)
+        if returned is None:
+            return given
+        if not isinstance(returned, torch.Tensor) or returned.shape != activation.shape:
+            shown = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
+            raise ValueError(f"Custom: the function gave {shown} for {hook.name}, which is {list(activation.shape)}.")
+        return returned
 
 
 @dataclass(frozen=True)
@@ -230,23 +260,37 @@ class MaskAttention(Intervention):
     heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.allow is None and self.cut is None:
             raise ValueError("MaskAttention needs allow= ('own_frame', 'same_position' or a mask) or cut=.")
         if isinstance(self.allow, str) and self.allow not in ("own_frame", "same_position"):
             raise ValueError(f"Unknown allow={self.allow!r}; choose 'own_frame', 'same_position' or a boolean tensor.")
+        if self.cut is not None and len(self.cut) != 2:
+            raise ValueError(f"cut={self.cut!r}: give two lists, (query frames, key frames).")
         if self.cut is not None and set(self.cut[0]) & set(self.cut[1]):
-            raise ValueError("cut=(query frames, key frames) must not share frames: a token would lose sight of itself.")
+            raise ValueError("cut=(query frames, key frames) must not share frames: a token would not see itself.")
 
     def hooks(self, model: Any) -> list[HookPair]:
-        layers = range(model.cfg.n_layers) if self.layers is None else self.layers
-        for field, values, size in (("layers", layers, model.cfg.n_layers), ("heads", self.heads, model.cfg.n_heads)):
-            for value in values or ():
-                if not 0 <= value < size:
-                    raise ValueError(f"{field} {value}: {model.cfg.model_name} has {size}, so 0..{size - 1}.")
-        axes = {layer: model.cfg.blocks[layer].axis for layer in layers}
+        cfg = model.cfg
+        check_choice("layers", self.layers, cfg.n_layers, cfg.model_name)
+        check_choice("heads", self.heads, cfg.n_heads, cfg.model_name)
+        for frames in self.cut or ():
+            check_choice("frames", frames, cfg.n_frames, cfg.model_name)
+        axes = {
+            layer: cfg.blocks[layer].axis for layer in (range(cfg.n_layers) if self.layers is None else self.layers)
+        }
         if isinstance(self.allow, torch.Tensor) and any(axis != "3d" for axis in axes.values()):
             raise ValueError("A mask over all tokens fits 3d attention only; use 'own_frame', 'same_position' or cut=.")
-        return [(f"blocks.{layer}.attn.hook_mask", self._hook(model, axis)) for layer, axis in axes.items()]
+        touched = {layer: axis for layer, axis in axes.items() if self._matters(axis)}
+        if not touched:
+            raise ValueError(f"allow={self.allow!r}, cut={self.cut!r} forbids nothing that these layers do.")
+        return [(f"blocks.{layer}.attn.hook_mask", self._hook(model, axis)) for layer, axis in touched.items()]
+
+    def _matters(self, axis: str) -> bool:
+        """Spatial attention never leaves its frame, temporal attention never its place: nothing to forbid there."""
+        if axis == "space":
+            return self.allow == "same_position"
+        return axis == "3d" or self.allow == "own_frame" or self.cut is not None
 
     def _hook(self, model: Any, axis: str) -> Callable[..., torch.Tensor | None]:
         def restrict(mask: torch.Tensor, hook: Any) -> torch.Tensor | None:
@@ -279,6 +323,17 @@ class MaskAttention(Intervention):
             queries, keys = (torch.isin(frame, torch.tensor(list(frames))) for frames in self.cut)
             allowed = allowed & ~(queries[:, None] & keys[None, :])
         return allowed
+
+
+def check_stored(stored: torch.Tensor, model: Any, name: str) -> None:
+    """Raise `ValueError` if a stored activation cannot be this hook's: other axes, heads or widths."""
+    dims, shape = model.hook_axes(name)
+    fixed = {axis: size for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)) if dim not in SAMPLE_AXES}
+    if stored.ndim != len(dims) or any(stored.shape[axis] != size for axis, size in fixed.items()):
+        raise ValueError(
+            f"The stored {name} is {list(stored.shape)}; {model.cfg.model_name} has {list(shape)} ({' '.join(dims)}). "
+            "Is it of another model?"
+        )
 
 
 def fitted(stored: torch.Tensor, activation: torch.Tensor, hook: Any) -> torch.Tensor:

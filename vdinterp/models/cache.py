@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vdinterp.grid import TokenGrid
@@ -25,12 +28,10 @@ class ActivationCache(Mapping[str, torch.Tensor]):
 
     `cache["blocks.2.attn.hook_z"]`, `cache["z", 2]`, `cache["resid_post", -1]` (the last layer),
     `cache["mod.gate", 0, "mlp"]` (alias, layer, sublayer; without one the self-attention's is meant).
-    `cache["pattern", l]`, `cache["attn_scores", l]` and `cache["result", l]` are computed on demand from what is there.
+    `pattern`, `attn_scores` and `result` are computed on demand from what is there, unless they were recorded.
     """
 
-    def __init__(
-        self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None
-    ) -> None:
+    def __init__(self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None) -> None:
         self._tensors, self.grid, self.model = tensors, grid, model
 
     def __iter__(self) -> Iterator[str]:
@@ -43,6 +44,7 @@ class ActivationCache(Mapping[str, torch.Tensor]):
         return f"ActivationCache({len(self)} activations, {self.nbytes / 2**20:.1f} MiB, grid {self.grid.shape})"
 
     def __contains__(self, key: object) -> bool:
+        """Whether this one activation was recorded; what is computed on demand is not counted."""
         try:
             self._find(key)  # type: ignore[arg-type]
         except KeyError:
@@ -51,31 +53,37 @@ class ActivationCache(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, key: Key) -> torch.Tensor:
         """An activation, by full name or `(alias, layer[, sublayer])`. Raises `KeyError` saying what would work."""
-        derived = self._derived(key) if isinstance(key, tuple) else None
-        if derived is not None and key not in self:
-            return derived(*key[1:])
+        if key not in self and (derived := self._derived(key)) is not None:
+            return derived()
         return self._tensors[self._find(key)]
 
     def _find(self, key: Key) -> str:
-        if isinstance(key, str):
-            names = [key] if key in self._tensors else match_alias(key, self._tensors)
-            wanted = key
-        else:
-            alias, layer, *sublayer = key
-            block = f"blocks.{self._layer(layer)}."
-            in_block = [name for name in self._tensors if name.startswith(block)]
-            wanted = block + ".".join([*sublayer, alias])
-            names = match_alias(alias, in_block)
-            for chosen in sublayer or ["attn"]:
-                within = [name for name in names if name.startswith(f"{block}{chosen}.")]
-                names = within if sublayer or within else names
+        names = self._matches(key, self._tensors)
         if len(names) == 1:
             return names[0]
         if names:
-            raise KeyError(f"{wanted!r} is ambiguous: {', '.join(names)}. Give the layer and sublayer, or the full name.")
-        if self.model is not None and (known := match_alias(wanted, self.model.hook_names)):
-            raise KeyError(f"{known[0]!r} was not cached. Run again with it among names=[...]; cached are {self._stock()}.")
-        raise unknown_hook(wanted, self.model.hook_names if self.model is not None else self._tensors)
+            raise KeyError(f"{key!r} is ambiguous: {', '.join(names)}. Give the layer and sublayer, or the full name.")
+        if self.model is not None and (known := self._matches(key, self.model.hook_names)):
+            raise KeyError(f"{known[0]!r} was not cached. Run again with it in names=[...]; cached: {self._stock()}.")
+        raise unknown_hook(self._written(key), self.model.hook_names if self.model is not None else self._tensors)
+
+    def _matches(self, key: Key, names: Iterable[str]) -> list[str]:
+        """The names that a key stands for; more than one is ambiguous."""
+        if isinstance(key, str):
+            return [key] if key in names else match_alias(key, names)
+        if not (isinstance(key, tuple) and len(key) in (2, 3)):
+            raise KeyError(f"{key!r} is no key; use a hook name or (alias, layer[, sublayer]), e.g. ('z', 3).")
+        alias, layer, *sublayer = key
+        block = f"blocks.{self._layer(layer)}."
+        found = match_alias(alias, [name for name in names if name.startswith(block)])
+        within = [name for name in found if name.startswith(f"{block}{sublayer[0] if sublayer else 'attn'}.")]
+        return within if within or sublayer else found
+
+    def _written(self, key: Key) -> str:
+        """A key as the name it asks for."""
+        if isinstance(key, str):
+            return key
+        return ".".join(["blocks", str(self._layer(key[1])), *key[2:], key[0]])
 
     def _stock(self) -> str:
         aliases = sorted({name.rpartition("hook_")[2] for name in self._tensors})
@@ -91,13 +99,24 @@ class ActivationCache(Mapping[str, torch.Tensor]):
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= layer < self.n_layers:
-            raise KeyError(f"Layer {layer} does not exist: {self.n_layers} layers, so 0..{self.n_layers - 1} or negative.")
+            raise KeyError(f"No layer {layer}: there are {self.n_layers}, so 0..{self.n_layers - 1} or negative.")
         return layer % self.n_layers
 
     # What is computed on demand
 
-    def _derived(self, key: tuple) -> Callable[..., torch.Tensor] | None:
-        return {"pattern": self.pattern, "attn_scores": self.attn_scores, "result": self.head_results}.get(key[0])
+    def _derived(self, key: Key) -> Callable[[], torch.Tensor] | None:
+        """How to compute what was not recorded: `("pattern", 3)`, `"blocks.3.attn.hook_pattern"` ..."""
+        if isinstance(key, str):
+            named = re.fullmatch(r"blocks\.(\d+)\.(attn|cross_attn)\.(?:hook_)?(\w+)", key)
+            if named is None:
+                return None
+            key = (named[3], int(named[1]), named[2])
+        makers = {
+            "pattern": self.pattern,
+            "attn_scores": self.attn_scores,
+            "result": partial(self.head_results, gated=False),
+        }
+        return partial(makers[key[0]], *key[1:]) if key[0] in makers else None
 
     def _model(self, purpose: str) -> HookedVideoDiT:
         if self.model is None:
@@ -105,19 +124,25 @@ class ActivationCache(Mapping[str, torch.Tensor]):
         return self.model
 
     def attn_scores(self, layer: int, sublayer: str = "attn") -> Float[torch.Tensor, "*batch head query key"]:
-        """Scaled dot products from the cached `rot_q`, `rot_k`; masked ones are -inf. Shapes as `hook_attn_scores`."""
+        """Scaled dot products from the cached `rot_q`, `rot_k`; masked ones are -inf. Shapes as `hook_attn_scores`.
+
+        The mask is the model's own, or the one that interventions put there while the cache was made.
+        """
         attention = self._model("An attention pattern").sublayer(self._layer(layer), sublayer)
-        return attention.scores(self["rot_q", layer, sublayer], self["rot_k", layer, sublayer], self.grid)
+        scores = attention.scores(self["rot_q", layer, sublayer], self["rot_k", layer, sublayer], self.grid)
+        hooked = ("mask", layer, sublayer)
+        return scores.masked_fill(~self[hooked].bool(), -torch.inf) if hooked in self else scores
 
     def pattern(self, layer: int, sublayer: str = "attn") -> Float[torch.Tensor, "*batch head query key"]:
-        """Attention probabilities, computed from the cached `rot_q`, `rot_k`. A mask set by a hook is not known here."""
+        """Attention probabilities from the cached `rot_q`, `rot_k`; a hook that edited the pattern is not seen here."""
         scores = self.attn_scores(layer, sublayer)
         return scores.float().softmax(dim=-1).to(scores.dtype)
 
     def head_results(self, layer: int, sublayer: str = "attn", gated: bool = True) -> torch.Tensor:
         """What each head adds to the stream, `[batch pos head d_model]`: `z` through W_O, times the gate.
 
-        With the gate (the default) the heads and the gated bias sum to `attn_out`; without, to `out` less the bias.
+        With the gate (the default) the heads and the gated bias sum to `attn_out`; without it they are `result`,
+        which sums to `out` less the bias.
         """
         model = self._model("A head's result")
         result = model.sublayer(self._layer(layer), sublayer).head_results(self["z", layer, sublayer])
@@ -130,18 +155,24 @@ class ActivationCache(Mapping[str, torch.Tensor]):
     # Whole-cache operations
 
     def stack(self, alias: str, sublayer: str | None = None) -> Float[torch.Tensor, "layer ..."]:
-        """The activation `alias` of every layer that has it, stacked in front. Raises `KeyError` if none was cached."""
-        found = [
-            self[key]
-            for layer in range(self.n_layers)
-            if (key := (alias, layer, sublayer) if sublayer else (alias, layer)) in self
-        ]
+        """The activation `alias` of every layer that has it, stacked in front.
+
+        Raises `KeyError` if no layer's was cached, `ValueError` if the layers' shapes differ (patterns over space and
+        over time).
+        """
+        keys: list[Any] = [(alias, layer, sublayer) if sublayer else (alias, layer) for layer in range(self.n_layers)]
+        found = [self[key] for key in keys if key in self]
+        if not found and self._derived(keys[0]) is not None:
+            found = [self[key] for key in keys]
         if not found:
-            self._find((alias, 0, sublayer) if sublayer else (alias, 0))
+            self._find(keys[0])
+        if len({tensor.shape for tensor in found}) > 1:
+            shapes = " and ".join(str(list(shape)) for shape in dict.fromkeys(tensor.shape for tensor in found))
+            raise ValueError(f"{alias!r} has another shape in other layers ({shapes}); take them one by one.")
         return torch.stack(found)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ActivationCache:
-        """A copy on another device or in another floating dtype."""
+        """The same activations on another device or in another floating dtype."""
         moved = {
             name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
             for name, tensor in self._tensors.items()
@@ -156,7 +187,7 @@ class ActivationCache(Mapping[str, torch.Tensor]):
 
     def save(self, path: str | Path) -> None:
         """Write `path.safetensors` and `path.json` (grid, model name, shapes)."""
-        path = Path(path)
+        path = _stem(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.clone().contiguous() for name, tensor in self._tensors.items()}, f"{path}.safetensors")
         about: dict[str, Any] = {"grid": list(self.grid.shape)}
@@ -166,14 +197,27 @@ class ActivationCache(Mapping[str, torch.Tensor]):
 
     @classmethod
     def load(cls, path: str | Path, model: HookedVideoDiT | None = None) -> ActivationCache:
-        """Read what `save` wrote. `model` is needed only for what is computed on demand."""
-        path = Path(path)
-        if not Path(f"{path}.json").exists():
-            raise FileNotFoundError(f"No cache at {path}: {path}.json and {path}.safetensors are written by cache.save().")
-        about = json.loads(Path(f"{path}.json").read_text())
+        """Read what `save` wrote. `model` is needed only for what is computed on demand.
+
+        Raises `FileNotFoundError` when there is none, `ValueError` when it is of another model or cut short.
+        """
+        path = _stem(path)
+        for part in (f"{path}.json", f"{path}.safetensors"):
+            if not Path(part).exists():
+                raise FileNotFoundError(f"No cache at {path}: cache.save() writes {path}.json and {path}.safetensors.")
+        try:
+            about, tensors = json.loads(Path(f"{path}.json").read_text()), load_file(f"{path}.safetensors")
+        except (json.JSONDecodeError, SafetensorError) as error:
+            raise ValueError(f"The cache at {path} is not complete: {error}") from error
         if model is not None and about["model_name"] != model.cfg.model_name:
             raise ValueError(f"This cache is of model {about['model_name']!r}, not {model.cfg.model_name!r}.")
-        return cls(load_file(f"{path}.safetensors"), TokenGrid(*about["grid"]), model)
+        return cls(tensors, TokenGrid(*about["grid"]), model)
+
+
+def _stem(path: str | Path) -> Path:
+    """A cache's path, given with or without the suffix of one of its two files."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
 
 
 class Recording(Mapping[Any, ActivationCache]):
@@ -213,8 +257,9 @@ def keeper(
 
     def keep(activation: torch.Tensor, hook: HookPoint) -> None:
         tensor = activation.detach().to(device)
-        if tensor.untyped_storage().nbytes() > tensor.nbytes:
-            tensor = tensor.clone(memory_format=torch.contiguous_format)  # a slice of q|k|v would hold on to all three
+        # A slice of q|k|v would hold on to all three; the prediction is handed to the caller, who may edit it.
+        if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == "hook_pred":
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
         store()[f"{hook.name}{suffix}"] = tensor
 
     return keep

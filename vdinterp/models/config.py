@@ -6,7 +6,8 @@ Published families are one block with different settings: a `VideoDiTConfig` say
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import fields as fields_of
 from typing import Any, Literal, get_args, get_type_hints
 
 Axis = Literal["3d", "space", "time"]
@@ -20,7 +21,7 @@ def _check_literals(instance: Any) -> None:
             continue
         value = getattr(instance, name)
         optional = type(None) in get_args(hint)
-        if isinstance(value, str) and value not in options or value is None and not optional:
+        if value not in options and not (value is None and optional):
             raise ValueError(f"{type(instance).__name__}.{name} is {value!r}; choose one of {options}.")
 
 
@@ -39,6 +40,8 @@ class Sublayer:
         _check_literals(self)
         if self.norm == "mod" and self.mod is None:
             raise ValueError("Sublayer(norm='mod') needs mod=(shift, scale, gate) slots, e.g. (0, 1, 2).")
+        if self.mod is not None and (len(self.mod) != 3 or min(self.mod) < -1):
+            raise ValueError(f"Sublayer.mod is three slots (shift, scale, gate), -1 for none; got {self.mod}.")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,12 @@ class Rope:
     def __post_init__(self) -> None:
         _check_literals(self)
         if len(self.dims) != 3 or any(dim < 0 or dim % 2 for dim in self.dims):
-            raise ValueError(f"Rope.dims are three even, non-negative channel counts (frame, row, col); got {self.dims}.")
+            raise ValueError(f"Rope.dims are three even channel counts (frame, row, col), 0 for none; got {self.dims}.")
+        if not sum(self.dims):
+            raise ValueError("Rope.dims rotate nothing; leave this rope out of the config instead.")
+        for name in ("theta", "scale"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"Rope.{name} has one number an axis (frame, row, col); got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +157,19 @@ class VideoDiTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
         if not self.period or self.n_layers % len(self.period):
-            raise ValueError(f"n_layers ({self.n_layers}) must be a multiple of the period ({len(self.period)} blocks).")
+            raise ValueError(f"n_layers is {self.n_layers}, no multiple of the period's {len(self.period)} blocks.")
+        for name in ("d_text", "d_action"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, 0 for none; got {getattr(self, name)}.")
+        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
+            raise ValueError(
+                f"patch_size is (frames, rows, cols) of one patch, each at least 1; got {self.patch_size}."
+            )
         patch_t, patch_h, patch_w = self.patch_size
         if patch_t != 1:
             raise ValueError(f"patch_size {self.patch_size}: noise is per frame, so a patch spans one frame (1, h, w).")
         if self.height % patch_h or self.width % patch_w:
-            raise ValueError(f"Latents of {self.height}x{self.width} do not divide into patches of {patch_h}x{patch_w}.")
+            raise ValueError(f"Latents of {self.height}x{self.width} do not divide into {patch_h}x{patch_w} patches.")
         axes = {block.axis for block in self.period}
         for axis, rope in self.rope.items():
             if axis not in get_args(Axis) or axis not in axes:
@@ -184,26 +199,28 @@ class VideoDiTConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> VideoDiTConfig:
-        """Rebuild a config from `to_dict` output, JSON lists included. Unknown fields raise `ValueError`."""
+        """Rebuild a config from `to_dict` output, JSON lists included. Raises `ValueError` for unknown fields."""
         fields = dict(data)
-        unknown = set(fields) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise ValueError(f"Unknown fields in a VideoDiTConfig: {sorted(unknown)}.")
-        fields["patch_size"] = tuple(fields["patch_size"])
         if "period" in fields:
             fields["period"] = tuple(_block_from(block) for block in fields["period"])
         if "rope" in fields:
-            fields["rope"] = {axis: Rope(**_tuples(rope)) for axis, rope in fields["rope"].items()}
-        return cls(**fields)
+            fields["rope"] = {axis: _build(Rope, rope) for axis, rope in fields["rope"].items()}
+        return _build(cls, fields)
 
 
 def _block_from(data: dict[str, Any]) -> BlockSpec:
     parts = {
-        name: Sublayer(**_tuples(value)) if name in ("attn", "cross_attn", "mlp") and value is not None else value
+        name: _build(Sublayer, value) if name in ("attn", "cross_attn", "mlp") and value is not None else value
         for name, value in data.items()
     }
-    return BlockSpec(**parts)
+    return _build(BlockSpec, parts)
 
 
-def _tuples(data: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+def _build(kind: type[Any], data: dict[str, Any]) -> Any:
+    """One of the dataclasses here from plain data, whose lists become tuples."""
+    known = {field.name: field for field in fields_of(kind)}
+    required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
+    for what, names in (("unknown", data.keys() - known.keys()), ("missing", required - data.keys())):
+        if names:
+            raise ValueError(f"{kind.__name__}: {what} {', '.join(sorted(names))}.")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})

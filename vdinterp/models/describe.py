@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vdinterp.grid import TokenGrid
-from vdinterp.models.hooks import HookPoint, Names
+from vdinterp.models.hooks import HookPoint, Names, unknown_hook
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ class HookDescriptions:
     mod_dict: dict[str, Any]
     grid: Callable[..., TokenGrid]
     resolve_names: Callable[[Names], list[str]]
-    _cacheable: Callable[[Names | None], list[str]]
+    cacheable_names: Callable[[Names | None], list[str]]
     dtype: torch.dtype
 
     def describe_hooks(self) -> pd.DataFrame:
@@ -50,13 +50,21 @@ class HookDescriptions:
             return "all"
         return ", ".join(map(str, layers))
 
-    def hook_shape(
-        self, name: str, batch: int = 1, n_frames: int | None = None, n_text: int = 0
-    ) -> tuple[int, ...]:
-        """Shape of one activation for `batch` clips of `n_frames` frames (and `n_text` text tokens)."""
+    def hook_axes(self, name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Axis names of one activation, and its shape for one clip of the length that the model was trained on."""
+        return self.hook_dict[name].dims, self.hook_shape(name)
+
+    def hook_shape(self, name: str, batch: int = 1, n_frames: int | None = None, n_text: int = 0) -> tuple[int, ...]:
+        """Shape of one activation for `batch` clips of `n_frames` frames (and `n_text` text tokens).
+
+        Raises `KeyError` with the closest names if there is no such hook.
+        """
+        if name not in self.hook_dict:
+            raise unknown_hook(name, self.hook_dict)
         grid, cfg = self.grid(n_frames), self.cfg
         parent = self.mod_dict.get(name.rpartition(".")[0])
-        group = {"space": grid.tokens_per_frame, "time": grid.n_frames}.get(getattr(parent, "axis", "3d"), grid.n_tokens)
+        axis = getattr(parent, "axis", "3d")
+        group = {"space": grid.tokens_per_frame, "time": grid.n_frames, "3d": grid.n_tokens}[axis]
         sizes = {
             "1": 1, "batch": batch, "frame": grid.n_frames, "pos": grid.n_tokens, "row*col": grid.tokens_per_frame,
             "query": group, "key": n_text if getattr(parent, "cross", False) else group,
@@ -74,5 +82,5 @@ class HookDescriptions:
         `resid_pre`) are held once. Raises `KeyError` for unknown names.
         """
         width = self.dtype.itemsize
-        shapes = [(name, self.hook_shape(name, batch, n_frames, n_text)) for name in self._cacheable(names)]
+        shapes = [(name, self.hook_shape(name, batch, n_frames, n_text)) for name in self.cacheable_names(names)]
         return sum(math.prod(shape) * (1 if name.endswith("hook_mask") else width) for name, shape in shapes)

@@ -60,7 +60,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self.final = FinalLayer(cfg)
         self.hook_pred = HookPoint("batch frame channel height width", "the prediction, as latents")
         initialize(self)
-        self.setup()
+        self.setup()  # names every hook point
 
     def forward(
         self,
@@ -79,7 +79,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         Raises `ValueError` when a shape does not fit the model.
         """
         if torch.compiler.is_compiling() and self.has_live_hooks:
-            return self._eager(latents, noise_levels, cond, cond_mask, text)
+            return self._eager(latents, noise_levels, cond, cond_mask, text)  # pyright: ignore[reportCallIssue]
         return self._forward(latents, noise_levels, cond, cond_mask, text)
 
     def _forward(
@@ -108,9 +108,12 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             x = block(x, condition, grid, shared, tables.get(block.axis), text)
         return self.hook_pred(unpatchify(self.final(x, condition), self.cfg))
 
-    @torch.compiler.disable
-    def _eager(self, *inputs: Any) -> torch.Tensor:
+    def _eager(self, *inputs: Any) -> Any:
         """Compiled code would skip hooks without a word, so a hooked model runs uncompiled."""
+        # As a decorator this would load the compiler, a second of everyone's import; a break in the graph is as good.
+        return torch.compiler.disable(self._uncompiled)(*inputs)
+
+    def _uncompiled(self, *inputs: Any) -> torch.Tensor:
         warnings.warn("Hooks are set: this call runs uncompiled, so that they fire.", stacklevel=2)
         return self._forward(*inputs)
 
@@ -146,7 +149,11 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         if latents.ndim != 5 or latents.shape[2:] != (cfg.in_channels, cfg.height, cfg.width):
             raise ValueError(f"latents {list(latents.shape)} do not fit {cfg.model_name}: it takes {wanted}.")
         if not 1 <= latents.shape[1] <= cfg.n_frames:
-            raise ValueError(f"{latents.shape[1]} frames: {cfg.model_name} takes {wanted}. Longer clips: pipe.rollout().")
+            raise ValueError(f"{latents.shape[1]} frames: {cfg.model_name} takes {wanted}. For more: pipe.rollout().")
+        if latents.dtype != self.dtype and not torch.is_autocast_enabled(latents.device.type):
+            raise ValueError(
+                f"latents are {latents.dtype}, {cfg.model_name} is {self.dtype}: use latents.to(model.dtype)."
+            )
         batch, frames = latents.shape[:2]
         if noise_levels.shape != (batch, frames):
             raise ValueError(
@@ -155,11 +162,15 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         if cond is not None and not cfg.d_action:
             raise ValueError(f"{cfg.model_name} takes no actions; leave cond out.")
         if cond is not None and cond.shape != (batch, frames, cfg.d_action):
-            raise ValueError(f"cond {list(cond.shape)}: an action per frame is needed, [{batch}, {frames}, {cfg.d_action}].")
+            raise ValueError(
+                f"cond {list(cond.shape)}: one action a frame is needed, [{batch}, {frames}, {cfg.d_action}]."
+            )
         if cond_mask is not None and cond_mask.shape != (batch,):
             raise ValueError(f"cond_mask {list(cond_mask.shape)}: one boolean per clip is needed, [{batch}].")
         needs_text = any(block.cross_attn for block in cfg.period)
-        if needs_text and (text is None or text.ndim != 3 or text.shape[-1] != cfg.d_text):
+        if text is not None and not needs_text:
+            raise ValueError(f"{cfg.model_name} has no cross-attention; leave text out.")
+        if needs_text and (text is None or text.ndim != 3 or (len(text), text.shape[-1]) != (batch, cfg.d_text)):
             given = None if text is None else list(text.shape)
             raise ValueError(f"text {given}: {cfg.model_name} needs text embeddings [{batch}, tokens, {cfg.d_text}].")
 
@@ -184,18 +195,18 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         N x N tensors and per-head results, which the cache computes on demand. `device`: where to keep it.
         `incl_bwd`: also run `loss(pred).backward()` and keep gradients as `NAME_grad`; `loss` must give a scalar.
         """
-        if incl_bwd and loss is None:
-            raise ValueError("incl_bwd needs loss=..., a function of the prediction that gives one number.")
+        if incl_bwd != (loss is not None):
+            raise ValueError("incl_bwd=True and loss=..., a function of the prediction giving one number, go together.")
         kept: dict[str, torch.Tensor] = {}
-        wanted = self._cacheable(names)
-        forward = [(wanted, Recorder(keeper(lambda: kept, device)))]
+        wanted = self.cacheable_names(names)
+        forward = self._recorders(wanted, keeper(lambda: kept, device))
         backward = [(wanted, Recorder(keeper(lambda: kept, device, suffix="_grad")))] if incl_bwd else []
         with self.hooks(forward, backward):
             pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text)
-            if loss is not None and incl_bwd:
+            if loss is not None:
                 value = loss(pred)
                 if value.numel() != 1:
-                    raise ValueError(f"loss gave shape {list(value.shape)}; backward needs one number, e.g. its mean().")
+                    raise ValueError(f"loss gave {list(value.shape)}; backward needs one number, e.g. its mean().")
                 value.backward()
         return pred, ActivationCache(kept, self.grid(latents.shape[1]), self)
 
@@ -203,7 +214,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def record(self, names: Names | None = None, device: torch.device | str | None = None) -> Iterator[Recording]:
         """Keep the activations of every call inside the block: `recording[step]` is the cache of one."""
         recording = Recording()
-        wanted = self._cacheable(names)
+        wanted = self.cacheable_names(names)
         current: dict[str, torch.Tensor] = {}
 
         def begin(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -214,10 +225,16 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
         handle = self.register_forward_pre_hook(begin, with_kwargs=True)
         try:
-            with self.hooks([(wanted, Recorder(keeper(lambda: current, device)))]):
+            with self.hooks(self._recorders(wanted, keeper(lambda: current, device))):
                 yield recording
         finally:
             handle.remove()
+
+    def _recorders(self, wanted: list[str], keep: Callable[..., None]) -> list[tuple[Names, Recorder]]:
+        """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one."""
+        masks = [name.replace("hook_rot_q", "hook_mask") for name in wanted if name.endswith(".hook_rot_q")]
+        masks = [name for name in masks if name not in wanted]
+        return [(wanted, Recorder(keep)), *([(masks, Recorder(keep, listens=True))] if masks else [])]
 
     @contextmanager
     def intervene(self, *interventions: Intervention) -> Iterator[Any]:
@@ -225,11 +242,6 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         hooks = [pair for intervention in interventions for pair in intervention.hooks(self)]
         with self.hooks(hooks):
             yield self
-
-    def _cacheable(self, names: Names | None) -> list[str]:
-        if names is not None:
-            return self.resolve_names(names)
-        return [name for name, point in self.hook_dict.items() if not point.lazy]
 
     @classmethod
     def from_state_dict(

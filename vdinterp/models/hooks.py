@@ -36,7 +36,8 @@ class HookPoint(_HookPoint):
 
     @property
     def is_hooked(self) -> bool:
-        return bool(self.fwd_hooks or self.bwd_hooks)
+        """Whether somebody wants this activation; a `Recorder` that only listens along does not count."""
+        return any(not getattr(handle.user_hook, "listens", False) for handle in (*self.fwd_hooks, *self.bwd_hooks))
 
     def add_hook(
         self,
@@ -47,22 +48,38 @@ class HookPoint(_HookPoint):
         prepend: bool = False,
         alias_names: list[str] | None = None,
     ) -> LensHandle:
-        """As in TransformerLens; `hook` is called as `hook(activation, hook=point)` and may return None."""
-        guarded = hook if isinstance(hook, Recorder) else GuardedHook(hook, self.broadcasts)
-        return super().add_hook(guarded, dir, is_permanent, level, prepend, alias_names)
+        """As in TransformerLens; `hook` is called as `hook(activation, hook=point)` and may return None.
+
+        Recorders come last whatever the order of adding, so that a cache holds what the network went on with.
+        """
+        guarded: Any = hook if isinstance(hook, Recorder) else GuardedHook(hook, self.broadcasts, dir == "bwd")
+        handle = super().add_hook(guarded, dir, is_permanent, level, prepend, alias_names)
+        if dir == "fwd":
+            for other in self.fwd_hooks:
+                if isinstance(other.user_hook, Recorder):
+                    self._forward_hooks[other.hook.id] = self._forward_hooks.pop(other.hook.id)
+        return handle
+
+    def drop_hook(self, handle: LensHandle) -> None:
+        """Remove one hook, by what `add_hook` returned for it."""
+        handle.hook.remove()
+        self.fwd_hooks = [other for other in self.fwd_hooks if other is not handle]
+        self.bwd_hooks = [other for other in self.bwd_hooks if other is not handle]
 
 
 class GuardedHook:
     """A user's hook function, given a copy of the activation and checked in what it returns."""
 
-    def __init__(self, function: HookFn, broadcasts: bool = False) -> None:
-        self.function, self.broadcasts = function, broadcasts
+    def __init__(self, function: HookFn, broadcasts: bool = False, backward: bool = False) -> None:
+        self.function, self.broadcasts, self.backward = function, broadcasts, backward
 
-    def __call__(self, activation: Any, hook: HookPoint) -> torch.Tensor:
+    def __call__(self, activation: Any, hook: HookPoint) -> torch.Tensor | None:
         given = activation.clone()
         returned = self.function(given, hook=hook)
         if returned is None:
-            return given  # an in-place edit counts, as in TransformerLens
+            # An in-place edit counts, as in TransformerLens. A gradient that was only looked at stays autograd's own:
+            # it is not the one given here when a forward hook on the same point changed the activation.
+            return None if self.backward and given._version == 0 else given
         if isinstance(returned, tuple) and len(returned) == 1:
             returned = returned[0]  # TransformerLens's form for backward hooks
         if not isinstance(returned, torch.Tensor):
@@ -77,6 +94,11 @@ class GuardedHook:
                 f"The hook on {hook.name} returned shape {tuple(returned.shape)}; the activation is "
                 f"{tuple(activation.shape)} ({' '.join(hook.dims)}). Return that shape, or None to leave it as it is."
             )
+        if returned.dtype != activation.dtype and not self.broadcasts:
+            raise ValueError(
+                f"The hook on {hook.name} returned {returned.dtype}; the activation is {activation.dtype}. "
+                "Return result.to(activation)."
+            )
         return returned
 
     def __repr__(self) -> str:
@@ -84,10 +106,13 @@ class GuardedHook:
 
 
 class Recorder:
-    """A hook that only looks: it is trusted with the live tensor and changes nothing."""
+    """A hook that only looks: it is trusted with the live tensor and changes nothing.
 
-    def __init__(self, keep: Callable[[torch.Tensor, HookPoint], None]) -> None:
-        self.keep, self.fired = keep, False
+    One that `listens` does not make an on-demand activation be computed; it keeps it if somebody else does.
+    """
+
+    def __init__(self, keep: Callable[[torch.Tensor, HookPoint], None], listens: bool = False) -> None:
+        self.keep, self.listens, self.fired = keep, listens, listens
 
     def __call__(self, activation: torch.Tensor, hook: HookPoint) -> None:
         self.fired = True
@@ -115,7 +140,10 @@ def _broadcastable(first: Sequence[int], second: Sequence[int]) -> bool:
 
 
 def match_alias(alias: str, names: Iterable[str]) -> list[str]:
-    """Hook names that an alias stands for: `"z"`, `"attn.z"`, `"mod.gate"`, `"resid_post"`, or a name in full."""
+    """Hook names that an alias stands for: `"z"`, `"attn.z"`, `"mod.gate"`, `"resid_post"`, or a name in full.
+
+    The dots of an alias are those of the name: `"attn.z"` is not `"cross_attn.z"`.
+    """
     head, _, last = alias.rpartition(".")
     full = alias if last.startswith("hook_") else f"{head}.hook_{last}".lstrip(".")
     return [name for name in names if name == full or name.endswith("." + full)]
@@ -159,7 +187,16 @@ class HookedModule(HookedRootModule):
             matches = match_alias(alias, self.hook_dict)
             if not matches:
                 raise unknown_hook(alias, self.hook_dict)
+            kinds = {kind for kind in ("mod", "ln") for name in matches if f"{kind}." in name}
+            if len(kinds) > 1:  # AdaLN's scale and the norm's
+                raise KeyError(
+                    f"{alias!r} is ambiguous: use {' or '.join(repr(f'{kind}.{alias}') for kind in sorted(kinds))}."
+                )
             found += [name for name in matches if name not in found]
+        if not found:
+            raise KeyError(
+                "An empty list of hook names; model.describe_hooks() lists them all, None means the default."
+            )
         return found
 
     def add_hook(self, name: Names, hook: HookFn, *args: Any, **kwargs: Any) -> None:
@@ -189,8 +226,21 @@ class HookedModule(HookedRootModule):
             side: [(name, fn if isinstance(fn, Recorder) else Watched(fn)) for name, fn in pairs]
             for side, pairs in wanted.items()
         }
-        with super().hooks(watched["fwd"], watched["bwd"], reset_hooks_end, clear_contexts):
+        added: list[tuple[HookPoint, LensHandle]] = []
+        self.context_level += 1
+        try:
+            for side in ("fwd", "bwd"):
+                for name, function in watched[side]:
+                    point = self.hook_dict[name]
+                    added.append((point, point.add_hook(function, side, level=self.context_level)))
             yield self
+        finally:
+            self.context_level -= 1
+            if reset_hooks_end:  # these and no others: contexts need not end in the order they began
+                for point, handle in added:
+                    point.drop_hook(handle)
+                if clear_contexts:
+                    self.clear_contexts()
         silent = [name for pairs in watched.values() for name, function in pairs if not function.fired]
         if silent and reset_hooks_end:
             warnings.warn(
@@ -215,6 +265,22 @@ class HookedModule(HookedRootModule):
             )
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*model_args, **model_kwargs)
+
+    def add_caching_hooks(self, names_filter: Names | None = None, *args: Any, **kwargs: Any) -> dict:
+        """As in TransformerLens, with strict names."""
+        return super().add_caching_hooks(self.cacheable_names(names_filter), *args, **kwargs)
+
+    def get_caching_hooks(
+        self, names_filter: Names | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[dict, list, list]:
+        """As in TransformerLens, with strict names."""
+        return super().get_caching_hooks(self.cacheable_names(names_filter), *args, **kwargs)
+
+    def cacheable_names(self, names: Names | None) -> list[str]:
+        """What `names` stands for when caching: None is everything but what is computed on demand only."""
+        if names is not None:
+            return self.resolve_names(names)
+        return [name for name, point in self.hook_dict.items() if not point.lazy]
 
     def set_hook_ctx(self, **values: Any) -> None:
         """What `hook.ctx` shows to every hook function from now on (while sampling: `step`, `noise_levels`)."""

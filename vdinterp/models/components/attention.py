@@ -5,6 +5,8 @@ The N x N tensors exist only when somebody hooks them; otherwise attention is on
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -141,6 +143,12 @@ class Attention(HeadProjections):
         if mask is None:
             mask = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device)
         mask = self.hook_mask(mask.view(*[1] * (2 + len(groups)), n_query, n_key)).bool()
+        full = (len(q) // math.prod(groups), *groups, self.n_heads, n_query, n_key)
+        if any(size not in (1, wanted) for size, wanted in zip(mask.shape, full, strict=True)):
+            raise ValueError(
+                f"{self.hook_mask.name}: a hook returned the shape {list(mask.shape)}, which does not broadcast to "
+                f"{list(full)} ({' '.join(self.hook_pattern.dims)})."
+            )
         if not mask.any(-1).all():
             raise ValueError(
                 f"{self.hook_mask.name}: a query is left without any key. To switch attention off, ablate hook_out."

@@ -7,6 +7,7 @@ PixArt-alpha's adaLN-single (arXiv 2310.00426), also used by Wan.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class SharedModulation(nn.Module):
 
     def __init__(self, cfg: VideoDiTConfig) -> None:
         super().__init__()
-        self.n_slots = max(block.n_slots for block in cfg.period)
+        self.n_slots = max(1, *(block.n_slots for block in cfg.period))
         self.linear = nn.Linear(cfg.d_model, self.n_slots * cfg.d_model)
 
     def forward(self, cond: Float[torch.Tensor, "batch frame d_model"]) -> torch.Tensor:
@@ -55,15 +56,17 @@ class BlockModulation(nn.Module):
     def __init__(self, cfg: VideoDiTConfig, n_slots: int) -> None:
         super().__init__()
         self.n_slots = n_slots
-        own = cfg.modulation == "mlp"
+        own = cfg.modulation == "mlp" and n_slots > 0
         self.linear = nn.Linear(cfg.d_model, n_slots * cfg.d_model) if own else None
-        self.table = None if own else nn.Parameter(torch.zeros(n_slots, cfg.d_model))
+        self.table = None if own or not n_slots else nn.Parameter(torch.zeros(n_slots, cfg.d_model))
 
     def forward(
         self, cond: Float[torch.Tensor, "batch frame d_model"], shared: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         if self.linear is not None:
             return self.linear(F.silu(cond)).chunk(self.n_slots, dim=-1)
+        if not self.n_slots:  # a block without any modulation
+            return ()
         assert self.table is not None and shared is not None
         return (shared[..., : self.n_slots, :] + self.table).unbind(-2)
 
@@ -71,15 +74,19 @@ class BlockModulation(nn.Module):
 class SlotHooks(nn.Module):
     """The named shift, scale and gate of one sublayer."""
 
-    MEANINGS = {"shift": "added to the normalised stream", "scale": "multiplies it, as 1 + scale",
-                "gate": "multiplies the sublayer's output"}  # fmt: skip
+    MEANINGS: ClassVar[dict[str, str]] = {
+        "shift": "added to the normalised stream",
+        "scale": "multiplies it, as 1 + scale",
+        "gate": "multiplies the sublayer's output",
+    }
 
     def __init__(self, slots: tuple[int, int, int]) -> None:
         super().__init__()
         self.slots = dict(zip(self.MEANINGS, slots, strict=True))
         for name, slot in self.slots.items():
             if slot >= 0:
-                self.add_module(f"hook_{name}", HookPoint("batch frame d_model", f"AdaLN {name}: {self.MEANINGS[name]}"))
+                point = HookPoint("batch frame d_model", f"AdaLN {name}: {self.MEANINGS[name]}")
+                self.add_module(f"hook_{name}", point)
 
     def forward(self, values: Sequence[torch.Tensor]) -> dict[str, torch.Tensor | None]:
         return {

@@ -23,6 +23,8 @@ class NoiseEmbed(nn.Module):
     def __init__(self, cfg: VideoDiTConfig) -> None:
         super().__init__()
         self.kind, self.width = cfg.noise_embed, cfg.noise_embed_dim
+        self.freqs: torch.Tensor
+        self.phases: torch.Tensor
         if self.kind == "fourier":
             self.register_buffer("freqs", 2 * math.pi * torch.randn(self.width))
             self.register_buffer("phases", 2 * math.pi * torch.rand(self.width))

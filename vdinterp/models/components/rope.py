@@ -57,10 +57,13 @@ class RotaryEmbedding(nn.Module):
     def forward(self, grid: TokenGrid, like: torch.Tensor) -> Table:
         """(cos, sin), each `[pos 1 pairs]`, on the device and in the dtype of `like`."""
         key = (grid.shape, like.device, like.dtype)
-        if self._kept is None or self._kept[0] != key:
+        if self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        with torch.inference_mode(False):  # a table made in inference mode could not be used in training later
             angles = self.angles(grid).unsqueeze(1)
-            self._kept = key, (angles.cos().to(like), angles.sin().to(like))
-        return self._kept[1]
+            table = angles.cos().to(like.device, like.dtype), angles.sin().to(like.device, like.dtype)
+        self._kept = key, table
+        return table
 
 
 def rotate(

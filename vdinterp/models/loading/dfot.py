@@ -44,6 +44,11 @@ def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
         if key not in config:
             raise ValueError(f"A dfot configuration needs backbone, x_shape and max_tokens; {key!r} is missing.")
     backbone = config["backbone"]
+    missing = {"hidden_size", "depth", "num_heads", "patch_size", "mlp_ratio"} - backbone.keys()
+    if missing:
+        raise ValueError(f"config['backbone'] lacks {', '.join(sorted(missing))}.")
+    if len(config["x_shape"]) != 3:
+        raise ValueError(f"x_shape is [channel, height, width]; got {list(config['x_shape'])}.")
     for key, supported in (("name", "dit3d"), ("variant", "full"), ("pos_emb_type", "rope_3d")):
         if backbone.get(key, supported) != supported:
             raise ValueError(f"backbone.{key} is {backbone[key]!r}; this converter reads {supported!r}.")
@@ -78,15 +83,12 @@ def rope_dims(d_head: int) -> tuple[int, int, int]:
 
 
 def prepare(cfg: VideoDiTConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Strip the prefixes of Lightning and `torch.compile`; drop the sampler's own buffers and the dummy parameter."""
-    stripped = {key.replace("_orig_mod.", ""): tensor for key, tensor in state_dict.items()}
+    """Strip the prefixes of Lightning and `torch.compile`; set aside the latent statistics, which are no weights."""
     prefix = "diffusion_model.model."
-    if not any(key.startswith(prefix) for key in stripped):
-        return stripped
-    # Beside the network a Lightning checkpoint keeps the noise schedule's tables and the latent statistics.
-    schedule = {key for key in stripped if key.startswith("diffusion_model.") and not key.startswith(prefix)}
-    known = schedule | {"data_mean", "data_std"}
-    return {key.removeprefix(prefix): tensor for key, tensor in stripped.items() if key not in known}
+    stripped = {key.replace("_orig_mod.", "").removeprefix(prefix): tensor for key, tensor in state_dict.items()}
+    if len(stripped) < len(state_dict):
+        raise ValueError("The checkpoint holds the same weight under two names, with and without a prefix.")
+    return {key: tensor for key, tensor in stripped.items() if key not in ("data_mean", "data_std")}
 
 
 def key_table(cfg: VideoDiTConfig, source: Mapping[str, torch.Tensor]) -> KeyTable:

@@ -12,9 +12,7 @@ from vdinterp.models.config import VideoDiTConfig
 KeyTable = Mapping[str, tuple[str, ...]]
 
 
-def translate(
-    source: dict[str, torch.Tensor], table: KeyTable, cfg: VideoDiTConfig
-) -> dict[str, torch.Tensor]:
+def translate(source: dict[str, torch.Tensor], table: KeyTable, cfg: VideoDiTConfig) -> dict[str, torch.Tensor]:
     """Our state dict. Raises `ValueError` naming keys that are missing, left over, or of another shape."""
     wanted = {key for sources in table.values() for key in sources}
     _complain("is missing", wanted - source.keys(), cfg)
@@ -26,13 +24,16 @@ def translate(
     _complain("does not say what to put into", shapes.keys() - table.keys(), cfg)
     converted = {}
     for target, sources in table.items():
-        tensor = torch.cat([source[key] for key in sources])
-        if tensor.numel() != shapes[target].numel():
+        parts, wanted = [source[key] for key in sources], shapes[target]
+        # Fused parts lie below one another: all but the first axis must agree, and that one adds up.
+        rows = sum(part.shape[0] if part.ndim else 0 for part in parts)
+        if rows != wanted[0] or any(part.shape[1:] != wanted[1:] for part in parts):
+            given = " + ".join(f"{key} {list(part.shape)}" for key, part in zip(sources, parts, strict=True))
             raise ValueError(
-                f"{' + '.join(sources)} is {list(tensor.shape)}; this configuration of {cfg.model_name} needs "
-                f"{list(shapes[target])}. Is it a checkpoint of another architecture?"
+                f"{given}: this configuration of {cfg.model_name} needs {list(wanted)}. "
+                "Is it a checkpoint of another architecture?"
             )
-        converted[target] = tensor.reshape(shapes[target])
+        converted[target] = torch.cat(parts)
     return converted
 
 

@@ -26,7 +26,9 @@ def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
     config = config.get("config", config)
     missing = OASIS_500M.keys() - config.keys()
     if missing:
-        raise ValueError(f"An oasis configuration needs {', '.join(OASIS_500M)}; missing: {', '.join(sorted(missing))}.")
+        raise ValueError(
+            f"An oasis configuration needs {', '.join(OASIS_500M)}; it lacks {', '.join(sorted(missing))}."
+        )
     d_model, n_heads, patch = config["hidden_size"], config["num_heads"], config["patch_size"]
     d_head = d_model // n_heads
     return VideoDiTConfig(
@@ -45,7 +47,9 @@ def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
         period=(BlockSpec(axis="space"), BlockSpec(axis="time", causal_block=1)),
         qkv_bias=False,
         rope={
-            "space": Rope(dims=(0, d_head // 2, d_head // 2), theta=(1.0, 256.0, 256.0), freqs="pixel", coords="linspace"),
+            "space": Rope(
+                dims=(0, d_head // 2, d_head // 2), theta=(1.0, 256.0, 256.0), freqs="pixel", coords="linspace"
+            ),
             "time": Rope(dims=(d_head, 0, 0)),
         },
         d_action=config["external_cond_dim"],
@@ -55,7 +59,8 @@ def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
 
 def prepare(cfg: VideoDiTConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The rotary frequencies are stored with the weights; they must be those that `Rope` computes."""
-    expected = {"s": RotaryEmbedding(cfg.rope["space"]).frequencies()[1], "t": RotaryEmbedding(cfg.rope["time"]).frequencies()[0]}
+    rates = {axis: RotaryEmbedding(rope).frequencies() for axis, rope in cfg.rope.items()}
+    expected = {"s": rates["space"][1], "t": rates["time"][0]}
     weights = {}
     for key, tensor in state_dict.items():
         if not key.endswith("rotary_emb.freqs"):
@@ -63,7 +68,7 @@ def prepare(cfg: VideoDiTConfig, state_dict: dict[str, torch.Tensor]) -> dict[st
             continue
         kind = "s" if "spatial" in key or ".s_attn." in key else "t"
         if tensor.shape != expected[kind].shape or not torch.allclose(tensor.float(), expected[kind], rtol=1e-5):
-            raise ValueError(f"{key} holds other rotary frequencies than Oasis's: {tensor.tolist()[:4]} ...")
+            raise ValueError(f"{key} holds other rotary frequencies than Oasis's: {tensor.flatten()[:4].tolist()} ...")
     return weights
 
 
