@@ -95,7 +95,7 @@ def test_recipes_are_the_ones_described():
     assert 500_000 < sum(p.numel() for p in vd.HookedVideoDiT(digit_config("x")).parameters()) < 600_000
 
 
-class Constant:
+class Constant(vd.VideoDiffusion):
     """Stands in for a pipeline whose estimate is known: the mean image, or the truth."""
 
     schedule = range(1000)
@@ -103,11 +103,11 @@ class Constant:
     def __init__(self, clips, perfect):
         self.clips, self.perfect = clips, perfect
 
-    def add_noise(self, latents, levels, noise):
-        assert (levels[:, :-1] == -1).all() and (levels[:, -1] == 949).all()
+    def add_noise(self, latents, noise_levels, noise):
+        assert (noise_levels[:, :-1] == -1).all() and (noise_levels[:, -1] == 949).all()
         return latents
 
-    def denoise(self, noisy, levels):
+    def denoise(self, noisy, noise_levels, cond=None, cond_mask=None):
         mean = vd.data.digits.mean_frame() * 2 - 1
         return noisy if self.perfect else mean.expand_as(noisy)
 

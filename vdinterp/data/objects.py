@@ -15,7 +15,7 @@ OCCLUDER_COLOUR = (0.55, 0.55, 0.60)
 RADII, SPEEDS = (2.5, 4.5), (0.8, 2.0)  # pixels, pixels a frame; drawn uniformly
 
 
-def reflect(free: np.ndarray, low: float, high: float) -> np.ndarray:
+def reflect(free: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
     """Fold the coordinates of free straight motion into `[low, high]`: an elastic bounce at each wall."""
     span = high - low
     return low + span - np.abs((free - low) % (2 * span) - span)

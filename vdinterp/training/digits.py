@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 
 from vdinterp.data.digits import make_digit_clips
 from vdinterp.diffusion import DiffusionConfig, make_schedule, target
 from vdinterp.models import HookedVideoDiT, VideoDiTConfig
 from vdinterp.models.config import BlockSpec, Rope, Sublayer
-from vdinterp.pipeline import VideoDiffusion, save_bundle
+from vdinterp.pipeline import VideoDiffusion, load_bundle, save_bundle
 from vdinterp.training.evaluate import digit_figures
 from vdinterp.training.loop import checkpoint_path, fit, step_generator
 from vdinterp.vae import IdentityVAE, LatentStats
@@ -153,33 +154,36 @@ def digit_loss(model: HookedVideoDiT, recipe: DigitRecipe, seed: int) -> Callabl
 def train_digits(name: str, *, steps: int | None, out: Path, seed: int = 0, resume: bool = True) -> VideoDiffusion:
     """Train `tiny-induction` or `tiny-loop` and write model, checkpoints and figures to `out`."""
     recipe = DIGIT_RECIPES[name].shortened(steps)
-    # the global generator is put back: only the initial weights depend on it
-    with torch.random.fork_rng(devices=[]):
+    state = out / "training"
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the global generator, which only the initial weights depend on, is put back
         torch.manual_seed(seed)
         model = HookedVideoDiT(digit_config(name))
-    state = out / "training"
-    fit(
-        model,
-        digit_loss(model, recipe, seed),
-        steps=recipe.steps,
-        **OPTIMIZER,
-        out_dir=state,
-        keep=recipe.keep,
-        save_every=SAVE_EVERY,
-        seed=seed,
-        desc=name,
-        resume=resume,
-    )
-    stats = LatentStats(mean=(0.5,), std=(0.5,))
-    pipe = VideoDiffusion(model, IdentityVAE(1), DIFFUSION, stats, meta=_meta(name, recipe, seed))
-    pipe.meta["figures"] = digit_figures(pipe, seed=FIGURES_SEED, n=256 if steps is None else 16)
-    save_bundle(pipe, out, checkpoints={step: checkpoint_path(state, step) for step in recipe.keep})
-    return pipe
+        fit(
+            model,
+            digit_loss(model, recipe, seed),
+            steps=recipe.steps,
+            **OPTIMIZER,
+            out_dir=state,
+            keep=recipe.keep,
+            save_every=SAVE_EVERY,
+            seed=seed,
+            desc=name,
+            resume=resume,
+        )
+        pipe = VideoDiffusion(
+            model, IdentityVAE(1), DIFFUSION, LatentStats(mean=(0.5,), std=(0.5,)), _meta(name, recipe, seed)
+        )
+        save_bundle(out, pipe, checkpoints={step: load_file(checkpoint_path(state, step)) for step in recipe.keep})
+        stored = load_bundle(out)  # what is stored (float16) is what is judged
+        figures = digit_figures(stored, seed=FIGURES_SEED, n=256 if steps is None else 16)
+        save_bundle(out, stored, {**pipe.meta, "figures": figures})
+        return load_bundle(out)
 
 
 def _meta(name: str, recipe: DigitRecipe, seed: int) -> dict:
     return {
-        "name": name,
         "data": "UCI handwritten digits, 8x8: images 0-1436 for training, 1437-1796 held out (vdinterp.data.digits)",
         "recipe": {
             "stages": [{"steps": n, "mixture": mix} for n, mix in recipe.stages],

@@ -6,7 +6,6 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -23,13 +22,14 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds objects besides tensors, and unpickling them could run code. Save its state_dict alone: "
-            f"safetensors.torch.save_file(checkpoint['state_dict'], 'weights.safetensors'). ({str(error)[:160]})"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no complete checkpoint (truncated, or another kind of file): {error}") from error
+    except Exception as error:  # on bytes that are no checkpoint torch.load raises almost anything
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise ValueError(
+                f"{path} holds objects besides tensors, and unpickling them could run code. Save its state_dict alone: "
+                "safetensors.torch.save_file(checkpoint['state_dict'], 'weights.safetensors')."
+            ) from error
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is no complete checkpoint (truncated, or another kind of file): {reason}") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state dict of tensors; expected one, or a Lightning checkpoint around one.")

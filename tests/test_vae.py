@@ -1,0 +1,153 @@
+"""VAEs: shapes, round trips, statistics, what bad input says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from vdinterp.vae import VAE, DiffusersVAE, IdentityVAE, LatentStats, TinyConvCodec, build
+from vdinterp.vae.protocol import check_frames
+
+
+@pytest.fixture(scope="module")
+def diffusers_vae() -> DiffusersVAE:
+    pytest.importorskip("diffusers")
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    return DiffusersVAE(
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            latent_channels=4,
+            layers_per_block=1,
+            sample_size=16,
+        )
+    )
+
+
+def test_identity_is_the_identity():
+    video = torch.rand(2, 3, 1, 8, 8)
+    vae = IdentityVAE()
+    assert vae.encode(video) is video and vae.decode(video) is video
+    assert isinstance(vae, VAE)
+
+
+def test_codec_shapes_and_range():
+    codec = TinyConvCodec(widths=(8, 8, 8)).eval()
+    video = torch.rand(2, 3, 3, 56, 72)
+    latents = codec.encode(video)
+    assert latents.shape == (2, 3, 8, 7, 9)
+    decoded = codec.decode(3 * latents)
+    assert decoded.shape == video.shape
+    assert decoded.min() >= 0 and decoded.max() <= 1
+    assert isinstance(codec, VAE)
+
+
+def test_codec_latents_are_normalised_and_noisy_in_training_only():
+    torch.manual_seed(0)
+    codec = TinyConvCodec(widths=(8, 8, 8)).train()
+    video = torch.rand(4, 2, 3, 16, 16)
+    latents = codec.encode(video)
+    assert torch.allclose(latents.mean((0, 1, 3, 4)), torch.zeros(8), atol=1e-5)
+    assert ((latents.var((0, 1, 3, 4)) - 1).abs() < 0.3).all()  # a little low: untrained, the norm's epsilon counts
+    assert not torch.equal(codec(video), codec(video))
+    codec.eval()
+    assert torch.equal(codec(video), codec(video))
+
+
+def test_one_latent_depends_on_its_own_cell_only():
+    torch.manual_seed(0)
+    codec = TinyConvCodec(widths=(8, 8, 8)).eval()
+    video = torch.rand(1, 1, 3, 24, 24)
+    changed = video.clone()
+    changed[..., 8:16, 8:16] = 0
+    different = (codec.encode(video) != codec.encode(changed)).any(2)[0, 0]
+    assert different.tolist() == [[False] * 3, [False, True, False], [False] * 3]
+
+
+def test_diffusers_image_autoencoder_frame_by_frame(diffusers_vae):
+    video = torch.rand(2, 3, 3, 16, 16)
+    latents = diffusers_vae.encode(video)
+    assert latents.shape == (2, 3, 4, 8, 8)
+    alone = diffusers_vae.encode(video[1:, 2:])
+    assert torch.allclose(alone[0, 0], latents[1, 2], atol=1e-5)
+    reference = diffusers_vae.vae.encode(video[1] * 2 - 1).latent_dist.mode()
+    assert torch.allclose(latents[1], reference, atol=1e-5)
+    decoded = diffusers_vae.decode(latents)
+    assert decoded.shape == video.shape
+    assert decoded.min() >= 0 and decoded.max() <= 1
+
+
+def test_diffusers_video_autoencoder():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    vae = DiffusersVAE(
+        diffusers.AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 2,
+            up_block_types=("CogVideoXUpBlock3D",) * 2,
+            block_out_channels=(8, 16),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            temporal_compression_ratio=2,
+        )
+    )
+    assert vae.is_video
+    video = torch.rand(1, 5, 3, 16, 16)
+    latents = vae.encode(video)
+    assert latents.shape[0] == 1 and latents.shape[2:] == (4, 8, 8) and latents.shape[1] < 5
+    assert vae.decode(latents).shape == video.shape
+
+
+def test_a_vae_is_rebuilt_from_its_config(diffusers_vae):
+    for vae in (IdentityVAE(3), TinyConvCodec(widths=(8, 8, 8)).eval(), diffusers_vae):
+        again = build(json.loads(json.dumps(vae.config)))
+        assert type(again) is type(vae) and again.config == vae.config
+        video = torch.rand(1, 1, 3, 16, 16)
+        if hasattr(vae, "state_dict"):
+            again.load_state_dict(vae.state_dict())
+        if isinstance(again, torch.nn.Module):
+            again.eval()
+        assert torch.equal(again.encode(video), vae.encode(video))
+
+
+def test_stats_normalise_and_undo():
+    latents = torch.randn(4, 3, 2, 8, 8) * torch.tensor([2.0, 0.5]).view(2, 1, 1) + 3
+    stats = LatentStats.of(latents)
+    normal = stats.normalize(latents)
+    assert torch.allclose(normal.mean((0, 1, 3, 4)), torch.zeros(2), atol=1e-4)
+    assert torch.allclose(normal.std((0, 1, 3, 4)), torch.ones(2), atol=1e-4)
+    assert torch.allclose(stats.unnormalize(normal), latents, atol=1e-5)
+    assert LatentStats.from_dict(json.loads(json.dumps(stats.to_dict()))) == stats
+    assert torch.equal(LatentStats((0.5,), (0.5,)).normalize(torch.ones(1, 1, 3, 2, 2)), torch.ones(1, 1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: check_frames("video", torch.rand(2, 3, 8, 8), 3), "batch frame channel height width"),
+        (lambda: IdentityVAE().encode(torch.rand(2, 3, 3, 8, 8)), "expected 1 channels"),
+        (lambda: check_frames("video", torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8), 3), "divide uint8"),
+        (lambda: TinyConvCodec().encode(torch.rand(1, 2, 3, 60, 72)), "multiples of 8"),
+        (lambda: TinyConvCodec().encode(torch.rand(1, 3, 2, 56, 72)), "right place"),
+        (lambda: TinyConvCodec().decode(torch.rand(1, 2, 4, 7, 9)), "expected 8 channels"),
+        (lambda: TinyConvCodec(noise=-1.0), "standard deviation"),
+        (lambda: IdentityVAE(0), "at least 1"),
+        (lambda: LatentStats((0.0,), (0.0,)), "positive"),
+        (lambda: LatentStats((0.0, 1.0), (1.0,)), "2 and 1"),
+        (lambda: LatentStats((0.0, 1.0), (1.0, 1.0)).normalize(torch.rand(1, 1, 3, 2, 2)), "2 channels"),
+        (lambda: build({"kind": "identify"}), "tiny_conv"),
+        (lambda: build({"kind": "identity", "colours": 3}), "colours"),
+        (lambda: build({"kind": "diffusers", "class": "AutoencoderKL"}), "'config'"),
+        (lambda: DiffusersVAE.from_config("AutoencoderXY", {}), "AutoencoderKL"),
+        (lambda: DiffusersVAE(torch.nn.Linear(2, 2)), "encode"),
+    ],
+)
+def test_bad_input_says_what_would_work(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()

@@ -1,0 +1,308 @@
+"""Bench: one model, one set of clips, one noise; measures conditions on them and remembers what it has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from tqdm.auto import tqdm
+
+from vdinterp.analysis import deviation, motion_error, psnr, ssim, x0_error
+from vdinterp.data import Clips
+from vdinterp.diffusion import SeededNoise, level_to_k
+from vdinterp.interventions import Intervention
+from vdinterp.pipeline import VideoDiffusion
+from vdinterp.studies.clips import check_fit, judged
+from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
+from vdinterp.studies.ledger import Ledger, Tensors
+from vdinterp.studies.references import References
+
+METRICS = ("x0 error", "motion error", "PSNR", "SSIM")
+REFERENCES = ("truth", "intact")
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """Where interventions are about to be applied: which clips (a slice of the bench's) and, outside sampling, which
+    noise level (k) their target frames have."""
+
+    bench: Bench
+    clips: slice
+    level: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What a condition did. `scores[metric, reference]` `[clip frame]` over target frames, NaN where a frame cannot be
+    judged; `latents` of the target frames `[clip frame channel height width]` (None for protocol "denoise")."""
+
+    condition: Condition
+    scores: Mapping[tuple[str, str], Float[torch.Tensor, "clip frame"]]
+    latents: torch.Tensor | None = field(default=None, repr=False)
+
+
+class Bench:
+    """Everything that the conditions of a study share.
+
+    Args:
+        pipe: the model. `clips`: what it is judged on. `reference`: other clips, over which means are taken.
+        n_context: clean frames given. `steps`: denoising steps of an intact sample. `levels`: noise levels in (0, 1]
+            of protocol "denoise".
+        seed: of the noise; clip `i` has the same noise under every condition.
+        batch: clips a forward pass.
+        ledger: where measurements are remembered (default: in memory).
+
+    Raises ValueError before any compute when clips, model and settings do not fit together.
+    """
+
+    def __init__(
+        self,
+        pipe: VideoDiffusion,
+        clips: Clips,
+        reference: Clips,
+        *,
+        n_context: int,
+        steps: int = 8,
+        levels: Sequence[float] = (0.6, 0.9),
+        seed: int = 0,
+        batch: int = 16,
+        ledger: Ledger | None = None,
+    ) -> None:
+        check_fit(pipe, clips, n_context, "clips")
+        check_fit(pipe, reference, n_context, "reference clips")
+        self.n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
+        if reference.n_frames < self.n_frames:
+            raise ValueError(f"reference clips have {reference.n_frames} frames, the clips {self.n_frames}: too few")
+        n_levels = pipe.diffusion.n_levels
+        if not 1 <= steps <= n_levels:
+            raise ValueError(f"steps must lie in 1..{n_levels} (the model's noise levels), got {steps}")
+        if not levels or not all(0 < level <= 1 for level in levels):
+            raise ValueError(f"levels are noise levels in (0, 1], at least one; got {tuple(levels)}")
+        if batch < 1 or seed < 0:
+            raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
+        self.pipe, self.clips, self.reference = pipe, clips, reference
+        self.n_context, self.steps, self.seed, self.batch = n_context, steps, seed, batch
+        self.levels = tuple(float(level) for level in levels)
+        self.ledger = Ledger(None, {}) if ledger is None else ledger
+        self.references = References(self)
+        self.about: dict[str, Any] = {}
+        self._bar: tqdm | None = None
+
+    # What is judged
+
+    @cached_property
+    def video(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+        return self.clips.video[:, : self.n_frames]
+
+    @cached_property
+    def truth(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+        """Normalised latents of the clips, all frames."""
+        return self._encode(self.video)
+
+    @cached_property
+    def noise(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+        """Standard normal noise of every clip, the same for all conditions; a function of (seed, index of the clip)."""
+        return SeededNoise(self.seed, [(index,) for index in range(len(self.clips))]).initial(self.truth.shape)
+
+    @cached_property
+    def judged(self) -> Bool[torch.Tensor, "clip frame"]:
+        """Which target frames follow from the context."""
+        return judged(self.clips, self.n_context)[:, : self.n_frames - self.n_context]
+
+    @cached_property
+    def mean_frame(self) -> Float[torch.Tensor, "channel height width"]:
+        """The best constant guess: mean over the reference clips (or these clips, if they are of another kind)."""
+        same = self.reference.kind == self.clips.kind
+        return (self.reference_latents if same else self.truth).mean((0, 1))
+
+    @cached_property
+    def variance(self) -> float:
+        """Mean squared distance of the judged frames to the mean frame; the unit of x0 errors."""
+        return float(deviation(self.truth[:, self.n_context :], self.mean_frame)[self.judged].double().mean())
+
+    @cached_property
+    def motion_scale(self) -> float:
+        """Mean square of the true frame differences; the unit of motion errors."""
+        moves = self.truth.diff(dim=1)[:, self.n_context - 1 :].square().mean((2, 3, 4))
+        return float(moves[self.judged].double().mean())
+
+    @cached_property
+    def reference_latents(self) -> torch.Tensor:
+        """Normalised latents of the reference clips, all frames."""
+        return self._encode(self.reference.video[:, : self.n_frames])
+
+    def _encode(self, video: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([self.pipe.encode(part).float().cpu() for part in video.split(self.batch)])
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents to pixels in [0, 1], on the CPU."""
+        with torch.no_grad():
+            return torch.cat([self.pipe.decode(part).float().cpu() for part in latents.split(self.batch)])
+
+    @property
+    def batches(self) -> list[slice]:
+        starts = range(0, len(self.clips), self.batch)
+        return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
+
+    # Measuring
+
+    def measure(self, conditions: Sequence[Condition], desc: str = "study") -> list[Measurement]:
+        """Every condition on every clip, with a progress bar; what is in the ledger is not computed again."""
+        total = sum(self._cost(condition) for condition in conditions) * len(self.batches)
+        with tqdm(total=total, desc=desc, unit="pass", smoothing=0.05) as self._bar:
+            found = [self._measure(condition) for condition in conditions]
+        self._bar = None
+        return found
+
+    def _is_intact(self, condition: Condition) -> bool:
+        steps = condition.steps in (None, self.steps)
+        return not condition.interventions and condition.cond == "true" and steps and condition.protocol != "given"
+
+    def settings(self) -> dict[str, Any]:
+        """How the numbers were made, for the `meta` of a result."""
+        cfg = self.pipe.model.cfg
+        return {
+            "model": cfg.model_name,
+            "checkpoint": self.pipe.meta.get("checkpoint"),
+            "clips": f"{len(self.clips)} of kind {self.clips.kind}",
+            "frames": self.n_frames,
+            "context frames": self.n_context,
+            "steps": self.steps,
+            "levels": list(self.levels),
+            "seed": self.seed,
+            "variance": self.variance,
+            "motion scale": self.motion_scale,
+            "judged frames": int(self.judged.sum()),
+            **self.about,
+        }
+
+    def _cost(self, condition: Condition) -> int:
+        """Forward passes a batch."""
+        if condition.steps == self.steps and self._is_intact(condition):
+            return 0  # the intact sample itself
+        return {"sample": condition.steps or self.steps, "denoise": len(self.levels), "given": 0}[condition.protocol]
+
+    def _measure(self, condition: Condition) -> Measurement:
+        if self._bar is not None:
+            self._bar.set_postfix_str(condition.label[:40], refresh=False)
+        parts = [self._batch(condition, batch) for batch in self.batches]
+        scores = {
+            (metric, reference): torch.cat([part[f"{metric}/{reference}"] for part in parts]).double()
+            for metric in METRICS
+            for reference in REFERENCES
+        }
+        latents = torch.cat([part["latents"] for part in parts]) if "latents" in parts[0] else None
+        return Measurement(condition, scores, latents)
+
+    def _batch(self, condition: Condition, clips: slice) -> Tensors:
+        """Scores (and generated latents) of one condition on one batch of clips, from the ledger if they are there."""
+        key = ("measurement", condition, clips.start, clips.stop)
+        known = key in self.ledger
+        found = self.ledger.get(key, lambda: self._compute(condition, clips))
+        if self._bar is not None:
+            if known:  # took no time: leave it out of what remains, and of the rate
+                self._bar.total -= self._cost(condition)
+                self._bar.refresh()
+            else:
+                self._bar.update(self._cost(condition))
+        return found
+
+    def _compute(self, condition: Condition, clips: slice) -> Tensors:
+        intact = self._intact("denoise" if condition.protocol == "denoise" else "sample", clips)
+        made = intact if self._is_intact(condition) else self._make(condition, clips)
+        scores = [self._scores(one, clips, other) for one, other in zip(made, intact, strict=True)]
+        out = {name: torch.stack([score[name] for score in scores]).mean(0) for name in scores[0]}
+        return out if condition.protocol == "denoise" else {**out, "latents": made[0]}
+
+    def _intact(self, protocol: str, clips: slice) -> list[torch.Tensor]:
+        """What the untouched model makes of these clips; computed once."""
+        condition = INTACT_DENOISE if protocol == "denoise" else INTACT
+        made = self.ledger.get(
+            ("intact", protocol, clips.start, clips.stop),
+            lambda: {str(index): latents for index, latents in enumerate(self._make(condition, clips))},
+        )
+        return [made[str(index)] for index in range(len(made))]
+
+    def _make(self, condition: Condition, clips: slice) -> list[torch.Tensor]:
+        """Target latents `[clip frame channel height width]`: one generated clip, or one x0 estimate a noise level."""
+        if condition.protocol == "denoise":
+            made = [self._denoise(condition, clips, level) for level in self.ks]
+        elif condition.protocol == "sample":
+            made = [self._sample(condition, clips)]
+        else:
+            assert condition.latents is not None
+            made = [condition.latents(self, clips)]
+        return [latents[:, self.n_context :].float().cpu() for latents in made]
+
+    def _sample(self, condition: Condition, clips: slice) -> torch.Tensor:
+        return self.pipe.sample(
+            self.truth[clips, : self.n_context],
+            self.n_frames,
+            steps=condition.steps or self.steps,
+            noise=self.noise[clips],
+            interventions=self._interventions(condition, Moment(self, clips)),
+            **self.cond(condition, clips),
+        ).latents
+
+    @torch.no_grad()
+    def _denoise(self, condition: Condition, clips: slice, level: int) -> torch.Tensor:
+        noisy, levels = self.noised(self.truth[clips], self.noise[clips], level)
+        interventions = self._interventions(condition, Moment(self, clips, level))
+        with self.pipe.model.intervene(*interventions):
+            return self.pipe.denoise(noisy, levels, **self.cond(condition, clips))
+
+    @staticmethod
+    def _interventions(condition: Condition, moment: Moment) -> Sequence[Intervention]:
+        given = condition.interventions
+        return given(moment) if callable(given) else given
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All target frames at one noise level, the context clean; and the levels `[clip frame]`."""
+        levels = torch.full(latents.shape[:2], -1)
+        levels[:, self.n_context :] = level
+        return self.pipe.add_noise(latents, levels, noise), levels
+
+    @property
+    def ks(self) -> list[int]:
+        """The noise levels of protocol "denoise" as integers."""
+        return [max(0, level_to_k(level, self.pipe.diffusion.n_levels)) for level in self.levels]
+
+    def cond(self, condition: Condition, clips: slice) -> dict[str, torch.Tensor | None]:
+        """`cond` and `cond_mask` as the model takes them; empty for a model or clips without actions."""
+        action = self.actions(self.clips)
+        if action is None or not self.has_cond:
+            return {}
+        if condition.cond == "swapped":
+            action = action.roll(1, dims=0)
+        n = clips.stop - clips.start
+        mask = torch.ones(n, dtype=torch.bool) if condition.cond == "dropped" else None
+        return {"cond": action[clips], "cond_mask": mask}
+
+    def actions(self, clips: Clips) -> torch.Tensor | None:
+        """One action a frame, None where the clips have none."""
+        return None if clips.action is None else clips.action[:, : self.n_frames]
+
+    @property
+    def has_cond(self) -> bool:
+        """Whether the model takes actions and the clips have them."""
+        return self.pipe.model.cfg.d_action > 0 and self.clips.action is not None
+
+    def _scores(self, target: torch.Tensor, clips: slice, intact: torch.Tensor) -> Tensors:
+        """Every metric against the truth and against the intact model, NaN on frames that cannot be judged."""
+        n = self.n_context
+        truth, before = self.truth[clips], self.truth[clips, n - 1 : n]
+        video = self.decode(target)
+        others = {"truth": (truth[:, n:], self.video[clips, n:]), "intact": (intact, self.decode(intact))}
+        scores = {}
+        for name, (latents, pixels) in others.items():
+            scores[f"x0 error/{name}"] = x0_error(target, latents, self.variance)
+            scores[f"motion error/{name}"] = motion_error(target, latents, before, self.motion_scale)
+            scores[f"PSNR/{name}"] = psnr(video, pixels)
+            scores[f"SSIM/{name}"] = ssim(video, pixels)
+        unknown = ~self.judged[clips]
+        return {name: score.masked_fill(unknown, torch.nan) for name, score in scores.items()}

@@ -1,0 +1,129 @@
+"""Which clips a study looks at, and which of their frames it can judge."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from importlib.resources import as_file, files
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from vdinterp.data import KINDS, Clips, make_clips
+from vdinterp.pipeline import VideoDiffusion
+
+# What each bundled model was trained on; a model of your own says it in its `meta["clips"]`.
+CLIPS_OF = {"tiny-crafter": "crafter", "tiny-induction": "snippet", "tiny-loop": "loop"}
+Part = Literal["evaluation", "reference"]
+
+
+def kind_of(pipe: VideoDiffusion) -> str | None:
+    """The kind of clips (as of `make_clips`) that a model was made for, None if it does not say."""
+    kind = pipe.meta.get("clips", CLIPS_OF.get(pipe.model.cfg.model_name))
+    return kind if kind in KINDS else None
+
+
+def held_out_clips(
+    pipe: VideoDiffusion, n: int, seed: int = 0, *, part: Part = "evaluation", n_context: int | None = None
+) -> Clips:
+    """`n` clips of the model's own kind that it was not trained on, `model.cfg.n_frames` long.
+
+    `part` "evaluation" and "reference" share no clip: crafter takes the even and the odd test worlds, the other kinds
+    take different seeds. Of kinds with unpredictable frames only those clips are taken whose first two target frames
+    (one, if there is no second) follow from the first `n_context` frames, else there would be nothing to judge.
+
+    Raises ValueError when the model does not say what its clips are.
+    """
+    kind, n_frames = kind_of(pipe), pipe.model.cfg.n_frames
+    if kind is None:
+        raise ValueError(
+            f"{pipe.model.cfg.model_name} does not say what clips it was made for: pass clips=vd.data.make_clips(...) "
+            "or clips=vd.data.read_clips(file, ...), or set pipe.meta['clips'] to a kind of clips"
+        )
+    if n < 1 or seed < 0:
+        raise ValueError(f"need n >= 1 clips and seed >= 0, got n={n}, seed={seed}")
+    if kind == "crafter":
+        return _crafter(n, seed, n_frames, part)
+    seed = 2 * seed + (part == "reference")
+    if n_context is None:
+        n_context = default_context(n_frames, predictable=True)
+    wanted = slice(0, min(2, n_frames - n_context))
+    drawn = n
+    while True:
+        clips = make_clips(kind, drawn, seed, n_frames=n_frames)
+        follow = judged(clips, n_context)[:, wanted].all(1).nonzero()[:, 0]
+        if len(follow) >= n:
+            return without_twin(clips)[follow[:n]]
+        if drawn > 64 * n:
+            raise ValueError(f"of {drawn} {kind!r} clips only {len(follow)} can be continued from {n_context} frames")
+        drawn *= 4
+
+
+def _crafter(n: int, seed: int, n_frames: int, part: Part) -> Clips:
+    """From the recorded play that ships with the package, or from the game itself where there is none."""
+    from vdinterp.data import crafter as game
+
+    worlds = game.TEST_WORLDS[int(part == "reference") :: 2]
+    shipped = files("vdinterp") / "assets" / "clips" / "crafter.safetensors"
+    if not shipped.is_file():
+        return game.make_crafter_clips(n, seed, n_frames=n_frames, worlds=worlds)
+    with as_file(shipped) as path:
+        played = game.Trajectories.load(path)
+    worlds = played.world.unique()[int(part == "reference") :: 2]
+    possible = torch.isin(played.world, worlds).nonzero()[:, 0]
+    picked = []
+    for index in range(n):
+        rng = np.random.default_rng([seed, index, 11])
+        clip = possible[[int(rng.integers(len(possible)))]]
+        first = torch.tensor([int(rng.integers(played.cells.shape[1] - n_frames + 1))])
+        picked.append(game.as_clips(played, clip, first, n_frames))
+    names = [field.name for field in fields(Clips) if isinstance(getattr(picked[0], field.name), torch.Tensor)]
+    return Clips(kind="crafter", **{name: torch.cat([getattr(clip, name) for clip in picked]) for name in names})
+
+
+def default_context(n_frames: int, predictable: bool) -> int:
+    """How many frames are given: half, or three quarters where the past must be long enough to repeat itself."""
+    return max(1, n_frames * 3 // 4 if predictable else n_frames // 2)
+
+
+def judged(clips: Clips, n_context: int) -> Bool[torch.Tensor, "batch frame"]:
+    """Which target frames follow from the context: all, unless the clips say which frames are predictable.
+
+    A frame that is predictable from the one before it is so from the context only if that one is, too; the chain ends
+    at the first frame that comes as a surprise.
+    """
+    if clips.predictable is None:
+        return torch.ones(len(clips), clips.n_frames - n_context, dtype=torch.bool)
+    return clips.predictable[:, n_context:].long().cumprod(1).bool()
+
+
+def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str) -> None:
+    """Raise `ValueError` unless the model can continue the clips after `n_context` frames. Encodes one frame to see."""
+    cfg = pipe.model.cfg
+    n_frames = min(clips.n_frames, cfg.n_frames)
+    if n_context < 1 or n_frames <= n_context:
+        raise ValueError(
+            f"{what} have {clips.n_frames} frames (used: {n_frames}, as {cfg.model_name} sees at most {cfg.n_frames}); "
+            f"n_context={n_context} of them are given, so at least {max(n_context, 1) + 1} are needed and n_context >= 1"
+        )
+    if pipe.vae is None:
+        raise ValueError("a study compares videos, but this pipeline has no VAE: load the model with vae=...")
+    with torch.no_grad():
+        try:
+            latents = pipe.encode(clips.video[:1, :1])
+        except ValueError as error:
+            raise ValueError(f"{what} of shape {list(clips.video.shape)} do not fit {cfg.model_name}: {error}") from error
+        size = (cfg.in_channels, cfg.height, cfg.width)
+        if tuple(latents.shape[2:]) != size:
+            video = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
+            raise ValueError(
+                f"{what} have frames of {list(clips.video.shape[2:])} (channel height width); {cfg.model_name} takes {video}"
+            )
+    if cfg.d_action and clips.action is not None and clips.action.shape[-1] != cfg.d_action:
+        raise ValueError(f"{what} have actions of width {clips.action.shape[-1]}, {cfg.model_name} takes {cfg.d_action}")
+
+
+def without_twin(clips: Clips) -> Clips:
+    """The clips without their corrupted twins."""
+    return replace(clips, corrupt=None, corrupt_frame=None)

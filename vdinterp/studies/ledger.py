@@ -1,0 +1,160 @@
+"""Ledger: what a study has computed so far, on disk as soon as it is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Ledger:
+    """Remembers the tensors of every finished piece of work, so that a study killed half-way repeats none of it.
+
+    `identity` says what all the work depends on (weights, clips, settings): its content hash names the folder, so
+    records of another model or other clips are never taken for these. Within it each piece has a key of its own.
+    The tensors are written first, under a temporary name; only then a line of `records.jsonl` says that they are
+    there, flushed to disk. Whatever moment the process dies at, what the lines name is whole.
+
+    `folder` None keeps everything in memory. `resume=False` forgets what is recorded under this identity.
+    """
+
+    def __init__(self, folder: str | Path | None, identity: Mapping[str, Any], *, resume: bool = True) -> None:
+        self._memory: dict[str, Tensors] = {}
+        self._files: dict[str, str] = {}
+        self.computed = 0
+        self.folder = None if folder is None else Path(folder) / fingerprint(identity)[:16]
+        if self.folder is None:
+            return
+        if self.folder.exists() and not resume:
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for line in self._lines():
+            self._files[line["id"]] = line["file"]
+
+    def __contains__(self, key: Any) -> bool:
+        name = fingerprint(key)
+        return name in self._memory or name in self._files
+
+    def __len__(self) -> int:
+        return len(self._memory.keys() | self._files.keys())
+
+    def get(self, key: Any, compute: Callable[[], Tensors]) -> Tensors:
+        """What is recorded under `key` (a string, or any plain data), or else `compute()`, which is recorded."""
+        name = fingerprint(key)
+        if self.folder is not None and name in self._files:
+            return load_file(self.folder / self._files[name])
+        if name not in self._memory:
+            tensors = {label: tensor.detach().cpu().contiguous() for label, tensor in compute().items()}
+            self.computed += 1
+            if self.folder is None:
+                self._memory[name] = tensors
+            else:
+                self._write(name, str(key), tensors)
+            return tensors
+        return self._memory[name]
+
+    def _write(self, name: str, label: str, tensors: Tensors) -> None:
+        assert self.folder is not None
+        file = f"{name[:24]}.safetensors"
+        save_file({key: value.clone() for key, value in tensors.items()}, self.folder / f"{file}.part")
+        os.replace(self.folder / f"{file}.part", self.folder / file)
+        with open(self._record, "a", encoding="utf-8") as record:
+            record.write(json.dumps({"id": name, "file": file, "what": label[:300]}) + "\n")
+            record.flush()
+            os.fsync(record.fileno())
+        self._files[name] = file
+
+    @property
+    def _record(self) -> Path:
+        assert self.folder is not None
+        return self.folder / "records.jsonl"
+
+    def _lines(self) -> list[dict[str, str]]:
+        """The whole lines; one that was cut off by a kill ends here, so that the next one starts on its own."""
+        assert self.folder is not None
+        if not self._record.exists():
+            return []
+        text = self._record.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            self._record.write_bytes(whole)
+        lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+        return [line for line in lines if (self.folder / line["file"]).is_file()]
+
+
+def fingerprint(value: Any) -> str:
+    """A content hash: equal for equal data, whatever process computes it. 64 hexadecimal digits.
+
+    Takes what studies are made of: tensors, arrays, dataclasses, mappings, sequences, sets, plain values, and
+    functions (by name, source text and what they close over). Raises TypeError for anything else.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    def tag(*parts: object) -> None:
+        digest.update(("\x1e" + "\x1f".join(map(str, parts)) + "\x1d").encode())
+
+    if value is None or isinstance(value, (bool, int, float, str)):
+        tag(type(value).__name__, repr(value))
+    elif isinstance(value, torch.Tensor):
+        tag("tensor", value.dtype, list(value.shape))
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, (np.ndarray, np.generic)):
+        tag("array", value.dtype, value.shape)
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Path):
+        tag("path", value)
+    elif isinstance(value, (range, slice)):
+        tag(type(value).__name__, value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        tag("dataclass", type(value).__qualname__)
+        for field in dataclasses.fields(value):
+            tag(field.name)
+            _feed(digest, getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        tag("mapping", len(value))
+        for key in sorted(value, key=repr):
+            _feed(digest, key)
+            _feed(digest, value[key])
+    elif isinstance(value, Set):
+        tag("set", sorted(fingerprint(item) for item in value))
+    elif isinstance(value, Sequence):
+        tag("sequence", len(value))
+        for item in value:
+            _feed(digest, item)
+    elif isinstance(value, partial):
+        tag("partial")
+        _feed(digest, (value.func, value.args, value.keywords))
+    elif callable(value):
+        _feed_function(digest, value, tag)
+    else:
+        raise TypeError(f"a study's key cannot hold a {type(value).__name__}; use tensors, plain values or dataclasses")
+
+
+def _feed_function(digest: Any, function: Any, tag: Callable[..., None]) -> None:
+    tag("function", getattr(function, "__module__", ""), getattr(function, "__qualname__", type(function).__qualname__))
+    try:
+        tag(inspect.getsource(function if hasattr(function, "__qualname__") else type(function)))
+    except (OSError, TypeError):  # defined in a prompt: its name and data must do
+        tag("no source")
+    _feed(digest, getattr(function, "__defaults__", None))
+    for cell in getattr(function, "__closure__", None) or ():
+        _feed(digest, cell.cell_contents)
+    if not hasattr(function, "__qualname__"):
+        _feed(digest, vars(function))

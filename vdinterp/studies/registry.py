@@ -1,0 +1,135 @@
+"""Which studies there are, and how one is run."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdinterp.data import Clips
+from vdinterp.pipeline import VideoDiffusion
+from vdinterp.results import Result
+from vdinterp.studies.bench import Bench
+from vdinterp.studies.clips import default_context, held_out_clips, kind_of, without_twin
+from vdinterp.studies.ledger import Ledger
+
+Study = Callable[..., Result]
+NAMES: dict[str, Study] = {}
+SMALL = 128  # tokens a clip: below, a pass costs next to nothing, and more clips and steps are affordable
+CODE = ("interventions.py", "analysis/metrics.py", "studies/bench.py", "studies/conditions.py", "studies/references.py")
+
+
+def study(name: str) -> Callable[[Study], Study]:
+    """Decorator that makes a function `(bench, **settings) -> Result` a study: `run(name, pipe)` then runs it.
+
+    Raises ValueError if another function has the name already.
+    """
+
+    def register(function: Study) -> Study:
+        there = NAMES.get(name)
+        if there is not None and (there.__module__, there.__qualname__) != (function.__module__, function.__qualname__):
+            raise ValueError(f"there is a study {name!r} already ({there.__module__}.{there.__qualname__})")
+        NAMES[name] = function
+        return function
+
+    return register
+
+
+def run(
+    name: str,
+    pipe: VideoDiffusion,
+    clips: Clips | None = None,
+    *,
+    n_clips: int | None = None,
+    reference: Clips | None = None,
+    n_context: int | None = None,
+    steps: int | None = None,
+    levels: Sequence[float] = (0.6, 0.9),
+    seed: int = 0,
+    batch: int = 16,
+    out: str | Path | None = None,
+    resume: bool = True,
+    **settings: Any,
+) -> Result:
+    """Run a study on a model.
+
+    Args:
+        name: one of `NAMES`.
+        clips: what to judge the model on; None takes `n_clips` held-out clips of the model's own kind.
+        n_clips: at most this many (default: all `clips`; held-out ones: 16, or 32 for models with few tokens).
+        reference: other clips, over which mean ablations average. Default: further held-out clips of the model's kind;
+            for a model that does not say its kind, the judged clips themselves.
+        n_context: frames given (default: half; three quarters of clips that say which frames are predictable).
+        steps: denoising steps of an intact sample (default 8, or 16 for models with few tokens).
+        levels: noise levels, in (0, 1], of what is judged in single forward passes.
+        seed: of clips and noise. `batch`: clips a forward pass.
+        out: folder in which finished work is recorded; a run that was stopped continues from there. None: nowhere.
+        resume: False starts over.
+        settings: the study's own.
+
+    Raises:
+        KeyError: no such study; says which are close.
+        ValueError: clips, model and settings that do not fit together, before any compute.
+    """
+    if name not in NAMES:
+        close = difflib.get_close_matches(str(name), NAMES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise KeyError(f"no study is called {name!r}; {hint}There are {', '.join(sorted(NAMES))}")
+    function = NAMES[name]
+    _check_settings(name, function, settings)
+    small = pipe.model.grid().n_tokens <= SMALL
+    if n_clips is not None and n_clips < 1:
+        raise ValueError(f"n_clips must be at least 1, got {n_clips}")
+    if clips is None:
+        clips = held_out_clips(pipe, n_clips or (32 if small else 16), seed, n_context=n_context)
+    elif not len(clips):
+        raise ValueError("clips holds no clip")
+    clips = without_twin(clips if n_clips is None else clips[:n_clips])
+    if n_context is None:
+        n_context = default_context(min(clips.n_frames, pipe.model.cfg.n_frames), clips.predictable is not None)
+    own_reference = reference is None and kind_of(pipe) is None
+    if own_reference:
+        reference = clips
+    elif reference is None:
+        reference = held_out_clips(pipe, len(clips), seed, part="reference", n_context=None)
+    assert reference is not None
+    steps = (16 if small else 8) if steps is None else steps
+    options = {"n_context": n_context, "steps": steps, "levels": tuple(levels), "seed": seed, "batch": batch}
+    bench = Bench(pipe, clips, without_twin(reference), **options)  # checks everything; nothing is hashed before
+    bench.ledger = Ledger(
+        None if out is None else Path(out) / "records",
+        {**_identity(pipe), "clips": bench.clips, "reference": bench.reference, **options},
+        resume=resume,
+    )
+    bench.about["reference"] = "the judged clips themselves" if own_reference else f"{len(reference)} other clips"
+    return function(bench, **settings)
+
+
+def _check_settings(name: str, function: Study, settings: dict[str, Any]) -> None:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"study {name!r} has no setting {', '.join(unknown)}; its settings are {', '.join(known) or 'none'}")
+
+
+def _identity(pipe: VideoDiffusion) -> dict[str, Any]:
+    """What measurements depend on besides clips and settings: weights, process, and this library's own code."""
+    vae: Any = pipe.vae
+    module = vae if isinstance(vae, torch.nn.Module) else getattr(vae, "vae", None)
+    package = Path(__file__).parent.parent
+    return {
+        "model": pipe.model.cfg.to_dict(),
+        "weights": dict(pipe.model.state_dict()),
+        "vae": None if vae is None else dict(vae.config),
+        "vae weights": dict(module.state_dict()) if isinstance(module, torch.nn.Module) else None,
+        "diffusion": pipe.diffusion.to_dict(),
+        "latent_stats": pipe.latent_stats.to_dict(),
+        "code": {name: (package / name).read_text(encoding="utf-8") for name in CODE},
+    }

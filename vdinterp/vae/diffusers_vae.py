@@ -1,0 +1,120 @@
+"""Any autoencoder of the `diffusers` library, image or video. `diffusers` is imported when one is built."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from vdinterp.vae.protocol import check_frames
+
+
+class DiffusersVAE:
+    """Wraps an `AutoencoderKL` (frame by frame) or a video autoencoder such as `AutoencoderKLCogVideoX`,
+    `AutoencoderKLWan`.
+
+    Latents are the mode of the posterior, unnormalised and unscaled (`scaling_factor` belongs into `LatentStats`).
+    Video autoencoders may compress time as well, so that latents have fewer frames than pixels.
+
+    `vae`: the module. `source`: what `vdinterp.vae.build` needs to make it again, where it came from a hub.
+    """
+
+    def __init__(self, vae: nn.Module, source: dict[str, Any] | None = None) -> None:
+        for name in ("encode", "decode", "config"):
+            if not hasattr(vae, name):
+                raise ValueError(f"{type(vae).__name__} has no {name!r}: expected an autoencoder of diffusers")
+        self.vae = vae.eval().requires_grad_(False)
+        self._source = source
+        first = next((m for m in vae.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
+        if first is None:
+            raise ValueError(f"{type(vae).__name__} has no convolution: image and video autoencoders of diffusers do")
+        self.is_video = isinstance(first, nn.Conv3d)
+        self._wants_frames = "num_frames" in inspect.signature(vae.decode).parameters
+
+    @classmethod
+    def from_pretrained(cls, name: str, class_name: str = "AutoencoderKL", **options: Any) -> DiffusersVAE:
+        """Downloads weights from the Hugging Face hub. `options` (e.g. `subfolder`, `revision`) go to diffusers.
+
+        FileNotFoundError when there is no network or no such model.
+        """
+        kind = _diffusers_class(class_name)
+        try:
+            vae = kind.from_pretrained(name, **options)
+        except OSError as error:
+            raise FileNotFoundError(f"no weights for {name!r} ({class_name}): {error}") from error
+        return cls(vae, {"class": class_name, "pretrained": name, "options": options})
+
+    @classmethod
+    def from_config(cls, class_name: str, config: dict[str, Any]) -> DiffusersVAE:
+        """Random weights, to be filled by `load_state_dict`."""
+        return cls(_diffusers_class(class_name).from_config(config))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        if self._source is not None:
+            return {"kind": "diffusers", **self._source}
+        config = {key: value for key, value in dict(self.vae.config).items() if not key.startswith("_")}
+        return {"kind": "diffusers", "class": type(self.vae).__name__, "config": config}
+
+    @property
+    def latent_channels(self) -> int:
+        config = self.vae.config
+        return int(config["latent_channels"] if "latent_channels" in config else config["z_dim"])
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.vae.config.get("in_channels", 3))
+
+    @torch.no_grad()
+    def encode(
+        self, video: Float[torch.Tensor, "batch frame channel height width"]
+    ) -> Float[torch.Tensor, "batch frame _ _ _"]:
+        """Pixels in [0, 1] -> mode of the posterior. ValueError for another shape."""
+        check_frames("video", video, self.in_channels)
+        pixels = video.to(self._dtype) * 2 - 1
+        if self.is_video:
+            return self.vae.encode(pixels.transpose(1, 2)).latent_dist.mode().transpose(1, 2).to(video.dtype)
+        latents = self.vae.encode(pixels.flatten(0, 1)).latent_dist.mode()
+        return latents.unflatten(0, video.shape[:2]).to(video.dtype)
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[torch.Tensor, "batch frame channel height width"]
+    ) -> Float[torch.Tensor, "batch frame _ _ _"]:
+        """Latents -> pixels clamped to [0, 1]. ValueError for another shape."""
+        check_frames("latents", latents, self.latent_channels)
+        values = latents.to(self._dtype)
+        if self.is_video:
+            pixels = self.vae.decode(values.transpose(1, 2)).sample.transpose(1, 2)
+        else:
+            extra = {"num_frames": latents.shape[1]} if self._wants_frames else {}
+            pixels = self.vae.decode(values.flatten(0, 1), **extra).sample.unflatten(0, latents.shape[:2])
+        return ((pixels + 1) / 2).clamp(0, 1).to(latents.dtype)
+
+    def to(self, *args: Any, **kwargs: Any) -> DiffusersVAE:
+        """Moves the wrapped module, as `nn.Module.to` does."""
+        self.vae.to(*args, **kwargs)
+        return self
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.vae.state_dict()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.vae.load_state_dict(state)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+
+def _diffusers_class(name: str) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    if kind is None or not name.startswith("Autoencoder"):
+        known = [n for n in dir(diffusers) if n.startswith("AutoencoderKL")]
+        raise ValueError(f"diffusers has no autoencoder {name!r}; there are {', '.join(known)}")
+    return kind

@@ -1,0 +1,48 @@
+"""What the pipeline asks of a VAE, and the shape checks its implementations share."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+
+
+@runtime_checkable
+class VAE(Protocol):
+    """Turns videos into latents and back. Latents are not normalised here; `LatentStats` does that.
+
+    `config` is JSON-able and rebuilds the VAE through `vdinterp.vae.build` (weights apart).
+    """
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    def encode(
+        self, video: Float[torch.Tensor, "batch frame channel height width"]
+    ) -> Float[torch.Tensor, "batch frame _ _ _"]: ...
+
+    def decode(
+        self, latents: Float[torch.Tensor, "batch frame channel height width"]
+    ) -> Float[torch.Tensor, "batch frame _ _ _"]: ...
+
+
+def check_frames(what: str, tensor: torch.Tensor, channels: int, multiple: int = 1) -> None:
+    """Raises `ValueError` unless `tensor` is `[batch frame channel height width]` with `channels` channels and
+    height and width that are multiples of `multiple`."""
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 5:
+        given = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise ValueError(f"{what}: expected a tensor [batch frame channel height width], got {given}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{what}: expected floating point values, got {tensor.dtype}; divide uint8 video by 255")
+    if min(tensor.shape) == 0:
+        raise ValueError(f"{what}: an axis of {tuple(tensor.shape)} is empty")
+    if tensor.shape[2] != channels:
+        hint = "; is the channel axis in the right place?" if channels in tensor.shape else ""
+        raise ValueError(f"{what}: expected {channels} channels at axis 2, got shape {tuple(tensor.shape)}{hint}")
+    height, width = tensor.shape[-2:]
+    if height % multiple or width % multiple:
+        raise ValueError(f"{what}: height and width must be multiples of {multiple}, got {height}x{width}")
