@@ -83,6 +83,7 @@ class PlainDiT(nn.Module):
         self.final_modulation = nn.Linear(cfg.d_model, 2 * cfg.d_model)
         self.final_norm = nn.LayerNorm(cfg.d_model, elementwise_affine=False, eps=1e-6)
         self.final = nn.Linear(cfg.d_model, cfg.out_channels * patch[0] * patch[1])
+        self.freqs: torch.Tensor
         half = cfg.noise_embed_dim // 2
         self.register_buffer("freqs", torch.exp(-torch.arange(half) / half * 9.210340371976184))
         self.register_buffer("cos", torch.empty(0))

@@ -51,7 +51,9 @@ def tiny_model(kind: str = "3d", seed: int = 0, **settings: Any) -> HookedVideoD
     return model.eval()
 
 
-def inputs(model: HookedVideoDiT, batch: int = 2, seed: int = 1, n_frames: int | None = None) -> dict[str, torch.Tensor]:
+def inputs(
+    model: HookedVideoDiT, batch: int = 2, seed: int = 1, n_frames: int | None = None
+) -> dict[str, torch.Tensor]:
     """Keyword arguments of a forward pass that uses everything the model takes."""
     cfg, generator = model.cfg, torch.Generator().manual_seed(seed)
     frames = cfg.n_frames if n_frames is None else n_frames
