@@ -60,6 +60,11 @@ class SiteIntervention(Intervention):
     cols: Sequence[int] | None = None
     channels: Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("heads", "frames", "rows", "cols", "channels"):
+            check_list(field, getattr(self, field))
+
     @abstractmethod
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
         """What to put there; broadcast to the activation's shape."""
@@ -130,13 +135,16 @@ def _among(chosen: Sequence[int] | None, values: Sequence[int]) -> list[bool]:
     return [chosen is None or value in chosen for value in values]
 
 
+def check_list(field: str, chosen: Any) -> None:
+    """Raise `ValueError` unless `chosen` is None or a collection that is not empty (an empty one would do nothing)."""
+    if chosen is not None and (not isinstance(chosen, Collection) or isinstance(chosen, str) or not len(chosen)):
+        raise ValueError(f"{field}={chosen!r}: give a list of one or more numbers, or None for all.")
+
+
 def check_choice(field: str, chosen: Any, size: int, owner: str) -> None:
     """Raise `ValueError` unless `chosen` is None or a list of whole numbers in `range(size)` that is not empty."""
-    if chosen is None:
-        return
-    if not isinstance(chosen, Collection) or isinstance(chosen, str) or not len(chosen):
-        raise ValueError(f"{field}={chosen!r}: give a list of one or more numbers, or None for all {size}.")
-    for value in chosen:
+    check_list(field, chosen)
+    for value in chosen or ():
         if not isinstance(value, Integral) or int(value) not in range(size):
             raise ValueError(f"{field} {value!r}: {owner} has {size} {field}, so 0..{size - 1}.")
 

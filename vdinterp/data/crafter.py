@@ -9,8 +9,9 @@ nearest patch. Source of the environment: D. Hafner, "Benchmarking the Spectrum 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ SEMANTIC = (
     "player", "cow", "zombie", "skeleton", "arrow", "plant",
 )  # fmt: skip
 
+_FIELDS = ("video", "action", "semantic_map", "player_position")  # of Clips
 _STICKY = 0.7  # chance that a move keeps the last move's direction
 _START_MATERIALS = {"grass": 0.5, "path": 0.3, "sand": 0.2}
 
@@ -103,7 +105,8 @@ class Trajectories:
 
 
 def vocabulary() -> UInt8[torch.Tensor, "patch height width channel"]:
-    """Every patch that was seen in any world, most frequent first: what cells are scored against. Comes with the package."""
+    """Every patch that was seen in any world, most frequent first: what cells are scored against. Comes with the
+    package."""
     from vdinterp.data.samples import CLIPS
 
     with safe_open(str(CLIPS / "crafter.safetensors"), "pt") as file:
@@ -112,7 +115,7 @@ def vocabulary() -> UInt8[torch.Tensor, "patch height width channel"]:
 
 def paint(
     cells: UInt8[torch.Tensor, "batch frame row col"], patches: UInt8[torch.Tensor, "patch height width channel"]
-) -> Float[torch.Tensor, "batch frame channel height width"]:
+) -> Float[torch.Tensor, "batch frame channel _ _"]:
     """Puts each cell's patch in its place; pixels in [0, 1]."""
     tiles = patches[cells.long()]  # batch frame row col height width channel
     batch, frame, row, col, height, width, channel = tiles.shape
@@ -132,7 +135,7 @@ def cut(video: torch.Tensor) -> torch.Tensor:
 
 def nearest_patch(
     video: Float[torch.Tensor, "batch frame channel height width"],
-    patches: UInt8[torch.Tensor, "patch height width channel"],
+    patches: UInt8[torch.Tensor, "patch _ _ channel"],
 ) -> Int[torch.Tensor, "batch frame row col"]:
     """Index of the patch nearest (least squared pixel difference) to each cell of `video` (pixels in [0, 1])."""
     cells = cut(video)
@@ -203,7 +206,7 @@ def _played(world: int) -> Trajectories:
     return collect((world,), progress=False)
 
 
-def _crafter():
+def _crafter() -> Any:
     try:
         import crafter
     except ImportError as error:
@@ -216,8 +219,8 @@ def _crafter_action(name: str) -> int:
     return _crafter().constants.actions.index(name)
 
 
-def _environment(world: int):
-    env = _crafter().Env(size=(72, 72), length=None, seed=world)
+def _environment(world: int) -> Any:
+    env = _crafter().Env(size=(72, 72), length=10**9, seed=world)
     light = env._world
     env._update_time = lambda: setattr(light, "daylight", 1.0)
     env._local_view._light = lambda canvas, daylight: canvas
@@ -229,12 +232,12 @@ def _environment(world: int):
     return env
 
 
-def _refill(env) -> None:
+def _refill(env: Any) -> None:
     for item in env._player.inventory:
         env._player.inventory[item] = 9
 
 
-def _teleport(env, rng: np.random.Generator) -> None:
+def _teleport(env: Any, rng: np.random.Generator) -> None:
     world = env._world
     free = {}
     for material in _START_MATERIALS:
@@ -249,7 +252,7 @@ def _teleport(env, rng: np.random.Generator) -> None:
     world.move(env._player, places[rng.integers(len(places))])
 
 
-def _act(env, move: int, rng: np.random.Generator) -> int:
+def _act(env: Any, move: int, rng: np.random.Generator) -> int:
     """Next action, given the move to stick to."""
     kind = rng.random()
     if kind < 0.80:
@@ -267,7 +270,7 @@ def _act(env, move: int, rng: np.random.Generator) -> int:
     return ACTIONS.index("noop")
 
 
-def _semantic_crop(env) -> np.ndarray:
+def _semantic_crop(env: Any) -> np.ndarray:
     padded = np.pad(env._sem_view(), ((COLS // 2,) * 2, (ROWS // 2,) * 2))
     col, row = env._player.pos
     return padded[col : col + COLS, row : row + ROWS].T.astype(np.uint8)
@@ -301,8 +304,8 @@ def make_crafter_clips(
                 break
         clip, end = places[rng.integers(len(places))].tolist()
         picked.append(as_clips(played, torch.tensor([clip]), torch.tensor([end - n_frames + 1]), n_frames))
-    names = ("video", "action", "semantic_map", "player_position")
-    return Clips(kind="crafter", **{name: torch.cat([getattr(clip, name) for clip in picked]) for name in names})
+    joined = {name: torch.cat([getattr(clip, name) for clip in picked]) for name in _FIELDS}
+    return replace(picked[0], **joined)
 
 
 def ends(played: Trajectories, last: str) -> Int[torch.Tensor, "place two"]:

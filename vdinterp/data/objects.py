@@ -22,7 +22,7 @@ def reflect(free: np.ndarray, low: np.ndarray | float, high: np.ndarray | float)
 
 
 def _paint(
-    masks: list[np.ndarray], colours: Sequence[Sequence[float]], depth: Sequence[int]
+    masks: list[np.ndarray], colours: Sequence[Sequence[float]], depth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One frame `[3 height width]` and the visible fraction of each object; every mask has at least one pixel."""
     frame = np.broadcast_to(np.array(BACKGROUND, dtype=np.float32)[:, None, None], (3, *masks[0].shape)).copy()

@@ -14,8 +14,8 @@ CLIPS = Path(__file__).parent.parent / "assets" / "clips"
 def sample_clips(kind: str = "crafter", n: int | None = None, n_frames: int | None = None) -> Clips:
     """The first `n` held-out clips of a kind, cut to their first `n_frames` frames, with ground truth.
 
-    `crafter`: 192 clips of 12 frames from worlds that no bundled model was trained on; the game itself is not needed. The
-    other kinds can be made anywhere and are (`make_clips` with seed 2024, 64 clips unless `n` says otherwise).
+    `crafter`: 192 clips of 12 frames from worlds that no bundled model was trained on; the game itself is not needed.
+    The other kinds can be made anywhere and are (`make_clips` with seed 2024, 64 clips unless `n` says otherwise).
     ValueError for an unknown kind, or for more clips or frames than there are.
     """
     if kind not in KINDS:

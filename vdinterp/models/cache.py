@@ -111,6 +111,8 @@ class ActivationCache(Mapping[str, torch.Tensor]):
             if named is None:
                 return None
             key = (named[3], int(named[1]), named[2])
+        if not isinstance(key, tuple):
+            return None
         makers = {
             "pattern": self.pattern,
             "attn_scores": self.attn_scores,

@@ -135,6 +135,8 @@ class AblationResult(StudyResult):
             ]
         )
         rows = rows[rows["frame"] != "mean"].dropna(subset=["value"])
+        if rows["frame"].nunique() < 2:
+            return {}
         title = f"{model}, {ablation}: x0 error by target frame"
         figure = plotting.lines(
             rows.assign(frame=rows["frame"].astype(int)), x="frame", y="value", color="variant", title=title,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from importlib.resources import as_file, files
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 
-from vdinterp.data import KINDS, Clips, make_clips
+from vdinterp.data import KINDS, Clips, make_clips, sample_clips
 from vdinterp.pipeline import VideoDiffusion
 
 # What each bundled model was trained on; a model of your own says it in its `meta["clips"]`.
@@ -29,8 +28,8 @@ def held_out_clips(
 ) -> Clips:
     """`n` clips of the model's own kind that it was not trained on, `model.cfg.n_frames` long.
 
-    `part` "evaluation" and "reference" share no clip: crafter takes the even and the odd test worlds, the other kinds
-    take different seeds. Of kinds with unpredictable frames only those clips are taken whose first two target frames
+    `part` "evaluation" and "reference" share no clip: crafter's sample clips are split in halves, at random by seed; the
+    other kinds take different seeds. Of kinds with unpredictable frames only those clips are taken whose first two target frames
     (one, if there is no second) follow from the first `n_context` frames, else there would be nothing to judge.
 
     Raises ValueError when the model does not say what its clips are.
@@ -61,30 +60,18 @@ def held_out_clips(
 
 
 def _crafter(n: int, seed: int, n_frames: int, part: Part) -> Clips:
-    """From the recorded play that ships with the package, or from the game itself where there is none."""
-    from vdinterp.data import crafter as game
-
-    worlds = game.TEST_WORLDS[int(part == "reference") :: 2]
-    shipped = files("vdinterp") / "assets" / "clips" / "crafter.safetensors"
-    if not shipped.is_file():
-        return game.make_crafter_clips(n, seed, n_frames=n_frames, worlds=worlds)
-    with as_file(shipped) as path:
-        played = game.Trajectories.load(path)
-    worlds = played.world.unique()[int(part == "reference") :: 2]
-    possible = torch.isin(played.world, worlds).nonzero()[:, 0]
-    picked = []
-    for index in range(n):
-        rng = np.random.default_rng([seed, index, 11])
-        clip = possible[[int(rng.integers(len(possible)))]]
-        first = torch.tensor([int(rng.integers(played.cells.shape[1] - n_frames + 1))])
-        picked.append(game.as_clips(played, clip, first, n_frames))
-    names = [field.name for field in fields(Clips) if isinstance(getattr(picked[0], field.name), torch.Tensor)]
-    return Clips(kind="crafter", **{name: torch.cat([getattr(clip, name) for clip in picked]) for name in names})
+    """Of the recorded play that ships with the package, one half for each part."""
+    everything = sample_clips("crafter", n_frames=n_frames)
+    order = np.random.default_rng(seed).permutation(len(everything))
+    mine = order[int(part == "reference") :: 2]
+    if n > len(mine):
+        raise ValueError(f"the package holds {len(mine)} crafter clips for {part}, {n} were asked for; pass clips=...")
+    return everything[mine[:n].tolist()]
 
 
 def default_context(n_frames: int, predictable: bool) -> int:
-    """How many frames are given: half, or three quarters where the past must be long enough to repeat itself."""
-    return max(1, n_frames * 3 // 4 if predictable else n_frames // 2)
+    """How many frames are given: half; all but the last of clips that say which frames follow from those before."""
+    return max(1, n_frames - 1 if predictable else n_frames // 2)
 
 
 def judged(clips: Clips, n_context: int) -> Bool[torch.Tensor, "batch frame"]:

@@ -63,7 +63,7 @@ def run(
         n_clips: at most this many (default: all `clips`; held-out ones: 16, or 32 for models with few tokens).
         reference: other clips, over which mean ablations average. Default: further held-out clips of the model's kind;
             for a model that does not say its kind, the judged clips themselves.
-        n_context: frames given (default: half; three quarters of clips that say which frames are predictable).
+        n_context: frames given (default: half; all but the last of clips that say which frames are predictable).
         steps: denoising steps of an intact sample (default 8, or 16 for models with few tokens).
         levels: noise levels, in (0, 1], of what is judged in single forward passes.
         seed: of clips and noise. `batch`: clips a forward pass.

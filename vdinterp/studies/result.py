@@ -26,6 +26,7 @@ UNITS = {
     "PSNR": "PSNR (dB)",
     "SSIM": "SSIM (1 = equal)",
 }
+STRIP_WIDTH = 1000  # pixels
 COLUMNS = ("ablation", "variant", "mode", "site", "layer", "head", "protocol", "metric", "reference", "frame")
 Strips = dict[str, dict[str, UInt8[torch.Tensor, "frame channel height width"]]]
 
@@ -90,7 +91,10 @@ class StudyResult(Result):
             return {}
         title = f"{ablation}: clip {self.meta.get('shown clip', 0)} under every condition"
         clips = {label: clip.numpy() / np.float32(255) for label, clip in self.strips[ablation].items()}
-        return {title: plotting.filmstrip(clips, title=title, n_context=int(self.meta.get("context frames", 0)))}
+        n_frames, _, _, width = next(iter(clips.values())).shape
+        upscale = max(1, round(STRIP_WIDTH / (n_frames * width)))  # sharp enough; several strips make a report
+        n_context = int(self.meta.get("context frames", 0))
+        return {title: plotting.filmstrip(clips, title=title, n_context=n_context, upscale=upscale)}
 
     def summary(self) -> str:
         return self.text or super().summary()

@@ -177,7 +177,7 @@ class CrafterBatches:
         stage = self.stage(step)
         single = torch.rand((), generator=generator) < self.recipe.single_frame
         latents, actions = self.draw(stage, 1 if single else stage.frames, generator)
-        k = self.levels(*latents.shape[:2], generator, stage.high)
+        k = self.levels(len(latents), latents.shape[1], generator, stage.high)
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self.schedule.add_noise(latents, noise, k)
         drop = torch.rand(len(latents), generator=generator) < self.recipe.drop_action

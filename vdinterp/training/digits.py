@@ -34,12 +34,22 @@ LICENCE = (
 )
 
 
+Stage = tuple[int, dict[str, float]]
+
+
 @dataclass(frozen=True)
 class DigitRecipe:
-    """`stages`: (steps, share of each kind of clip), one after the other. `keep`: steps of the checkpoints."""
+    """`rounds`: each with a learning-rate schedule of its own, each of stages (steps, share of each kind of clip).
 
-    stages: tuple[tuple[int, dict[str, float]], ...]
+    `keep`: steps of the checkpoints, counted over all rounds.
+    """
+
+    rounds: tuple[tuple[Stage, ...], ...]
     keep: tuple[int, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(stage for stages in self.rounds for stage in stages)
 
     @property
     def steps(self) -> int:
@@ -49,10 +59,15 @@ class DigitRecipe:
         """The same recipe in `steps` steps, stages and checkpoints in proportion."""
         if steps is None or steps == self.steps:
             return self
-        ends = [round(sum(n for n, _ in self.stages[: i + 1]) * steps / self.steps) for i in range(len(self.stages))]
-        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        stages = tuple((length, mix) for length, (_, mix) in zip(lengths, self.stages, strict=True))
-        return DigitRecipe(stages, tuple(sorted({round(step * steps / self.steps) for step in self.keep})))
+        done, ends, rounds = 0, [0], []
+        for stages in self.rounds:
+            shorter = []
+            for length, mix in stages:
+                done += length
+                ends.append(round(done * steps / self.steps))
+                shorter.append((ends[-1] - ends[-2], mix))
+            rounds.append(tuple(shorter))
+        return DigitRecipe(tuple(rounds), tuple(sorted({round(step * steps / self.steps) for step in self.keep})))
 
     def mixture(self, step: int) -> dict[str, float]:
         for steps, mix in self.stages:
@@ -62,15 +77,17 @@ class DigitRecipe:
         return self.stages[-1][1]
 
 
+MOSTLY_SNIPPETS = {"loop": 0.15, "snippet": 0.7, "control": 0.15}
+
 DIGIT_RECIPES = {
     "tiny-induction": DigitRecipe(
-        stages=(
-            (2500, {"loop": 0.5, "snippet": 0.4, "control": 0.1}),
-            (2400, {"loop": 0.15, "snippet": 0.7, "control": 0.15}),
+        rounds=(
+            ((2500, {"loop": 0.5, "snippet": 0.4, "control": 0.1}), (2400, MOSTLY_SNIPPETS)),
+            ((3000, MOSTLY_SNIPPETS),),
         ),
-        keep=(0, 200, 500, 800, 1100, 1300, 1600, 2000, 2500, 3600, 4900),
+        keep=(0, 200, 500, 800, 1000, 1200, 1400, 1600, 2000, 2500, 3600, 4900, 7900),
     ),
-    "tiny-loop": DigitRecipe(stages=((2500, {"loop": 1.0}),), keep=(2500,)),
+    "tiny-loop": DigitRecipe(rounds=(((2500, {"loop": 1.0}),),), keep=(2500,)),
 }
 
 
@@ -154,28 +171,34 @@ def digit_loss(model: HookedVideoDiT, recipe: DigitRecipe, seed: int) -> Callabl
 def train_digits(name: str, *, steps: int | None, out: Path, seed: int = 0, resume: bool = True) -> VideoDiffusion:
     """Train `tiny-induction` or `tiny-loop` and write model, checkpoints and figures to `out`."""
     recipe = DIGIT_RECIPES[name].shortened(steps)
-    state = out / "training"
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the global generator, which only the initial weights depend on, is put back
+    first, kept = 0, {}
+    with torch.random.fork_rng(devices=[]):  # puts the global generator back: only the initial weights depend on it
         torch.manual_seed(seed)
         model = HookedVideoDiT(digit_config(name))
-        fit(
-            model,
-            digit_loss(model, recipe, seed),
-            steps=recipe.steps,
-            **OPTIMIZER,
-            out_dir=state,
-            keep=recipe.keep,
-            save_every=SAVE_EVERY,
-            seed=seed,
-            desc=name,
-            resume=resume,
-        )
+        loss_at = digit_loss(model, recipe, seed)
+        for number, stages in enumerate(recipe.rounds):
+            if not sum(length for length, _ in stages):
+                continue  # a smoke run may be shorter than its rounds
+            steps_here, state = sum(length for length, _ in stages), out / "training" / f"round-{number}"
+            here = [step for step in recipe.keep if first < step <= first + steps_here or step == first == 0]
+            fit(
+                model,
+                lambda step, first=first: loss_at(first + step),
+                steps=steps_here,
+                **OPTIMIZER,
+                out_dir=state,
+                keep=[step - first for step in here],
+                save_every=SAVE_EVERY,
+                seed=seed,
+                desc=f"{name}, round {number + 1} of {len(recipe.rounds)}",
+                resume=resume,
+            )
+            kept |= {step: load_file(checkpoint_path(state, step - first)) for step in here}
+            first += steps_here
         pipe = VideoDiffusion(
             model, IdentityVAE(1), DIFFUSION, LatentStats(mean=(0.5,), std=(0.5,)), _meta(name, recipe, seed)
         )
-        save_bundle(out, pipe, checkpoints={step: load_file(checkpoint_path(state, step)) for step in recipe.keep})
+        save_bundle(out, pipe, checkpoints=kept)
         stored = load_bundle(out)  # what is stored (float16) is what is judged
         figures = digit_figures(stored, seed=FIGURES_SEED, n=256 if steps is None else 16)
         save_bundle(out, stored, {**pipe.meta, "figures": figures})
@@ -186,9 +209,9 @@ def _meta(name: str, recipe: DigitRecipe, seed: int) -> dict:
     return {
         "data": "UCI handwritten digits, 8x8: images 0-1436 for training, 1437-1796 held out (vdinterp.data.digits)",
         "recipe": {
-            "stages": [{"steps": n, "mixture": mix} for n, mix in recipe.stages],
+            "rounds": [[{"steps": n, "mixture": mix} for n, mix in stages] for stages in recipe.rounds],
             "batch": BATCH,
-            "optimizer": "AdamW, one schedule over all stages",
+            "optimizer": "AdamW, one schedule a round",
             **{key: list(value) if isinstance(value, tuple) else value for key, value in OPTIMIZER.items()},
             "noise": draw_levels.__doc__,
             "seed": seed,

@@ -26,13 +26,13 @@ class DiffusersVAE:
         for name in ("encode", "decode", "config"):
             if not hasattr(vae, name):
                 raise ValueError(f"{type(vae).__name__} has no {name!r}: expected an autoencoder of diffusers")
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae: Any = vae.eval().requires_grad_(False)
         self._source = source
         first = next((m for m in vae.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
         if first is None:
             raise ValueError(f"{type(vae).__name__} has no convolution: image and video autoencoders of diffusers do")
         self.is_video = isinstance(first, nn.Conv3d)
-        self._wants_frames = "num_frames" in inspect.signature(vae.decode).parameters
+        self._wants_frames = "num_frames" in inspect.signature(self.vae.decode).parameters
 
     @classmethod
     def from_pretrained(cls, name: str, class_name: str = "AutoencoderKL", **options: Any) -> DiffusersVAE:
@@ -56,7 +56,8 @@ class DiffusersVAE:
     def config(self) -> dict[str, Any]:
         if self._source is not None:
             return {"kind": "diffusers", **self._source}
-        config = {key: value for key, value in dict(self.vae.config).items() if not key.startswith("_")}
+        settings = {key: value for key, value in dict(self.vae.config).items() if not key.startswith("_")}
+        config = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
         return {"kind": "diffusers", "class": type(self.vae).__name__, "config": config}
 
     @property
@@ -71,7 +72,7 @@ class DiffusersVAE:
     @torch.no_grad()
     def encode(
         self, video: Float[torch.Tensor, "batch frame channel height width"]
-    ) -> Float[torch.Tensor, "batch frame _ _ _"]:
+    ) -> Float[torch.Tensor, "batch _ _ _ _"]:
         """Pixels in [0, 1] -> mode of the posterior. ValueError for another shape."""
         check_frames("video", video, self.in_channels)
         pixels = video.to(self._dtype) * 2 - 1
@@ -83,7 +84,7 @@ class DiffusersVAE:
     @torch.no_grad()
     def decode(
         self, latents: Float[torch.Tensor, "batch frame channel height width"]
-    ) -> Float[torch.Tensor, "batch frame _ _ _"]:
+    ) -> Float[torch.Tensor, "batch _ _ _ _"]:
         """Latents -> pixels clamped to [0, 1]. ValueError for another shape."""
         check_frames("latents", latents, self.latent_channels)
         values = latents.to(self._dtype)

@@ -23,11 +23,11 @@ class VAE(Protocol):
 
     def encode(
         self, video: Float[torch.Tensor, "batch frame channel height width"]
-    ) -> Float[torch.Tensor, "batch frame _ _ _"]: ...
+    ) -> Float[torch.Tensor, "batch _ _ _ _"]: ...
 
     def decode(
         self, latents: Float[torch.Tensor, "batch frame channel height width"]
-    ) -> Float[torch.Tensor, "batch frame _ _ _"]: ...
+    ) -> Float[torch.Tensor, "batch _ _ _ _"]: ...
 
 
 def check_frames(what: str, tensor: torch.Tensor, channels: int, multiple: int = 1) -> None:

@@ -33,7 +33,6 @@ class TinyConvCodec(nn.Module):
         noise: float = 0.2,
     ) -> None:
         super().__init__()
-        widths = tuple(widths)
         if min(in_channels, latent_channels, *widths) < 1 or len(widths) != 3:
             raise ValueError(
                 f"need positive channels and three widths, got {in_channels=} {latent_channels=} {widths=}"
@@ -74,7 +73,7 @@ class TinyConvCodec(nn.Module):
 
     def encode(
         self, video: Float[torch.Tensor, "batch frame channel height width"]
-    ) -> Float[torch.Tensor, "batch frame _ _ _"]:
+    ) -> Float[torch.Tensor, "batch _ _ _ _"]:
         """Pixels in [0, 1] -> latents, 8 times smaller in height and width. ValueError for another shape."""
         check_frames("video", video, self.in_channels, multiple=8)
         latents = self.norm(self.encoder(video.flatten(0, 1) * 2 - 1))
@@ -82,7 +81,7 @@ class TinyConvCodec(nn.Module):
 
     def decode(
         self, latents: Float[torch.Tensor, "batch frame channel height width"]
-    ) -> Float[torch.Tensor, "batch frame _ _ _"]:
+    ) -> Float[torch.Tensor, "batch _ _ _ _"]:
         """Latents -> pixels in [0, 1] (clamped outside training). ValueError for another shape."""
         check_frames("latents", latents, self.latent_channels)
         video = (self.decoder(latents.flatten(0, 1)) + 1) / 2

@@ -100,7 +100,7 @@ class Attention(HeadProjections):
     def scores(
         self,
         rot_q: Float[torch.Tensor, "batch pos head d_head"],
-        rot_k: Float[torch.Tensor, "batch key head d_head"],
+        rot_k: Float[torch.Tensor, "batch _ head d_head"],
         grid: TokenGrid,
     ) -> Float[torch.Tensor, "*group head query key"]:
         """Scaled dot products in the shape of `hook_attn_scores`, -inf where the model's own mask forbids."""

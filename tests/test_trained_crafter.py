@@ -1,0 +1,139 @@
+"""The shipped tiny-crafter does what its figures say, on the shipped clips of worlds it was not trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vdinterp.data.crafter as game
+from vdinterp.data import Clips, sample_clips
+from vdinterp.pipeline import load
+from vdinterp.training import train
+from vdinterp.training.evaluate_crafter import (
+    Bench,
+    ablation_effects,
+    best_shift,
+    codec_figures,
+    distinguishable,
+    free_cell_actions,
+    head_masses,
+    latent_variance,
+    own_frame_only,
+    relative_error,
+    scrolled,
+    shift_accuracy,
+)
+
+SEED = 11
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return Bench(load("tiny-crafter"), game.vocabulary())
+
+
+@pytest.fixture(scope="module")
+def windows() -> Clips:
+    """Clips of eight frames, two from each sample clip."""
+    clips = sample_clips("crafter", n=64)
+    parts = [
+        Clips(
+            kind="crafter",
+            video=clips.video[:, at],
+            action=torch.cat([torch.zeros_like(clips.action[:, :1]), clips.action[:, at][:, 1:]], 1),
+            semantic_map=clips.semantic_map[:, at],
+            player_position=clips.player_position[:, at],
+        )
+        for at in (slice(0, 8), slice(4, 12))
+    ]
+    names = ("video", "action", "semantic_map", "player_position")
+    return Clips(kind="crafter", **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def test_codec(bench, windows):
+    measured = codec_figures(bench, windows[:16])
+    assert measured["psnr"] >= 37
+    assert measured["cells"] >= 0.99
+
+
+@torch.no_grad()
+def test_the_history_is_used(bench, windows):
+    clips = windows[:48]
+    latents = bench.encode(clips)
+    variance = latent_variance(latents)
+
+    def error(level: float, hooks=None) -> float:
+        x0 = bench.last_x0(latents, clips.action, level, SEED, hooks)
+        return relative_error(x0, latents[:, -1], variance).mean().item()
+
+    oracle, _ = scrolled(latents[:, -2], game.displacement(clips)[:, -1])
+    full, alone = error(0.9), error(0.9, own_frame_only(bench.model, 8))
+    assert full < relative_error(oracle, latents[:, -1], variance).mean()
+    assert full < HISTORY_ERROR
+    assert alone > HISTORY_RATIO * full
+
+
+def test_the_action_decides_where_the_picture_goes(bench, windows):
+    moved = windows[game.moved(windows)[:, -1].nonzero()[:32, 0]]
+    assert shift_accuracy(bench, moved, game.displacement(moved)[:, -1], SEED)[0] >= 0.9
+    forced, _ = free_cell_actions(windows[:32], SEED)
+    assert shift_accuracy(bench, forced, game.implied(forced)[:, -1], SEED)[0] >= 0.9
+
+
+def test_nothing_moves_without_a_move_or_into_a_wall(bench, windows):
+    walls = windows[game.blocked(windows)[:, -1].nonzero()[:32, 0]]
+    assert shift_accuracy(bench, walls, game.displacement(walls)[:, -1], SEED)[0] >= BLOCKED
+    still = ~game.moved(windows)[:, -1] & ~game.blocked(windows)[:, -1]
+    stays = windows[still.nonzero()[:, 0]]
+    assert shift_accuracy(bench, stays, game.displacement(stays)[:, -1], SEED)[0] >= 0.95
+
+
+def test_a_scroll_head_looks_where_the_action_implies(bench, windows):
+    moved = windows[game.moved(windows)[:, -1].nonzero()[:32, 0]]
+    still = ~game.moved(windows)[:, -1] & ~game.blocked(windows)[:, -1]
+    sets = {"moved": moved, "still": windows[still.nonzero()[:, 0]]}
+    shift = game.implied(moved)[:, -1]
+    masses = head_masses(bench, moved, shift, 0.9, SEED)
+    layer, head = divmod(int(masses.argmax()), bench.model.cfg.n_heads)
+    assert masses[layer, head] >= 0.5
+    assert head_masses(bench, moved, -shift, 0.9, SEED)[layer, head] <= 0.05
+    rise = ablation_effects(bench, (layer, head), sets, windows[:32], 0.9, SEED)
+    assert rise["moved"] >= 0.05
+    assert rise["still"] < rise["moved"] / STILL_SHARE
+
+
+def test_scrolling_a_frame():
+    frame = torch.arange(63.0).view(1, 1, 7, 9)
+    right, seen = scrolled(frame, torch.tensor([[0, 1]]))
+    assert torch.equal(right[0, 0, :, :-1], frame[0, 0, :, 1:])
+    assert seen[0, :, :-1].all() and not seen[0, :, -1].any()
+    down, _ = scrolled(frame, torch.tensor([[1, 0]]))
+    assert torch.equal(down[0, 0, :-1], frame[0, 0, 1:])
+
+
+def test_the_matching_shift_is_found_and_meadows_are_left_out():
+    frame = torch.randn(3, 8, 7, 9, generator=torch.Generator().manual_seed(0))
+    for index, shift in enumerate([(0, 0), (0, -1), (0, 1), (-1, 0), (1, 0)]):
+        moved, _ = scrolled(frame, torch.tensor([shift] * 3))
+        assert (best_shift(moved, frame) == index).all()
+    cells = torch.stack([torch.zeros(7, 9, dtype=torch.long), torch.arange(63).view(7, 9)])
+    assert distinguishable(cells).tolist() == [False, True]
+
+
+def test_figures_are_stored_with_the_weights(bench):
+    meta = bench.pipe.meta
+    assert {"data", "recipe", "figures", "license"} <= set(meta)
+    assert meta["figures"]["n"] >= 256
+    assert meta["actions"] == list(game.ACTIONS)
+
+
+def test_a_smoke_run_trains_stores_and_resumes(tmp_path):
+    pytest.importorskip("crafter")
+    pipe = train("tiny-crafter", steps=20, out=tmp_path)
+    stored = load(tmp_path)
+    assert stored.model.cfg == pipe.model.cfg
+    for name, value in pipe.model.state_dict().items():
+        assert torch.allclose(stored.model.state_dict()[name], value, atol=2e-3), name
+    again = train("tiny-crafter", steps=20, out=tmp_path)
+    for name, value in pipe.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
