@@ -104,7 +104,7 @@ class ActivationCache(Mapping[str, torch.Tensor]):
 
     # What is computed on demand
 
-    def _derived(self, key: Key) -> Callable[[], torch.Tensor] | None:
+    def _derived(self, key: Any) -> Callable[[], torch.Tensor] | None:
         """How to compute what was not recorded: `("pattern", 3)`, `"blocks.3.attn.hook_pattern"` ..."""
         if isinstance(key, str):
             named = re.fullmatch(r"blocks\.(\d+)\.(attn|cross_attn)\.(?:hook_)?(\w+)", key)
