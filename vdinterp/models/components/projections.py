@@ -47,8 +47,9 @@ class HeadProjections(AdaLN):
 
     def _part(self, which: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight `[inner, d_in]` and bias of q (0), k (1) or v (2)."""
-        linear, n_parts, index = self.qkv, 3, which
-        if self.cross:
+        if not self.cross:
+            linear, n_parts, index = self.qkv, 3, which
+        else:
             linear, n_parts, index = (self.q, 1, 0) if which == 0 else (self.kv, 2, which - 1)
         bias = None if linear.bias is None else linear.bias.chunk(n_parts)[index]
         return linear.weight.chunk(n_parts)[index], bias
