@@ -58,7 +58,7 @@ def test_codec(bench, windows):
 
 @torch.no_grad()
 def test_the_history_is_used(bench, windows):
-    clips = windows[:48]
+    clips = windows[:32]
     latents = bench.encode(clips)
     variance = latent_variance(latents)
 
@@ -74,30 +74,30 @@ def test_the_history_is_used(bench, windows):
 
 
 def test_the_action_decides_where_the_picture_goes(bench, windows):
-    moved = windows[game.moved(windows)[:, -1].nonzero()[:32, 0]]
+    moved = windows[game.moved(windows)[:, -1].nonzero()[:24, 0]]
     assert shift_accuracy(bench, moved, game.displacement(moved)[:, -1], SEED)[0] >= 0.9
-    forced, _ = free_cell_actions(windows[:32], SEED)
+    forced, _ = free_cell_actions(windows[:24], SEED)
     assert shift_accuracy(bench, forced, game.implied(forced)[:, -1], SEED)[0] >= 0.9
 
 
 def test_nothing_moves_without_a_move_or_into_a_wall(bench, windows):
-    walls = windows[game.blocked(windows)[:, -1].nonzero()[:32, 0]]
+    walls = windows[game.blocked(windows)[:, -1].nonzero()[:24, 0]]
     assert shift_accuracy(bench, walls, game.displacement(walls)[:, -1], SEED)[0] >= BLOCKED
     still = ~game.moved(windows)[:, -1] & ~game.blocked(windows)[:, -1]
-    stays = windows[still.nonzero()[:, 0]]
+    stays = windows[still.nonzero()[:24, 0]]
     assert shift_accuracy(bench, stays, game.displacement(stays)[:, -1], SEED)[0] >= 0.95
 
 
 def test_a_scroll_head_looks_where_the_action_implies(bench, windows):
-    moved = windows[game.moved(windows)[:, -1].nonzero()[:32, 0]]
+    moved = windows[game.moved(windows)[:, -1].nonzero()[:24, 0]]
     still = ~game.moved(windows)[:, -1] & ~game.blocked(windows)[:, -1]
-    sets = {"moved": moved, "still": windows[still.nonzero()[:, 0]]}
+    sets = {"moved": moved, "still": windows[still.nonzero()[:24, 0]]}
     shift = game.implied(moved)[:, -1]
     masses = head_masses(bench, moved, shift, 0.9, SEED)
     layer, head = divmod(int(masses.argmax()), bench.model.cfg.n_heads)
     assert masses[layer, head] >= 0.5
     assert head_masses(bench, moved, -shift, 0.9, SEED)[layer, head] <= 0.05
-    rise = ablation_effects(bench, (layer, head), sets, windows[:32], 0.9, SEED)
+    rise = ablation_effects(bench, (layer, head), sets, windows[:24], 0.9, SEED)
     assert rise["moved"] >= 0.05
     assert rise["still"] < rise["moved"] / STILL_SHARE
 

@@ -28,25 +28,25 @@ def test_a_short_run_writes_a_model_that_loads_and_resumes_bitwise(tmp_path, mon
 
         def loss(step):
             calls.append(step)
-            if len(calls) == 13:
+            if len(calls) == 19:  # in the last round, after its first save
                 raise KeyboardInterrupt
             return loss_at(step)
 
         return loss
 
     monkeypatch.setattr(digits, "digit_loss", dies_once)
-    monkeypatch.setattr(digits, "SAVE_EVERY", 5)
+    monkeypatch.setattr(digits, "SAVE_EVERY", 2)
     with pytest.raises(KeyboardInterrupt):
         train("tiny-induction", steps=20, out=tmp_path / "parts")
     parts = train("tiny-induction", steps=20, out=tmp_path / "parts")
-    assert calls[12:15] == [12, 10, 11]  # the run went back to its last save, not to the start
+    assert calls == [*range(19), 17, 18, 19]  # the run went back to its last save, not to the start
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name]), name
     assert whole.meta["figures"] == parts.meta["figures"]
-    final = load_file(tmp_path / "whole/training/final.safetensors")
+    final = load_file(tmp_path / "whole/training/round-2/final.safetensors")
     assert any(
         not torch.equal(final[k], v)
-        for k, v in load_file(tmp_path / "whole/training/checkpoints/step-00000.safetensors").items()
+        for k, v in load_file(tmp_path / "whole/training/round-0/checkpoints/step-00000.safetensors").items()
     )
 
 
@@ -90,7 +90,7 @@ def test_recipes_are_the_ones_described():
     assert set(DIGIT_RECIPES["tiny-loop"].mixture(0)) == {"loop"}
     assert recipe.mixture(0) == recipe.stages[0][1] and recipe.mixture(recipe.steps - 1) == recipe.stages[-1][1]
     short = recipe.shortened(20)
-    assert short.steps == 20 and short.keep[-1] == 20 and len(short.stages) == len(recipe.stages)
+    assert short.steps == 20 and short.keep[-1] == 20 and len(short.rounds) == len(recipe.rounds) == 3
     assert recipe.shortened(None) is recipe
     assert 500_000 < sum(p.numel() for p in vd.HookedVideoDiT(digit_config("x")).parameters()) < 600_000
 

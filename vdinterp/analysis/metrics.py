@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 
 PSNR_CAP = 60.0
@@ -90,21 +89,29 @@ def ssim(
     there are only four windows.
     """
     _same_shape(estimate, truth)
-    batch, frames, channels, height, width = truth.shape
+    height, width = truth.shape[-2:]
     size = min(11, height, width)
     size -= 1 - size % 2
-    offsets = torch.arange(size, dtype=torch.float64) - size // 2
-    weights = torch.exp(-offsets.square() / (2 * 1.5**2))
-    window = torch.outer(weights, weights)
-    kernel = (window / window.sum())[None, None]
-    x, y = (clip.detach().cpu().double().reshape(-1, 1, height, width) for clip in (estimate, truth))
-    mean_x, mean_y, square_x, square_y, product = (F.conv2d(image, kernel) for image in (x, y, x * x, y * y, x * y))
+    rows, cols = _smoothing(height, size), _smoothing(width, size).T
+    x, y = (clip.detach().cpu().double() for clip in (estimate, truth))
+    mean_x, mean_y, square_x, square_y, product = (rows @ image @ cols for image in (x, y, x * x, y * y, x * y))
     var_x, var_y = square_x - mean_x.square(), square_y - mean_y.square()
     covariance = product - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     score = score / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2))
-    return score.reshape(batch, frames, channels, -1).mean((2, 3)).float()
+    return score.mean((2, 3, 4)).float()
+
+
+def _smoothing(length: int, size: int) -> torch.Tensor:
+    """`[length - size + 1, length]`: a Gaussian window along one axis, without padding; the window is separable, and two products of
+    matrices are many times faster on a CPU than one convolution."""
+    offsets = torch.arange(size, dtype=torch.float64) - size // 2
+    weights = torch.exp(-offsets.square() / (2 * 1.5**2))
+    matrix = torch.zeros(length - size + 1, length, dtype=torch.float64)
+    for out in range(len(matrix)):
+        matrix[out, out : out + size] = weights / weights.sum()
+    return matrix
 
 
 def _same_shape(estimate: torch.Tensor, truth: torch.Tensor) -> None:

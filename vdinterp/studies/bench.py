@@ -37,11 +37,11 @@ class Moment:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What a condition did. `scores[metric, reference]` `[clip frame]` over target frames, NaN where a frame cannot be
-    judged; `latents` of the target frames `[clip frame channel height width]` (None for protocol "denoise")."""
+    """What a condition did. `scores[metric, reference]` `[batch frame]` over target frames, NaN where a frame cannot be
+    judged; `latents` of the target frames `[batch frame channel height width]` (None for protocol "denoise")."""
 
     condition: Condition
-    scores: Mapping[tuple[str, str], Float[torch.Tensor, "clip frame"]]
+    scores: Mapping[tuple[str, str], Float[torch.Tensor, "batch frame"]]
     latents: torch.Tensor | None = field(default=None, repr=False)
 
 
@@ -89,27 +89,28 @@ class Bench:
         self.levels = tuple(float(level) for level in levels)
         self.ledger = Ledger(None, {}) if ledger is None else ledger
         self.references = References(self)
+        self._intact_video: dict[tuple[str, int], list[torch.Tensor]] = {}
         self.about: dict[str, Any] = {}
         self._bar: tqdm | None = None
 
     # What is judged
 
     @cached_property
-    def video(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+    def video(self) -> Float[torch.Tensor, "batch frame channel height width"]:
         return self.clips.video[:, : self.n_frames]
 
     @cached_property
-    def truth(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+    def truth(self) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Normalised latents of the clips, all frames."""
         return self._encode(self.video)
 
     @cached_property
-    def noise(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+    def noise(self) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Standard normal noise of every clip, the same for all conditions; a function of (seed, index of the clip)."""
         return SeededNoise(self.seed, [(index,) for index in range(len(self.clips))]).initial(self.truth.shape)
 
     @cached_property
-    def judged(self) -> Bool[torch.Tensor, "clip frame"]:
+    def judged(self) -> Bool[torch.Tensor, "batch frame"]:
         """Which target frames follow from the context."""
         return judged(self.clips, self.n_context)[:, : self.n_frames - self.n_context]
 
@@ -213,9 +214,13 @@ class Bench:
         return found
 
     def _compute(self, condition: Condition, clips: slice) -> Tensors:
-        intact = self._intact("denoise" if condition.protocol == "denoise" else "sample", clips)
+        protocol = "denoise" if condition.protocol == "denoise" else "sample"
+        intact = self._intact(protocol, clips)
         made = intact if self._is_intact(condition) else self._make(condition, clips)
-        scores = [self._scores(one, clips, other) for one, other in zip(made, intact, strict=True)]
+        if (protocol, clips.start) not in self._intact_video:
+            self._intact_video[protocol, clips.start] = [self.decode(latents) for latents in intact]
+        pictures = self._intact_video[protocol, clips.start]
+        scores = [self._scores(one, clips, *other) for one, *other in zip(made, intact, pictures, strict=True)]
         out = {name: torch.stack([score[name] for score in scores]).mean(0) for name in scores[0]}
         return out if condition.protocol == "denoise" else {**out, "latents": made[0]}
 
@@ -229,7 +234,7 @@ class Bench:
         return [made[str(index)] for index in range(len(made))]
 
     def _make(self, condition: Condition, clips: slice) -> list[torch.Tensor]:
-        """Target latents `[clip frame channel height width]`: one generated clip, or one x0 estimate a noise level."""
+        """Target latents `[batch frame channel height width]`: one generated clip, or one x0 estimate a noise level."""
         if condition.protocol == "denoise":
             made = [self._denoise(condition, clips, level) for level in self.ks]
         elif condition.protocol == "sample":
@@ -262,7 +267,7 @@ class Bench:
         return given(moment) if callable(given) else given
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All target frames at one noise level, the context clean; and the levels `[clip frame]`."""
+        """All target frames at one noise level, the context clean; and the levels `[batch frame]`."""
         levels = torch.full(latents.shape[:2], -1)
         levels[:, self.n_context :] = level
         return self.pipe.add_noise(latents, levels, noise), levels
@@ -292,12 +297,12 @@ class Bench:
         """Whether the model takes actions and the clips have them."""
         return self.pipe.model.cfg.d_action > 0 and self.clips.action is not None
 
-    def _scores(self, target: torch.Tensor, clips: slice, intact: torch.Tensor) -> Tensors:
+    def _scores(self, target: torch.Tensor, clips: slice, intact: torch.Tensor, intact_video: torch.Tensor) -> Tensors:
         """Every metric against the truth and against the intact model, NaN on frames that cannot be judged."""
         n = self.n_context
         truth, before = self.truth[clips], self.truth[clips, n - 1 : n]
         video = self.decode(target)
-        others = {"truth": (truth[:, n:], self.video[clips, n:]), "intact": (intact, self.decode(intact))}
+        others = {"truth": (truth[:, n:], self.video[clips, n:]), "intact": (intact, intact_video)}
         scores = {}
         for name, (latents, pixels) in others.items():
             scores[f"x0 error/{name}"] = x0_error(target, latents, self.variance)

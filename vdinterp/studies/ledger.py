@@ -148,6 +148,7 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def _feed_function(digest: Any, function: Any, tag: Callable[..., None]) -> None:
+    function = inspect.unwrap(function)
     tag("function", getattr(function, "__module__", ""), getattr(function, "__qualname__", type(function).__qualname__))
     try:
         tag(inspect.getsource(function if hasattr(function, "__qualname__") else type(function)))
@@ -155,6 +156,9 @@ def _feed_function(digest: Any, function: Any, tag: Callable[..., None]) -> None
         tag("no source")
     _feed(digest, getattr(function, "__defaults__", None))
     for cell in getattr(function, "__closure__", None) or ():
-        _feed(digest, cell.cell_contents)
+        try:
+            _feed(digest, cell.cell_contents)
+        except TypeError:  # an object of no known content, for instance a module or a model
+            tag("object", type(cell.cell_contents).__qualname__)
     if not hasattr(function, "__qualname__"):
         _feed(digest, vars(function))

@@ -263,7 +263,7 @@ def train_crafter(
         first += steps_here
     pipe = VideoDiffusion(model, codec, DIFFUSION, stats, meta=_meta(name, recipe))
     held_out = game.collect(recipe.test_worlds, state / f"held-out-{len(recipe.test_worlds)}.safetensors")
-    pipe.meta["figures"] = crafter_figures(pipe, held_out, n=256 if full else 8, seed=FIGURES_SEED)
+    pipe.meta["figures"] = crafter_figures(pipe, held_out, n=256 if full else 4, seed=FIGURES_SEED, rollout=full)
     save_bundle(out, pipe, checkpoints=kept)
     return pipe
 

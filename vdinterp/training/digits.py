@@ -84,15 +84,16 @@ DIGIT_RECIPES = {
         rounds=(
             ((2500, {"loop": 0.5, "snippet": 0.4, "control": 0.1}), (2400, MOSTLY_SNIPPETS)),
             ((3000, MOSTLY_SNIPPETS),),
+            ((1500, MOSTLY_SNIPPETS),),
         ),
-        keep=(0, 200, 500, 800, 1000, 1200, 1400, 1600, 2000, 2500, 3600, 4900, 7900),
+        keep=(0, 500, 1200, 2000, 2500, 3200, 3600, 3900, 4200, 4500, 4900, 7900, 9400),
     ),
     "tiny-loop": DigitRecipe(rounds=(((2500, {"loop": 1.0}),),), keep=(2500,)),
 }
 
 
 def digit_config(name: str) -> VideoDiTConfig:
-    """The network of both recipes: 0.56 M parameters, 64 tokens (16 frames of 2 x 2 patches)."""
+    """The network of both recipes: 0.54 M parameters, 64 tokens (16 frames of 2 x 2 patches)."""
     return VideoDiTConfig(
         model_name=name,
         d_model=96,

@@ -171,11 +171,14 @@ def free_cell_actions(clips: Clips, seed: int) -> tuple[Clips, torch.Tensor]:
                  player_position=picked.player_position), kept  # fmt: skip
 
 
-def shift_accuracy(bench: Bench, clips: Clips, expected: torch.Tensor, seed: int) -> tuple[float, int]:
-    """Share of clips whose x0 from pure noise matches the `expected` (row, col) shift best, and of how many."""
+def shift_accuracy(bench: Bench, clips: Clips, expected: torch.Tensor, seed: int) -> tuple[float | None, int]:
+    """Share of clips whose x0 from pure noise matches the `expected` (row, col) shift best, and of how many clips:
+    those whose shifts can be told apart (None if there are none)."""
     latents = bench.encode(clips)
     ok = distinguishable(bench.cells(clips.video[:, -2:-1])[:, 0])
     assert clips.action is not None
+    if not ok.any():
+        return None, 0
     x0 = bench.last_x0(latents[ok], clips.action[ok], 1.0, seed)
     found = torch.tensor(SHIFTS)[best_shift(x0, latents[ok][:, -2])]
     return (found == expected[ok]).all(-1).float().mean().item(), int(ok.sum())

@@ -1,0 +1,32 @@
+"""A study of your own: how much of each attention gate does the model need?  Run: python examples/own_study.py"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import torch
+
+import vdinterp as vd
+from vdinterp.studies import INTACT, Bench, Condition, StudyResult, build, study
+
+
+def scaled(gate: torch.Tensor, hook: object, by: float) -> torch.Tensor:
+    return gate * by
+
+
+@study("gate sweep")
+def gate_sweep(bench: Bench, factors: tuple[float, ...] = (0.0, 0.5, 0.9, 1.1, 2.0)) -> StudyResult:
+    """Multiply every attention gate by a factor; 1 is the intact model."""
+    conditions = [INTACT]
+    for factor in factors:
+        change = vd.Custom("attn.mod.gate", partial(scaled, by=factor))
+        conditions.append(Condition(ablation="attention gates", variant=f"times {factor:g}", interventions=(change,)))
+    return build(StudyResult, bench, bench.measure(conditions), "Gate sweep")
+
+
+if __name__ == "__main__":
+    model, out = (*sys.argv[1:], *("tiny-crafter", "out/own_study")[len(sys.argv) - 1 :])
+    result = vd.studies.run("gate sweep", vd.load(model), n_clips=8, steps=4, out=out)  # stopped? run it again
+    print(result.wide()[["variant", "x0 error", "rise 95 %", "PSNR (dB)"]].to_string(index=False))
+    print(vd.report.write(result, out))

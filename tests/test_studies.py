@@ -1,0 +1,475 @@
+"""The ablation study on small random models: same noise, planted answers, resuming, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from factories import tiny_model
+
+import vdinterp as vd
+from vdinterp.data import Clips
+from vdinterp.pipeline import save_bundle
+from vdinterp.studies import INTACT, Bench, Condition, Ledger, StudyResult, build, fingerprint, held_out_clips, run, study
+from vdinterp.studies.clips import default_context, judged
+from vdinterp.vae import IdentityVAE, LatentStats
+
+ROOT = Path(__file__).parent.parent
+SIZE = {"in_channels": 1, "out_channels": 1, "n_frames": 5, "d_action": 3}
+FAST = {"n_clips": 3, "steps": 2, "n_context": 2, "batch": 2}
+
+
+def small_pipe(kind: str = "3d", **settings: Any) -> vd.VideoDiffusion:
+    model = tiny_model(kind, **{**SIZE, **settings})
+    for parameter in model.parameters():
+        parameter.data *= 0.5
+    return vd.VideoDiffusion(model, IdentityVAE(1), vd.DiffusionConfig(), LatentStats((0.5,), (0.5,)))
+
+
+def small_clips(n: int = 3, seed: int = 0, n_frames: int = 5, actions: bool = True) -> Clips:
+    generator = torch.Generator().manual_seed(seed)
+    video = torch.rand(n, n_frames, 1, 4, 6, generator=generator)
+    action = torch.eye(3)[torch.randint(3, (n, n_frames), generator=generator)] if actions else None
+    return Clips(kind="file", video=video, action=action)
+
+
+def small_bench(pipe: vd.VideoDiffusion | None = None, **options: Any) -> Bench:
+    options = {"n_context": 2, "steps": 3, "batch": 2, **options}
+    return Bench(pipe or small_pipe(), small_clips(), small_clips(4, seed=1), **options)
+
+
+@pytest.fixture(scope="module")
+def result() -> StudyResult:
+    return run("ablations", small_pipe(), small_clips(), reference=small_clips(4, seed=1), **FAST)
+
+
+def test_every_condition_of_the_five_ablations_is_there(result: StudyResult) -> None:
+    table = result.to_frame()
+    variants = {name: set(part["variant"]) for name, part in table.groupby("ablation")}
+    assert variants["no transformer"] == {"VAE round trip", "decoded noise", "copy last frame"}
+    assert variants["one step"] == {"1 step", "2 steps"}
+    assert variants["no AdaLN"] == {
+        "identity", "constant", "same at every step", "frozen at the first step", "frozen half-way", "gates only",
+        "shift and scale only", "constant in attn", "constant in mlp", "constant in final", "no action",
+        "another clip's action",
+    }  # fmt: skip
+    heads = {f"layer {layer} head {head}" for layer in range(2) for head in range(2)}
+    assert variants["no attention"] == heads | {
+        "layer 0", "layer 1", "all off", "all at their mean", "own frame only", "same position only",
+        "context to target cut",
+    }  # fmt: skip
+    assert variants["no MLP"] == {"all off", "all at their mean", "layer 0", "layer 1"}
+    singles = table[table["site"].isin(["head", "layer"])]
+    assert set(singles["mode"]) == {"zero", "mean"} and set(singles["protocol"]) == {"denoise"}
+    assert set(table["metric"]) == {"x0 error", "motion error", "PSNR", "SSIM"}
+    assert set(table["reference"]) == {"truth", "intact", "rise"}
+    assert set(table["frame"]) == {"mean", "2", "3", "4"}
+    assert not table.duplicated([c for c in table.columns if c not in ("value", "low", "high", "n_clips")]).any()
+    assert (table["low"] <= table["value"] + 1e-9).all() and (table["value"] <= table["high"] + 1e-9).all()
+    assert (table["n_clips"] == 3).all()
+
+
+def test_intact_against_itself_is_exactly_0(result: StudyResult) -> None:
+    for protocol in ("sample", "denoise"):
+        rows = result.table.query("ablation == 'intact' and protocol == @protocol")
+        assert (rows.query("metric == 'x0 error' and reference == 'intact'")["value"] == 0).all()
+        assert (rows.query("metric == 'SSIM' and reference == 'intact'")["value"] == 1).all()
+        assert (rows.query("reference == 'rise'")["value"] == 0).all()
+    full = result.pick(ablation="one step", variant="2 steps", reference="intact")["value"]
+    assert full.tolist() == [0]
+
+
+def test_the_rise_is_paired(result: StudyResult) -> None:
+    error = result.pick(ablation="no MLP", variant="all off")["value"].item()
+    intact = result.pick(ablation="intact", protocol="sample")["value"].item()
+    rise = result.pick(ablation="no MLP", variant="all off", reference="rise")["value"].item()
+    assert rise == pytest.approx(error - intact, rel=1e-6)
+
+
+def test_no_transformer_is_what_it_says(result: StudyResult) -> None:
+    bench = small_bench()
+    copy = bench.truth[:, 1:2].expand(-1, 3, -1, -1, -1)
+    wanted = float((copy - bench.truth[:, 2:]).square().mean()) / bench.variance
+    assert result.pick(variant="copy last frame")["value"].item() == pytest.approx(wanted, rel=1e-5)
+    assert result.pick(variant="VAE round trip")["value"].item() == 0
+    assert result.pick("PSNR", variant="VAE round trip")["value"].item() == pytest.approx(60)
+    assert result.pick("motion error", variant="copy last frame")["value"].item() == pytest.approx(1, rel=1e-5)
+
+
+def test_result_saves_loads_and_reports(result: StudyResult, tmp_path: Path) -> None:
+    page = vd.report.write(result, tmp_path / "report")
+    text = page.read_text(encoding="utf-8")
+    assert len(text) < 10e6
+    for chapter in ("No transformer", "One step", "No AdaLN", "No attention", "No MLP", "How it was measured"):
+        assert f">{chapter}</h3>" in text
+    loaded = type(result).load(tmp_path / "report")
+    pd.testing.assert_frame_equal(loaded.table, result.table)
+    assert loaded.summary() == result.summary()
+    assert [section.text for section in loaded.sections()] == [section.text for section in result.sections()]
+    for caption, figure in result.plot().items():
+        assert figure.layout.title.text and caption
+        if figure.data[0].type != "image":
+            assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
+    clip = result.strips["no AdaLN"]["identity"]
+    assert clip.dtype == torch.uint8 and clip.shape == (5, 1, 4, 6)
+    assert torch.equal(clip[:2], result.strips["no AdaLN"]["truth"][:2])  # the context is given
+
+
+def keep(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+    return activation
+
+
+@pytest.mark.parametrize("protocol", ["sample", "denoise"])
+def test_an_identity_intervention_is_bitwise_the_intact_model(protocol: Any) -> None:
+    bench = small_bench()
+    same = Condition(
+        ablation="x", variant="identity hook", interventions=(vd.Custom("resid_post", keep),), protocol=protocol
+    )
+    intact, hooked = bench.measure([replace(INTACT, protocol=protocol), same])
+    assert torch.equal(hooked.scores["x0 error", "intact"], torch.zeros(3, 3).double())
+    assert torch.equal(hooked.scores["x0 error", "truth"], intact.scores["x0 error", "truth"])
+    if protocol == "sample":
+        assert torch.equal(hooked.latents, intact.latents)
+
+
+def test_all_conditions_start_from_the_same_noise_whatever_the_batch() -> None:
+    one, other = small_bench(batch=1), small_bench(batch=3)
+    assert torch.equal(one.noise, other.noise)
+    conditions = [INTACT, Condition(ablation="one step", variant="1 step", steps=1)]
+    for a, b in zip(one.measure(conditions), other.measure(conditions), strict=True):
+        assert torch.allclose(a.latents, b.latents, atol=1e-5)
+    sample = one.pipe.sample(one.truth[:, :2], 5, steps=1, noise=one.noise, cond=one.clips.action)
+    assert torch.allclose(sample.latents[:, 2:], one.measure(conditions)[1].latents, atol=1e-5)
+    assert not torch.equal(small_bench(seed=5).noise, one.noise)
+
+
+def test_planted_attention_with_closed_gates_does_nothing() -> None:
+    pipe = small_pipe()
+    d_model = pipe.model.cfg.d_model
+    for block in pipe.model.blocks:
+        for parameter in block.modulation.linear.parameters():
+            parameter.data[2 * d_model : 3 * d_model] = 0  # the attention gate
+    table = run("ablations", pipe, small_clips(), **FAST)
+    rises = table.pick(reference="rise", ablation="no attention")
+    assert len(rises) > 10 and (rises["value"].abs() < 1e-5).all()
+    assert table.pick(reference="intact", ablation="no attention")["value"].max() < 1e-9
+    assert table.pick(reference="intact", ablation="no MLP", variant="all off")["value"].item() > 1e-4
+
+
+def test_planted_modulation_that_never_varies_can_be_held_constant() -> None:
+    pipe = small_pipe()
+    for module in [*(block.modulation for block in pipe.model.blocks), pipe.model.final.modulation]:
+        module.linear.weight.data.zero_()
+    table = run("ablations", pipe, small_clips(), **FAST)
+    held = table.pick(reference="intact", ablation="no AdaLN")
+    assert held[held["variant"] == "identity"]["value"].item() > 1e-4
+    assert held[held["variant"] != "identity"]["value"].max() < 1e-9
+
+
+def test_the_cut_hides_the_context_and_own_frame_hides_the_rest() -> None:
+    bench = small_bench()
+    changed = small_bench()
+    changed.clips = replace(bench.clips, video=bench.clips.video.clone())
+    changed.clips.video[:, :2] = 0.1  # another context
+    found = {}
+    for name, where in (("plain", bench), ("changed", changed)):
+        cut = Condition(
+            ablation="x", variant="cut", interventions=(vd.MaskAttention(cut=((2, 3, 4), (0, 1))),)
+        )
+        found[name] = where.measure([INTACT, cut])
+    assert torch.allclose(found["plain"][1].latents, found["changed"][1].latents, atol=1e-6)
+    assert not torch.allclose(found["plain"][0].latents, found["changed"][0].latents, atol=1e-3)
+
+
+def test_means_are_those_of_the_reference_clips_step_by_step() -> None:
+    bench = small_bench(batch=4)
+    name = "blocks.1.attn.hook_z"
+    means = bench.references.means([name])
+    assert len(means) == 3
+    from vdinterp.diffusion import SeededNoise
+
+    noise = SeededNoise(1, [(i,) for i in range(4)]).initial(bench.reference_latents.shape)
+    states = bench.pipe.iterate(
+        bench.reference_latents[:, :2], 5, steps=3, noise=noise, record=[name], cond=bench.reference.action
+    )
+    for state, mean in zip(states, means, strict=True):
+        assert mean[name].shape == (1, 1, 2, 12)
+        assert torch.allclose(mean[name], state.cache[name].mean((0, 1), keepdim=True), atol=1e-6)
+    split = small_bench(batch=3)
+    assert torch.allclose(split.references.means([name])[0][name], means[0][name], atol=1e-6)
+    assert len(bench.references.means([name], level=500)) == 1
+
+
+def test_all_four_modes_and_a_space_time_model() -> None:
+    modes = ("zero", "mean", "resample", "frozen")
+    result = run("ablations", small_pipe("space_time"), small_clips(), modes=modes, **FAST)
+    heads = result.pick(ablation="no attention", site="head", reference="intact")
+    assert set(heads["mode"]) == set(modes) and (heads["value"] > 0).all()
+
+
+def test_clips_of_a_file_have_no_actions_and_still_run() -> None:
+    result = run("ablations", small_pipe(), small_clips(2, actions=False), steps=1, n_context=4)
+    assert "no action" not in set(result.table["variant"])
+    assert result.meta["reference"] == "the judged clips themselves"
+    assert result.meta["clips"] == "2 of kind file"
+    one = run("ablations", small_pipe(), small_clips(1), steps=1)
+    assert "another clip's action" not in set(one.table["variant"])
+
+
+# Resuming
+
+
+class Stop(Exception):
+    pass
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[str]:
+    """Every generation from now on, by label; raises after so many."""
+    made: list[str] = []
+    make = Bench._make
+
+    def counting(self: Bench, condition: Condition, clips: slice) -> list[torch.Tensor]:
+        if stop_after is not None and len(made) >= stop_after:
+            raise Stop
+        made.append(f"{condition.label} {condition.mode} {condition.protocol} {clips.start}")
+        return make(self, condition, clips)
+
+    monkeypatch.setattr(Bench, "_make", counting)
+    return made
+
+
+def test_a_stopped_study_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+    def study_once(stop_after: int | None = None, out: Path | None = tmp_path) -> tuple[Any, list[str]]:
+        with pytest.MonkeyPatch.context() as patch:
+            made = counted(patch, stop_after)
+            try:
+                return run("ablations", small_pipe(), small_clips(), out=out, **FAST), made
+            except Stop:
+                return None, made
+
+    whole, everything = study_once(out=None)
+    stopped, first = study_once(stop_after=21)
+    assert stopped is None and len(first) == 21
+    resumed, second = study_once()
+    assert first + second == everything  # each once, in order
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    _, third = study_once()
+    assert third == []
+    with pytest.MonkeyPatch.context() as patch:
+        made = counted(patch)
+        run("ablations", small_pipe(), small_clips(), out=tmp_path, resume=False, **FAST)
+    assert made == everything
+
+
+KILLED = """
+import sys, time
+sys.path[:0] = {paths!r}
+import torch
+torch.set_num_threads(1)
+from test_studies import FAST, Bench, run, small_clips, small_pipe
+make = Bench._make
+def slow(self, condition, clips):
+    time.sleep(0.05)
+    return make(self, condition, clips)
+Bench._make = slow
+run("ablations", small_pipe(), small_clips(), out={out!r}, **FAST)
+"""
+
+
+def test_a_killed_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = KILLED.format(paths=[str(ROOT / "tests"), str(ROOT)], out=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (lines := _lines(tmp_path)) or len(lines) < 12:
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline, "the study recorded nothing"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()  # type: ignore[union-attr]
+    recorded = len(_lines(tmp_path))
+    made = counted(monkeypatch)
+    resumed = run("ablations", small_pipe(), small_clips(), out=tmp_path, **FAST)
+    assert len(_lines(tmp_path)) > recorded >= 12
+    fresh = list(made)
+    made.clear()
+    whole = run("ablations", small_pipe(), small_clips(), **FAST)
+    assert 0 < len(fresh) < len(made)
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+
+
+def _lines(folder: Path) -> list[str]:
+    return [line for file in folder.glob("records/*/records.jsonl") for line in file.read_text().splitlines()]
+
+
+def test_the_ledger_survives_a_torn_line_and_a_lost_file(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, {"a": 1})
+    for name in "xyz":
+        ledger.get(name, lambda: {"t": torch.ones(2)})
+    record = next(tmp_path.glob("*/records.jsonl"))
+    lines = record.read_text().splitlines(keepends=True)
+    (record.parent / json.loads(lines[1])["file"]).unlink()
+    record.write_text("".join(lines[:2]) + lines[2][:20])
+    again = Ledger(tmp_path, {"a": 1})
+    assert "x" in again and "y" not in again and "z" not in again
+    for name in "xyz":
+        assert torch.equal(again.get(name, lambda: {"t": torch.ones(2)})["t"], torch.ones(2))
+    assert again.computed == 2
+    assert len(Ledger(tmp_path, {"a": 1})) == 3
+    assert len(Ledger(tmp_path, {"a": 2})) == 0
+    assert len(Ledger(tmp_path, {"a": 1}, resume=False)) == 0
+
+
+def test_fingerprints_follow_the_content() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    assert fingerprint(tensor) == fingerprint(tensor.clone().t().contiguous().t())
+    assert fingerprint(tensor) != fingerprint(tensor.reshape(3, 2)) != fingerprint(tensor.double())
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
+    assert fingerprint(1) != fingerprint(1.0) != fingerprint("1")
+    assert fingerprint(vd.Freeze("gate", 1.0)) != fingerprint(vd.Freeze("gate", 2.0))
+    assert fingerprint(INTACT) == fingerprint(replace(INTACT)) != fingerprint(replace(INTACT, cond="dropped"))
+    factor = 2
+    assert fingerprint(lambda x: x * factor) != fingerprint(keep)
+    with pytest.raises(TypeError, match="object"):
+        fingerprint(object())
+
+
+def test_records_of_other_weights_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @study("one intact sample")
+    def intact(bench: Bench) -> StudyResult:
+        return build(StudyResult, bench, bench.measure([INTACT]), "Intact")
+
+    monkeypatch.setitem(vd.studies.NAMES, "one intact sample", intact)
+    pipe, made = small_pipe(), counted(monkeypatch)
+    for change in (lambda: None, lambda: None, lambda: pipe.model.blocks[0].attn.proj.bias.data.add_(1)):
+        change()
+        run("one intact sample", pipe, small_clips(), out=tmp_path, **FAST)
+    assert len(made) == 4  # two batches, of two different models
+
+
+# Clips
+
+
+def test_judged_frames_end_at_the_first_surprise() -> None:
+    predictable = torch.tensor([[0, 0, 1, 1, 0, 1], [0, 1, 0, 1, 1, 1]]).bool()
+    clips = Clips(kind="snippet", video=torch.rand(2, 6, 1, 8, 8), predictable=predictable)
+    assert judged(clips, 2).tolist() == [[True, True, False, False], [False] * 4]
+    assert judged(replace(clips, predictable=None), 2).all()
+    assert default_context(16, True) == 12 and default_context(8, False) == 4 and default_context(1, False) == 1
+
+
+def test_held_out_clips_can_be_judged_and_share_nothing_with_the_reference() -> None:
+    pipe = small_pipe("3d", height=8, width=8, n_frames=16, d_action=0)
+    pipe.meta["clips"] = "snippet"
+    clips, reference = held_out_clips(pipe, 6), held_out_clips(pipe, 6, part="reference")
+    assert judged(clips, 12)[:, :2].all() and clips.video.shape == (6, 16, 1, 8, 8)
+    assert not any(torch.equal(a, b) for a in clips.video for b in reference.video)
+    assert torch.equal(held_out_clips(pipe, 3).video, clips.video[:3])
+    result = run("ablations", pipe, n_clips=2, steps=1)
+    assert result.meta["judged frames"] <= 2 * 4 and result.meta["context frames"] == 12
+    judged_frames = result.pick(frame="12", ablation="intact", protocol="sample")["n_clips"].item()
+    assert judged_frames == 2
+    pipe.meta["clips"] = "crafter"
+    first, second = held_out_clips(pipe, 5), held_out_clips(pipe, 5, part="reference")
+    assert first.n_frames <= 16 and not any(torch.equal(a, b) for a in first.video for b in second.video)
+
+
+# Bad input
+
+
+def test_unknown_study_setting_or_mode() -> None:
+    with pytest.raises(KeyError, match="did you mean 'ablations'"):
+        run("ablation", small_pipe(), small_clips())
+    with pytest.raises(ValueError, match="no setting mode; its settings are modes, strips"):
+        run("ablations", small_pipe(), small_clips(), mode="zero")
+    with pytest.raises(ValueError, match="unknown mode 'median'; choose from zero, mean, resample, frozen"):
+        run("ablations", small_pipe(), small_clips(), modes=("zero", "median"))
+    with pytest.raises(ValueError, match="there is a study 'ablations' already"):
+        study("ablations")(lambda bench: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clips": small_clips(n_frames=2), "n_context": 2}, "2 frames .*at least 3 are needed"),
+        ({"n_context": 5}, "at least 6 are needed"),
+        ({"n_context": 0}, "n_context >= 1"),
+        ({"clips": Clips(kind="file", video=torch.rand(2, 5, 1, 6, 6))}, r"\[1, 6, 6\].*takes \[1, 4, 6\]"),
+        ({"clips": Clips(kind="file", video=torch.rand(2, 5, 3, 4, 6))}, "do not fit"),
+        ({"clips": replace(small_clips(), action=torch.zeros(3, 5, 7))}, "width 7"),
+        ({"clips": None}, "does not say what clips"),
+        ({"reference": small_clips(n_frames=3)}, "reference clips have 3 frames"),
+        ({"steps": 0}, "steps must lie in"),
+        ({"levels": (0.0, 0.5)}, "noise levels in"),
+        ({"n_clips": 0}, "n_clips must be at least 1"),
+        ({"batch": 0}, "batch >= 1"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_any_compute(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = small_pipe()
+    monkeypatch.setattr(pipe.model, "forward", lambda *args, **kwargs: pytest.fail("computed"))
+    options = {"clips": small_clips(), "n_context": 2, **options}
+    with pytest.raises(ValueError, match=message):
+        run("ablations", pipe, options.pop("clips"), **options)
+
+
+def test_a_pipeline_without_vae_is_refused() -> None:
+    pipe = small_pipe()
+    pipe.vae = None
+    with pytest.raises(ValueError, match="no VAE"):
+        run("ablations", pipe, small_clips())
+
+
+def test_conditions_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="unknown protocol 'simple'"):
+        Condition(ablation="a", variant="b", protocol="simple")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="go together"):
+        Condition(ablation="a", variant="b", protocol="given")
+    with pytest.raises(ValueError, match="unknown cond"):
+        Condition(ablation="a", variant="b", cond="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="steps=3"):
+        Condition(ablation="a", variant="b", protocol="denoise", steps=3)
+
+
+# Examples
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pipe = small_pipe("3d", height=8, width=8, n_frames=16, d_action=0)
+    return save_bundle(tmp_path_factory.mktemp("models") / "small", pipe, {"clips": "loop"})
+
+
+def test_the_example_study_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["own_study.py", str(folder), str(tmp_path)])
+    monkeypatch.setattr(vd.studies.registry, "NAMES", dict(vd.studies.NAMES))
+    runpy.run_path(str(ROOT / "examples" / "own_study.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "times 0.5" in printed and (tmp_path / "report.html").exists()
+    assert len((ROOT / "examples" / "own_study.py").read_text().splitlines()) <= 36
+
+
+def test_the_example_hook_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["own_hook.py", str(folder)])
+    runpy.run_path(str(ROOT / "examples" / "own_hook.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.count("blocks.0.attn.hook_out, last frame at noise level") == 8
+    assert "plain: squared error" in printed and "faded: squared error" in printed
