@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def write_digits_asset(path: str | Path) -> None:
     """Write scikit-learn's `load_digits` as safetensors: how the package's own file was made."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
     save_file(
         {"images": images, "labels": labels}, path, metadata={"source": "UCI optdigits via scikit-learn, CC BY 4.0"}

@@ -46,7 +46,7 @@ def checkpoint_path(out_dir: str | Path, step: int) -> Path:
     return Path(out_dir) / "checkpoints" / f"step-{step:05d}.safetensors"
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> None:
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write through a temporary file and rename, so that a killed run never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -231,5 +231,5 @@ def fit(
     module.load_state_dict(state.average)
     _save_tensors(out_dir / "final.safetensors", state.average)
     lines = ["step,loss", *(f"{i},{value:.6g}" for i, value in enumerate(state.losses))]
-    _write(out_dir / "losses.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n") and None)
+    _write(out_dir / "losses.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
     return module.eval()
