@@ -75,8 +75,10 @@ def test_bars_draw_the_table_with_its_intervals() -> None:
     assert list(truth.y) == ["intact", "no attention"] and list(truth.x) == [0.2, 0.9]
     assert list(truth.error_x.array) == pytest.approx([0.2, 0.1])
     assert list(truth.error_x.arrayminus) == pytest.approx([0.1, 0.2])
-    assert figure.layout.yaxis.autorange == "reversed"
-    assert figure.layout.annotations[0].text == "chance" and figure.layout.shapes[0].x0 == 1.0
+    (label,) = figure.layout.annotations
+    assert label.text == "chance" and label.x == 1.0 and figure.layout.shapes[0].x0 == 1.0
+    # Two bars at 0 and 1, first on top; the label stands below them, inside the axis.
+    assert figure.layout.yaxis.range[1] == -0.5 and 1.5 < label.y < figure.layout.yaxis.range[0]
     upright = plotting.bars(
         ROWS[ROWS.against == "truth"], x="condition", y="error", title="t", y_title="error (MSE)", horizontal=False
     )
@@ -193,6 +195,8 @@ def test_attention_lights_up_the_attended_token_and_frames_the_query() -> None:
 
 
 def test_long_titles_are_wrapped_and_empty_ones_refused() -> None:
+    upright = plotting.lines(ROWS, x="low", y="error", title="t", x_title="level (0-1)", y_title="error " * 20)
+    assert upright.layout.yaxis.title.text.count("<br>") >= 2
     figure = plotting.layer_head([[1.0]], title="word " * 60, value_title="share (0-1)")
     assert max(map(len, figure.layout.title.text.split("<br>"))) <= 95
     with pytest.raises(ValueError, match="title is empty"):

@@ -54,8 +54,8 @@ figcaption b { font-weight: 650; }
 .scroll { overflow: auto; max-height: 560px; border: 1px solid var(--line); border-radius: 4px; }
 table { border-collapse: collapse; font-size: .86rem; line-height: 1.35; width: 100%;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { position: sticky; top: 0; background: var(--wash); font-weight: 600; white-space: nowrap; }
+th, td { padding: 6px 9px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { position: sticky; top: 0; background: var(--wash); font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 .more { font-size: .84rem; color: var(--soft); margin: 6px 0 0; }
@@ -150,11 +150,12 @@ def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> st
 def _figure(figure: go.Figure, caption: str, number: int) -> str:
     figure = go.Figure(figure)
     layout: Any = figure.layout
+    # The page says the title above the figure, where it wraps with the window and the mode bar cannot cover it.
     shown_title = (layout.title.text or "").replace("<br>", " ")
-    if not caption or shown_title == caption:
-        # The page says the title above the figure, where it wraps with the window.
-        caption = caption or shown_title
-        figure.update_layout(title_text="", margin_t=max(36, (layout.margin.t or 60) - 36))
+    figure.update_layout(title_text="", margin_t=max(36, (layout.margin.t or 60) - 36))
+    both = bool(caption) and caption != shown_title and bool(shown_title)
+    heading = f"Figure {number}. {_inline(shown_title)}" if both else f"Figure {number}."
+    caption = caption or shown_title
     figure.update_layout(autosize=True, width=None)
     drawn = figure.to_html(
         full_html=False,
@@ -163,7 +164,7 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
         div_id=f"figure-{number}",
         default_height=f"{layout.height or 450}px",
     )
-    label = f"<figcaption><b>Figure {number}.</b> {_inline(caption)}</figcaption>"
+    label = f"<figcaption><b>{heading}</b> {_inline(caption)}</figcaption>"
     return f'<figure>{label}<div class="plot" role="img" aria-label="{html.escape(caption)}">{drawn}</div></figure>'
 
 

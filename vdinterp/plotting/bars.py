@@ -71,15 +71,20 @@ def bars(
             marker_color=PALETTE[index % len(PALETTE)],
             hovertemplate=hover + (f"<extra>{group}</extra>" if group is not None else "<extra></extra>"),
         )
-    for label, value in (reference or {}).items():
+    # Horizontal bars get a free strip under the last one, a row for each label: on a bar it could not be read.
+    strip = 0.6 * len(reference or {}) if horizontal else 0.0
+    for index, (label, value) in enumerate((reference or {}).items()):
         line = {"dash": "dash", "color": INK, "width": 1.2}
-        note = {"annotation_text": label, "annotation_font_size": 12}
+        note = {"text": label, "font": {"size": 12}, "showarrow": False, "xanchor": "left"}
         if horizontal:
-            figure.add_vline(x=value, line=line, annotation_position="bottom right", **note)
+            figure.add_vline(x=value, line=line)
+            position = float(np.log10(value)) if log else value  # annotations on a log axis are placed by exponent
+            figure.add_annotation(x=position, y=len(conditions) - 0.2 + 0.6 * index, xshift=3, **note)
         else:
-            figure.add_hline(y=value, line=line, annotation_position="top right", **note)
+            figure.add_hline(y=value, line=line, annotation_text=label, annotation_position="top right")
     category = {"type": "category", "categoryorder": "array", "categoryarray": conditions}
-    height = max(300, 150 + len(conditions) * max(24, 15 * len(groups) + 8)) if horizontal else 460
+    row = max(24, 15 * len(groups) + 8)
+    height = max(300, 150 + int((len(conditions) + strip) * row)) if horizontal else 460
     figure.update_layout(barmode="group", bargap=0.25)
     finish(
         figure,
@@ -89,7 +94,7 @@ def bars(
         height=height,
     )
     if horizontal:
-        figure.update_yaxes(**category, autorange="reversed", ticklabelstandoff=4)
+        figure.update_yaxes(**category, range=[len(conditions) - 0.5 + strip, -0.5], ticklabelstandoff=4)
         # Legend and first bar in the same order, top down.
         figure.update_layout(legend_traceorder="normal")
     else:

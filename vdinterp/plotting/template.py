@@ -50,7 +50,12 @@ def _template() -> go.layout.Template:
         "yaxis": axis,
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0},
         "hoverlabel": {"align": "left"},
-        "modebar": {"remove": ["sendChartToCloud", "lasso2d", "select2d"], "orientation": "h"},
+        "modebar": {
+            "remove": ["sendChartToCloud", "lasso2d", "select2d"],
+            "bgcolor": "rgba(255,255,255,0)",
+            "color": "#9aa0ad",
+            "activecolor": INK,
+        },
     }
     return go.layout.Template(layout=layout)
 
@@ -75,7 +80,9 @@ def finish(
     if x_title is not None:
         figure.update_xaxes(title={"text": x_title})
     if y_title is not None:
-        figure.update_yaxes(title={"text": y_title})
+        # An upright title longer than the figure is high would be cut off: plotly wraps nothing by itself.
+        room = max(12, ((height or 450) - 150) // 9)
+        figure.update_yaxes(title={"text": "<br>".join(textwrap.wrap(y_title, room))})
     return figure
 
 
