@@ -38,14 +38,14 @@ vd.list_models()
 # predicted at all. We take clips whose last frame follows from what came before.
 
 # %%
-clips = vd.data.make_clips("one_off", n=64, seed=7, lag=6)
+clips = vd.data.make_clips("one_off", n=64, seed=7, lag=8)
 latents = clips.latents  # [batch frame channel height width]
 last, match = clips.n_frames - 1, int(clips.match[0, -1])
 print("last frame", last, "repeats frame", match, "- and frame", last - 1, "repeats frame", match - 1)
 
 vd.plotting.filmstrip(
     {f"clip {i}": clips.video[i] for i in range(3)},
-    title="Sequences of digits: the last two frames occurred once before, six frames earlier",
+    title="Sequences of digits: the last two frames occurred once before, eight frames earlier",
 ).show()
 
 # %% [markdown]
