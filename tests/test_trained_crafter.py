@@ -69,8 +69,8 @@ def test_the_history_is_used(bench, windows):
     oracle, _ = scrolled(latents[:, -2], game.displacement(clips)[:, -1])
     full, alone = error(0.9), error(0.9, own_frame_only(bench.model, 8))
     assert full < relative_error(oracle, latents[:, -1], variance).mean()
-    assert full < HISTORY_ERROR
-    assert alone > HISTORY_RATIO * full
+    assert full < 0.15
+    assert alone > 4 * full
 
 
 def test_the_action_decides_where_the_picture_goes(bench, windows):
@@ -82,13 +82,13 @@ def test_the_action_decides_where_the_picture_goes(bench, windows):
 
 def test_nothing_moves_without_a_move_or_into_a_wall(bench, windows):
     walls = windows[game.blocked(windows)[:, -1].nonzero()[:24, 0]]
-    assert shift_accuracy(bench, walls, game.displacement(walls)[:, -1], SEED)[0] >= BLOCKED
+    assert shift_accuracy(bench, walls, game.displacement(walls)[:, -1], SEED)[0] >= 0.85
     still = ~game.moved(windows)[:, -1] & ~game.blocked(windows)[:, -1]
     stays = windows[still.nonzero()[:24, 0]]
     assert shift_accuracy(bench, stays, game.displacement(stays)[:, -1], SEED)[0] >= 0.95
 
 
-def test_a_scroll_head_looks_where_the_action_implies(bench, windows):
+def test_one_head_looks_where_the_action_implies_and_is_needed_there(bench, windows):
     moved = windows[game.moved(windows)[:, -1].nonzero()[:24, 0]]
     still = ~game.moved(windows)[:, -1] & ~game.blocked(windows)[:, -1]
     sets = {"moved": moved, "still": windows[still.nonzero()[:24, 0]]}
@@ -99,7 +99,7 @@ def test_a_scroll_head_looks_where_the_action_implies(bench, windows):
     assert head_masses(bench, moved, -shift, 0.9, SEED)[layer, head] <= 0.05
     rise = ablation_effects(bench, (layer, head), sets, windows[:24], 0.9, SEED)
     assert rise["moved"] >= 0.05
-    assert rise["still"] < rise["moved"] / STILL_SHARE
+    assert rise["still"] < 0.8 * rise["moved"]  # it also points at the same cell where nothing moves
 
 
 def test_scrolling_a_frame():
