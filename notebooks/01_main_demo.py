@@ -98,7 +98,9 @@ mass = torch.stack(
 )
 chance = 1 / clips.n_frames
 best_layer, best_head = divmod(int(mass[:, :, match].argmax()), model.cfg.n_heads)
-print(f"head {best_layer}.{best_head} puts {mass[best_layer, best_head, match]:.2f} of its attention on the frame to copy")
+print(
+    f"head {best_layer}.{best_head} puts {mass[best_layer, best_head, match]:.2f} of its attention on the frame to copy"
+)
 print(f"uniform attention would put {chance:.2f} there")
 
 vd.plotting.layer_head(
@@ -132,15 +134,20 @@ def hidden_frame_error(*interventions) -> float:
     return float((estimate[:, last] - latents[:, last]).square().mean() / variance)
 
 
-effect = torch.tensor(
-    [
+effect = (
+    torch.tensor(
         [
-            hidden_frame_error(vd.Ablate(f"blocks.{layer}.attn.hook_z", heads=[head], mode="mean", reference=reference))
-            for head in range(model.cfg.n_heads)
+            [
+                hidden_frame_error(
+                    vd.Ablate(f"blocks.{layer}.attn.hook_z", heads=[head], mode="mean", reference=reference)
+                )
+                for head in range(model.cfg.n_heads)
+            ]
+            for layer in range(model.cfg.n_layers)
         ]
-        for layer in range(model.cfg.n_layers)
-    ]
-) - hidden_frame_error()
+    )
+    - hidden_frame_error()
+)
 
 vd.plotting.layer_head(
     effect,

@@ -21,7 +21,18 @@ from factories import tiny_model
 import vdinterp as vd
 from vdinterp.data import Clips
 from vdinterp.pipeline import save_bundle
-from vdinterp.studies import INTACT, Bench, Condition, Ledger, StudyResult, build, fingerprint, held_out_clips, run, study
+from vdinterp.studies import (
+    INTACT,
+    Bench,
+    Condition,
+    Ledger,
+    StudyResult,
+    build,
+    fingerprint,
+    held_out_clips,
+    run,
+    study,
+)
 from vdinterp.studies.clips import default_context, judged
 from vdinterp.vae import IdentityVAE, LatentStats
 
@@ -82,7 +93,8 @@ def test_every_condition_of_the_five_ablations_is_there(result: StudyResult) -> 
 
 def test_intact_against_itself_is_exactly_0(result: StudyResult) -> None:
     for protocol in ("sample", "denoise"):
-        rows = result.table.query("ablation == 'intact' and protocol == @protocol")
+        rows = result.table[(result.table["ablation"] == "intact") & (result.table["protocol"] == protocol)]
+        assert len(rows)
         assert (rows.query("metric == 'x0 error' and reference == 'intact'")["value"] == 0).all()
         assert (rows.query("metric == 'SSIM' and reference == 'intact'")["value"] == 1).all()
         assert (rows.query("reference == 'rise'")["value"] == 0).all()
@@ -184,9 +196,7 @@ def test_the_cut_hides_the_context_and_own_frame_hides_the_rest() -> None:
     changed.clips.video[:, :2] = 0.1  # another context
     found = {}
     for name, where in (("plain", bench), ("changed", changed)):
-        cut = Condition(
-            ablation="x", variant="cut", interventions=(vd.MaskAttention(cut=((2, 3, 4), (0, 1))),)
-        )
+        cut = Condition(ablation="x", variant="cut", interventions=(vd.MaskAttention(cut=((2, 3, 4), (0, 1))),))
         found[name] = where.measure([INTACT, cut])
     assert torch.allclose(found["plain"][1].latents, found["changed"][1].latents, atol=1e-6)
     assert not torch.allclose(found["plain"][0].latents, found["changed"][0].latents, atol=1e-3)
@@ -216,13 +226,15 @@ def test_all_four_modes_and_a_space_time_model() -> None:
     result = run("ablations", small_pipe("space_time"), small_clips(), modes=modes, **FAST)
     heads = result.pick(ablation="no attention", site="head", reference="intact")
     assert set(heads["mode"]) == set(modes) and (heads["value"] > 0).all()
+    with pytest.raises(ValueError, match="at least two clips"):
+        run("ablations", small_pipe(), small_clips(1), modes=["resample"])
 
 
 def test_clips_of_a_file_have_no_actions_and_still_run() -> None:
     result = run("ablations", small_pipe(), small_clips(2, actions=False), steps=1, n_context=4)
     assert "no action" not in set(result.table["variant"])
     assert result.meta["reference"] == "the judged clips themselves"
-    assert result.meta["clips"] == "2 of kind file"
+    assert result.meta["clips"] == "2 clips of kind file"
     one = run("ablations", small_pipe(), small_clips(1), steps=1)
     assert "another clip's action" not in set(one.table["variant"])
 
@@ -367,23 +379,27 @@ def test_judged_frames_end_at_the_first_surprise() -> None:
     clips = Clips(kind="snippet", video=torch.rand(2, 6, 1, 8, 8), predictable=predictable)
     assert judged(clips, 2).tolist() == [[True, True, False, False], [False] * 4]
     assert judged(replace(clips, predictable=None), 2).all()
-    assert default_context(16, True) == 12 and default_context(8, False) == 4 and default_context(1, False) == 1
+    assert default_context(16, True) == 15 and default_context(8, False) == 4 and default_context(1, False) == 1
 
 
 def test_held_out_clips_can_be_judged_and_share_nothing_with_the_reference() -> None:
     pipe = small_pipe("3d", height=8, width=8, n_frames=16, d_action=0)
     pipe.meta["clips"] = "snippet"
-    clips, reference = held_out_clips(pipe, 6), held_out_clips(pipe, 6, part="reference")
+    clips, reference = (held_out_clips(pipe, 6, part=part, n_context=12) for part in ("evaluation", "reference"))
     assert judged(clips, 12)[:, :2].all() and clips.video.shape == (6, 16, 1, 8, 8)
     assert not any(torch.equal(a, b) for a in clips.video for b in reference.video)
-    assert torch.equal(held_out_clips(pipe, 3).video, clips.video[:3])
-    result = run("ablations", pipe, n_clips=2, steps=1)
+    assert torch.equal(held_out_clips(pipe, 3, n_context=12).video, clips.video[:3])
+    result = run("ablations", pipe, n_clips=2, steps=1, n_context=12)
     assert result.meta["judged frames"] <= 2 * 4 and result.meta["context frames"] == 12
     judged_frames = result.pick(frame="12", ablation="intact", protocol="sample")["n_clips"].item()
     assert judged_frames == 2
-    pipe.meta["clips"] = "crafter"
-    first, second = held_out_clips(pipe, 5), held_out_clips(pipe, 5, part="reference")
-    assert first.n_frames <= 16 and not any(torch.equal(a, b) for a in first.video for b in second.video)
+    game = small_pipe()
+    game.meta["clips"] = "crafter"
+    first, second = held_out_clips(game, 5), held_out_clips(game, 5, part="reference")
+    assert first.video.shape == (5, 5, 3, 56, 72) and first.action is not None
+    with pytest.raises(ValueError, match="96 crafter clips for evaluation, 97 were asked for"):
+        held_out_clips(game, 97)
+    assert not any(torch.equal(a, b) for a in first.video for b in second.video)
 
 
 # Bad input

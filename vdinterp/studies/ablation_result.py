@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 ORDER = ("no transformer", "one step", "no AdaLN", "no attention", "no MLP")
 METHOD = {
-    "no transformer": "Without any model: `VAE round trip` encodes and decodes the true video (in latents its error is 0 by "
-    "definition; its PSNR is the best that any latents can reach), `decoded noise` decodes the noise that sampling "
+    "no transformer": "Without any model: `VAE round trip` encodes and decodes the true video (in latents its error is "
+    "0 by definition; its PSNR is the best that any latents can reach), `decoded noise` decodes the noise that sampling "
     "starts from, `copy last frame` repeats the last context frame.",
     "one step": "The same model and noise, with fewer denoising steps (deterministic DDIM over evenly spaced levels).",
-    "no AdaLN": "Every sublayer's input is scaled and shifted, and its output gated, by vectors made from the frame's noise "
-    "level (and action).\n"
+    "no AdaLN": "Every sublayer's input is scaled and shifted, and its output gated, by vectors made from the frame's "
+    "noise level (and action).\n"
     "- `identity`: shift 0, scale 0, gate 1.\n"
     "- `constant`: one vector per site, the mean over reference clips, frames and steps; `constant in attn`, `mlp`, "
     "`final`: in those sublayers only.\n"
-    "- `same at every step`: each frame's own modulation, averaged over the steps: only the progress of the denoising is "
-    "taken away. `frozen at the first step`, `frozen half-way`: held at that step's noise level.\n"
+    "- `same at every step`: each frame's own modulation, averaged over the steps: only the progress of the denoising "
+    "is taken away. `frozen at the first step`, `frozen half-way`: held at that step's noise level.\n"
     "- `gates only`: shift and scale constant, gates vary; `shift and scale only`: the reverse.\n"
     "- `no action`: the action's embedding is left out; `another clip's action`: actions of the next clip.",
-    "no attention": "`all off`: the output of every attention is 0; `all at their mean`: its mean over the reference clips. "
-    "`own frame only` and `same position only` forbid attention to other frames, or to other places. `context to target "
-    "cut`: target frames do not see the context (context frames still see everything).",
+    "no attention": "`all off`: the output of every attention is 0; `all at their mean`: its mean over the reference "
+    "clips. `own frame only` and `same position only` forbid attention to other frames, or to other places. `context "
+    "to target cut`: target frames do not see the context (context frames still see everything).",
     "no MLP": "The output of every MLP, or of a single one, is replaced by 0 or by its mean over the reference clips.",
 }
 
@@ -135,18 +135,20 @@ class AblationResult(StudyResult):
             ]
         )
         rows = rows[rows["frame"] != "mean"].dropna(subset=["value"])
-        if rows["frame"].nunique() < 2:
+        variants, frames = list(dict.fromkeys(rows["variant"])), list(dict.fromkeys(rows["frame"]))
+        if len(frames) < 2:
             return {}
+        values = rows.pivot(index="variant", columns="frame", values="value").loc[variants, frames]
         title = f"{model}, {ablation}: x0 error by target frame"
-        figure = plotting.lines(
-            rows.assign(frame=rows["frame"].astype(int)), x="frame", y="value", color="variant", title=title,
-            x_title="frame of the clip", y_title=UNITS["x0 error"],
+        figure = plotting.heatmap(
+            values, x=frames, y=variants, title=title, x_title="frame of the clip", y_title="condition",
+            value_title="x0 error (over variance)", zmin=0,
         )  # fmt: skip
-        figure.update_xaxes(tickvals=sorted(set(rows["frame"].astype(int))))
         return {title: figure}
 
     def _heads(self, model: str) -> dict[str, go.Figure]:
         figures = {}
+        limit = self.pick(reference="rise", ablation="no attention", site="head")["value"].abs().max() or 1.0
         for mode in self.modes:
             rows = self.pick(reference="rise", ablation="no attention", site="head", mode=mode)
             if not len(rows):
@@ -155,7 +157,9 @@ class AblationResult(StudyResult):
             values = np.full((layers.max() + 1, heads.max() + 1), np.nan)
             values[layers, heads] = rows["value"]
             title = f"{model}: rise of the one-pass x0 error when one head is replaced ({mode})"
-            figures[title] = plotting.layer_head(values, title=title, value_title="rise of x0 error")
+            figures[title] = plotting.layer_head(
+                values, title=title, value_title="rise of x0 error", diverging=True, zmin=-limit, zmax=limit
+            )
         return figures
 
     def _layers(self, ablation: str, model: str) -> dict[str, go.Figure]:
@@ -163,7 +167,9 @@ class AblationResult(StudyResult):
         if not len(rows):
             return {}
         what = "attention" if ablation == "no attention" else "MLP"
-        title = f"{model}: rise of the one-pass x0 error when the {what} of one layer is replaced, 95 % interval over clips"
+        title = (
+            f"{model}: rise of the one-pass x0 error when the {what} of one layer is replaced, 95 % interval over clips"
+        )
         figure = plotting.bars(
             rows, x="variant", y="value", low="low", high="high", color="mode", title=title, x_title="layer",
             y_title="rise of x0 error (squared error over variance)",
@@ -175,20 +181,31 @@ class AblationResult(StudyResult):
     def summary(self) -> str:
         """What was done, and what each ablation costs at its worst."""
         base, still, meta = wording.intact(self), wording.copy(self), self.meta
-        lines = []
-        for ablation in self.ablations[1:]:
-            table = wording.rises(self, ablation=ablation, protocol="sample")
-            worst = table.iloc[0]
-            beside = "worse" if worst["error"] > still["value"] else "better"
-            lines.append(
-                f"- **{ablation}**: {wording.name(worst)} costs most: x0 error {wording.number(worst['error'])}, "
-                f"{wording.times(worst['error'], base['value'])} and {beside} than a still picture."
-            )
+        lines = [
+            line for ablation in self.ablations[1:] if (line := self._cost_of(ablation, base["value"], still["value"]))
+        ]
         return (
             f"`{meta.get('model')}` continues {meta.get('clips')} from {meta.get('context frames')} of "
             f"{meta.get('frames')} frames. Intact, in {meta.get('steps')} steps, its x0 error is "
             f"{wording.with_interval(base)}; copying the last context frame scores {wording.with_interval(still)}, the "
             f"mean frame 1.\n\n" + "\n".join(lines)
+        )
+
+    def _cost_of(self, ablation: str, base: float, still: float) -> str:
+        """One line of the summary: what one ablation costs at its worst; one step is what it is."""
+        table = wording.rises(self, ablation=ablation, protocol="sample")
+        if ablation == "one step":
+            table = table[table["variant"] == "1 step"]
+        if not len(table):
+            return ""
+        worst = table.iloc[0]
+        if not worst["clear"] and ablation != "one step":
+            return f"- **{ablation}**: no variant raises the x0 error measurably."
+        beside = "worse" if worst["error"] > still else "better"
+        lead = "" if ablation == "one step" else f"{wording.name(worst)} costs most: "
+        return (
+            f"- **{ablation}**: {lead}x0 error {wording.number(worst['error'])}, {wording.times(worst['error'], base)} "
+            f"and {beside} than a still picture."
         )
 
     def method(self) -> str:
@@ -198,22 +215,22 @@ class AblationResult(StudyResult):
         judged = ""
         if meta["judged frames"] < target:
             judged = (
-                f" Only frames that follow from the context are judged ({meta['judged frames']} of {target}): what comes "
-                "as a surprise in the clip cannot be generated by any model."
+                f" Only frames that follow from the context are judged ({meta['judged frames']} of {target}): what "
+                "comes as a surprise in the clip cannot be generated by any model."
             )
         levels = wording.listing([f"{level:g}" for level in meta["levels"]])
         return (
             f"**Same for all conditions**: clips, context, initial noise (seed {meta['seed']}), full-sequence schedule "
-            f"of {meta['steps']} DDIM steps.{judged} Single layers and heads are judged in one forward pass instead, all "
-            f"target frames noised to level {levels} (averaged), so that nothing accumulates over steps.\n\n"
+            f"of {meta['steps']} DDIM steps.{judged} Single layers and heads are judged in one forward pass instead, "
+            f"all target frames noised to level {levels} (averaged), so that nothing accumulates over steps.\n\n"
             "**Scores**, per target frame, against the truth and against the intact model's output: x0 error (mean "
-            "squared error of the latents over their variance around the mean frame; 0 perfect, 1 the mean frame), motion "
-            "error (the same of frame differences; 1 is standing still), PSNR and SSIM of pixels. `rise` is the x0 error "
-            "minus the intact model's on the same clips. Intervals: 95 % bootstrap over clips.\n\n"
+            "squared error of the latents over their variance around the mean frame; 0 perfect, 1 the mean frame), "
+            "motion error (the same of frame differences; 1 is standing still), PSNR and SSIM of pixels. `rise` is the x0 "
+            "error minus the intact model's on the same clips. Intervals: 95 % bootstrap over clips.\n\n"
             f"**Replacements**: `mean` averages over {meta.get('means over', 'the reference clips')} "
             f"({meta.get('reference', '')}); `zero` also removes what is always there, which can hurt for reasons that "
-            "have nothing to do with information; `resample` takes another clip's activation, `frozen` this clip's at the "
-            "noisiest step."
+            "have nothing to do with information; `resample` takes another clip's activation, `frozen` this clip's at "
+            "the noisiest step."
         )
 
     def chapter(self, ablation: str) -> str:
@@ -223,11 +240,12 @@ class AblationResult(StudyResult):
         if ablation == "no transformer":
             best, noise = (self.pick("PSNR", variant=v)["value"].iloc[0] for v in ("VAE round trip", "decoded noise"))
             own = self.pick("PSNR", ablation="intact", protocol="sample")["value"].iloc[0]
-            lead = "better" if base["high"] < still["low"] else "worse" if base["low"] > still["high"] else "not clearly better"
+            gap = wording.only(self.pick(reference="rise", variant="copy last frame"))  # paired, clip by clip
+            lead = "better than" if gap["low"] > 0 else "worse than" if gap["high"] < 0 else "not measurably unlike"
             parts.append(
-                f"The model's x0 error of {wording.with_interval(base)} is {lead} than that of a still picture, "
-                f"{wording.with_interval(still)}. In pixels, the round trip alone reaches {best:.1f} dB, the model "
-                f"{own:.1f} dB, decoded noise {noise:.1f} dB."
+                f"The model's x0 error of {wording.with_interval(base)} is {lead} that of "
+                f"a still picture, {wording.with_interval(still)}. In pixels, the round trip alone reaches {best:.1f} dB, "
+                f"the model {own:.1f} dB, decoded noise {noise:.1f} dB."
             )
         elif ablation == "one step":
             parts.append(self._steps_text(base))
@@ -236,7 +254,7 @@ class AblationResult(StudyResult):
             site = {"no attention": ("layer", "head"), "no MLP": ("layer",)}.get(ablation, ())
             singles = [wording.components(self, ablation, one, mode) for one in site for mode in self.modes]
             if any(singles):
-                parts.append("One at a time. " + " ".join(single for single in singles if single))
+                parts.append("One at a time:\n" + "\n".join(f"- {single}" for single in singles if single))
         return "\n\n".join(part for part in parts if part)
 
     def _steps_text(self, base: pd.Series) -> str:
@@ -251,12 +269,12 @@ class AblationResult(StudyResult):
             f"{wording.number(motion)} against {wording.number(full)}."
         )
         if enough is not None:
-            text += f" From {enough} step{'s' if enough > 1 else ''} on, more steps do not lower the x0 error measurably."
+            text += f" More than {enough} step{'s' if enough > 1 else ''} do not lower the x0 error measurably."
         lowest = table.loc[table["error"].idxmin()]
         if lowest["high"] < 0:
             text += (
-                f" It is lowest with {lowest['steps']} step{'s' if lowest['steps'] > 1 else ''}: squared error rewards the "
-                "average of all possible futures, which few steps give, over one sharp one."
+                f" It is lowest with {lowest['steps']} step{'s' if lowest['steps'] > 1 else ''}: squared error rewards "
+                "the average of all possible futures, which few steps give, over one sharp one."
             )
         return text
 
@@ -265,9 +283,9 @@ class AblationResult(StudyResult):
         first = Section(
             title=self.title,
             text=self.summary(),
-            tables={f"{self.meta.get('model')}: every sampled condition": self._headline()},
-            figures=self.overview(),
+            tables={f"{self.meta.get('model')}: every sampled condition": self.wide(protocol=["sample", "given"])},
         )
+        side_by_side = Section(title="All ablations side by side", figures=self.overview(), level=3)
         method = Section(title="How it was measured", text=self.method(), level=3)
         chapters = [
             Section(
@@ -279,11 +297,7 @@ class AblationResult(StudyResult):
             )
             for ablation in self.ablations
         ]
-        return [first, method, *chapters]
-
-    def _headline(self) -> pd.DataFrame:
-        table = self.wide(protocol=["sample", "given"])
-        return table.drop(columns=["mode"])
+        return [first, side_by_side, method, *chapters]
 
     def _singles(self, ablation: str) -> dict[str, pd.DataFrame]:
         if not len(self.pick(ablation=ablation, protocol="denoise")):

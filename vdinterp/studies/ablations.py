@@ -34,6 +34,8 @@ def ablations(bench: Bench, modes: Sequence[str] = ("zero", "mean"), strips: boo
     if unknown or not modes:
         raise ValueError(f"unknown mode {', '.join(map(repr, unknown))}; choose from {', '.join(MODES)}")
     modes = tuple(dict.fromkeys(modes))
+    if "resample" in modes and len(bench.reference) < 2:
+        raise ValueError("mode 'resample' takes another clip's activation: the reference needs at least two clips")
     conditions = [INTACT, INTACT_DENOISE]
     for part in (no_transformer, few_steps, no_adaln, no_attention, no_mlp):
         conditions += part(bench, modes)
@@ -229,9 +231,7 @@ def one_layer(model: HookedVideoDiT, ablation: str, layer: int, sublayer: str, m
     )
 
 
-def removed(
-    moment: Moment, sites: Sequence[str], mode: str, heads: Sequence[int] | None = None
-) -> list[Intervention]:
+def removed(moment: Moment, sites: Sequence[str], mode: str, heads: Sequence[int] | None = None) -> list[Intervention]:
     """`Ablate` in any mode, with the reference that belongs to this moment: the same step, or the same noise level."""
     sites = list(sites)
     if mode == "zero":
@@ -239,8 +239,8 @@ def removed(
     references, level = moment.bench.references, moment.level
     if mode == "mean":
         found = references.means(outputs(moment.bench.pipe.model), level)
-    elif mode == "resample":
-        found = references.other_clips(outputs(moment.bench.pipe.model), level, moment.clips)
+    elif mode == "resample":  # recorded on other clips already, so there is nothing left to exchange
+        found, mode = references.other_clips(outputs(moment.bench.pipe.model), level, moment.clips), "frozen"
     else:  # frozen at the noisiest
         noisiest = None if level is None else max(moment.bench.ks)
         found = references.own(outputs(moment.bench.pipe.model), noisiest, moment.clips)[:1]

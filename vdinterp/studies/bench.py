@@ -170,7 +170,7 @@ class Bench:
         return {
             "model": cfg.model_name,
             "checkpoint": self.pipe.meta.get("checkpoint"),
-            "clips": f"{len(self.clips)} of kind {self.clips.kind}",
+            "clips": f"{len(self.clips)} clips of kind {self.clips.kind}",
             "frames": self.n_frames,
             "context frames": self.n_context,
             "steps": self.steps,

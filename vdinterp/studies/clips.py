@@ -28,9 +28,10 @@ def held_out_clips(
 ) -> Clips:
     """`n` clips of the model's own kind that it was not trained on, `model.cfg.n_frames` long.
 
-    `part` "evaluation" and "reference" share no clip: crafter's sample clips are split in halves, at random by seed; the
-    other kinds take different seeds. Of kinds with unpredictable frames only those clips are taken whose first two target frames
-    (one, if there is no second) follow from the first `n_context` frames, else there would be nothing to judge.
+    `part` "evaluation" and "reference" share no clip: crafter's sample clips are split in halves, at random by seed;
+    the other kinds take different seeds. Of kinds with unpredictable frames only those clips are taken whose first two
+    target frames (one, if there is no second) follow from the first `n_context` frames, else there would be nothing to
+    judge.
 
     Raises ValueError when the model does not say what its clips are.
     """
@@ -92,7 +93,7 @@ def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str) -> 
     if n_context < 1 or n_frames <= n_context:
         raise ValueError(
             f"{what} have {clips.n_frames} frames (used: {n_frames}, as {cfg.model_name} sees at most {cfg.n_frames}); "
-            f"n_context={n_context} of them are given, so at least {max(n_context, 1) + 1} are needed and n_context >= 1"
+            f"n_context={n_context} of them are given: at least {max(n_context, 1) + 1} are needed, and n_context >= 1"
         )
     if pipe.vae is None:
         raise ValueError("a study compares videos, but this pipeline has no VAE: load the model with vae=...")
@@ -100,15 +101,20 @@ def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str) -> 
         try:
             latents = pipe.encode(clips.video[:1, :1])
         except ValueError as error:
-            raise ValueError(f"{what} of shape {list(clips.video.shape)} do not fit {cfg.model_name}: {error}") from error
+            raise ValueError(
+                f"{what} of shape {list(clips.video.shape)} do not fit {cfg.model_name}: {error}"
+            ) from error
         size = (cfg.in_channels, cfg.height, cfg.width)
         if tuple(latents.shape[2:]) != size:
             video = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
             raise ValueError(
-                f"{what} have frames of {list(clips.video.shape[2:])} (channel height width); {cfg.model_name} takes {video}"
+                f"{what} have frames of {list(clips.video.shape[2:])} (channel height width); "
+                f"{cfg.model_name} takes {video}"
             )
     if cfg.d_action and clips.action is not None and clips.action.shape[-1] != cfg.d_action:
-        raise ValueError(f"{what} have actions of width {clips.action.shape[-1]}, {cfg.model_name} takes {cfg.d_action}")
+        raise ValueError(
+            f"{what} have actions of width {clips.action.shape[-1]}, {cfg.model_name} takes {cfg.d_action}"
+        )
 
 
 def without_twin(clips: Clips) -> Clips:

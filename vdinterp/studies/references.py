@@ -54,8 +54,9 @@ class References:
         return {key: (total / n_clips).float() for key, total in sums.items()}
 
     def other_clips(self, names: Sequence[str], level: int | None, clips: slice) -> list[Activations]:
-        """Activations on as many reference clips as there are in `clips`."""
-        which = [index % len(self.bench.reference) for index in range(clips.start, clips.stop)]
+        """Activations on one reference clip for each of `clips`: the next one, so that it is another clip even where
+        the reference is the judged clips themselves."""
+        which = [(index + 1) % len(self.bench.reference) for index in range(clips.start, clips.stop)]
         return self._keep(
             ("other", tuple(names), level, clips.start), lambda: self._of_reference(list(names), level, which)
         )

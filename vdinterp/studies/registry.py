@@ -116,7 +116,9 @@ def _check_settings(name: str, function: Study, settings: dict[str, Any]) -> Non
     known = [parameter.name for parameter in parameters]
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise ValueError(f"study {name!r} has no setting {', '.join(unknown)}; its settings are {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"study {name!r} has no setting {', '.join(unknown)}; its settings are {', '.join(known) or 'none'}"
+        )
 
 
 def _identity(pipe: VideoDiffusion) -> dict[str, Any]:
@@ -126,9 +128,9 @@ def _identity(pipe: VideoDiffusion) -> dict[str, Any]:
     package = Path(__file__).parent.parent
     return {
         "model": pipe.model.cfg.to_dict(),
-        "weights": dict(pipe.model.state_dict()),
-        "vae": None if vae is None else dict(vae.config),
-        "vae weights": dict(module.state_dict()) if isinstance(module, torch.nn.Module) else None,
+        "weights": pipe.model.state_dict(),
+        "vae": None if vae is None else vae.config,
+        "vae weights": module.state_dict() if isinstance(module, torch.nn.Module) else None,
         "diffusion": pipe.diffusion.to_dict(),
         "latent_stats": pipe.latent_stats.to_dict(),
         "code": {name: (package / name).read_text(encoding="utf-8") for name in CODE},

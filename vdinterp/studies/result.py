@@ -26,7 +26,7 @@ UNITS = {
     "PSNR": "PSNR (dB)",
     "SSIM": "SSIM (1 = equal)",
 }
-STRIP_WIDTH = 1000  # pixels
+STRIP_WIDTH = 640  # pixels of the stored image; browsers enlarge it without smoothing
 COLUMNS = ("ablation", "variant", "mode", "site", "layer", "head", "protocol", "metric", "reference", "frame")
 Strips = dict[str, dict[str, UInt8[torch.Tensor, "frame channel height width"]]]
 
@@ -37,8 +37,8 @@ class StudyResult(Result):
 
     `table`, one row a number: `ablation variant mode site layer head protocol metric reference frame value low high
     n_clips`. `reference` is "truth", "intact" (the intact model's own output under the same noise) or "rise" (score
-    against the truth, minus the intact model's on the same clips: paired). `frame` is a target frame's index in the clip,
-    or "mean" over them. `low`, `high`: 95 % percentile bootstrap over clips, 1000 resamples.
+    against the truth, minus the intact model's on the same clips: paired). `frame` is a target frame's index in the
+    clip, or "mean" over them. `low`, `high`: 95 % percentile bootstrap over clips, 1000 resamples.
     `strips`: for each ablation, one clip (`meta["shown clip"]`) under every condition, by label; values 0 to 255.
     """
 
@@ -47,8 +47,11 @@ class StudyResult(Result):
     strips: Strips = field(default_factory=dict)
     text: str = ""
 
-    def pick(self, metric: str = "x0 error", reference: str = "truth", frame: str = "mean", **where: Any) -> pd.DataFrame:
-        """Rows of one metric and reference, in the order they were measured; `where`: further columns to match."""
+    def pick(
+        self, metric: str = "x0 error", reference: str = "truth", frame: str = "mean", **where: Any
+    ) -> pd.DataFrame:
+        """The table's rows of one metric and reference, in the order they were measured; `frame` "all" gives every
+        frame's and the mean's. `where`: further columns, and the value or list of values to match."""
         table = self.table
         chosen = (table["metric"] == metric) & (table["reference"] == reference)
         if frame != "all":
@@ -62,9 +65,11 @@ class StudyResult(Result):
         """One row a condition: x0 error with its interval, its rise, the other metrics."""
         rows = []
         for _, row in self.pick(**where).iterrows():
-            key = {name: row[name] for name in ("ablation", "variant", "mode", "protocol")}
-            same = {name: [value] for name, value in key.items()}
+            key: dict[str, Any] = {name: row[name] for name in ("ablation", "variant", "mode", "protocol")}
+            same: dict[str, Any] = {name: [value] for name, value in key.items()}
             line = {name: value for name, value in key.items() if name != "protocol"}
+            if row["protocol"] != "denoise":
+                del line["mode"]  # the variant says it
             line |= {"x0 error": row["value"], "95 % interval": _interval(row)}
             rise = self.pick(reference="rise", **same)
             if len(rise):
@@ -83,7 +88,10 @@ class StudyResult(Result):
         bars = plotting.bars(
             rows, x="condition", y="value", low="low", high="high", title=title, y_title=UNITS["x0 error"]
         )
-        return {title: bars, **{caption: figure for name in self.strips for caption, figure in self.strip(name).items()}}
+        return {
+            title: bars,
+            **{caption: figure for name in self.strips for caption, figure in self.strip(name).items()},
+        }
 
     def strip(self, ablation: str) -> dict[str, go.Figure]:
         """The film strip of one ablation, by caption; empty if there is none."""
@@ -100,7 +108,9 @@ class StudyResult(Result):
         return self.text or super().summary()
 
     def sections(self) -> list[Section]:
-        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={"All conditions": self.wide()})]
+        return [
+            Section(title=self.title, text=self.summary(), figures=self.plot(), tables={"All conditions": self.wide()})
+        ]
 
 
 def tabulate(measurements: Sequence[Measurement], n_context: int, seed: int = 0) -> pd.DataFrame:
@@ -125,7 +135,9 @@ def tabulate(measurements: Sequence[Measurement], n_context: int, seed: int = 0)
             for frame, *numbers in zip(frames, value, low, high, n_clips, strict=True):
                 rows.append((*head, condition.protocol, metric, reference, frame, *numbers))
     table = pd.DataFrame(rows, columns=[*COLUMNS, "value", "low", "high", "n_clips"])
-    return table.astype({"layer": "Int64", "head": "Int64", "value": float, "low": float, "high": float, "n_clips": int})
+    return table.astype(
+        {"layer": "Int64", "head": "Int64", "value": float, "low": float, "high": float, "n_clips": int}
+    )
 
 
 def film(bench: Bench, measurements: Sequence[Measurement]) -> tuple[int, Strips]:
@@ -141,10 +153,13 @@ def film(bench: Bench, measurements: Sequence[Measurement]) -> tuple[int, Strips
 
     drawn = [m for m in measurements if m.latents is not None]
     first = {"truth": _bytes(bench.video[shown])}
-    first |= {"intact": picture(m.latents) for m in drawn if m.condition.ablation == "intact" and m.latents is not None}
+    for m in drawn:
+        if m.condition.ablation == "intact" and m.latents is not None:
+            first["intact"] = picture(m.latents)
     strips: Strips = {}
     for m in drawn:
-        if m.condition.ablation != "intact" and m.latents is not None:
+        full = m.condition.steps == bench.steps  # the intact sample once more
+        if m.condition.ablation != "intact" and m.latents is not None and not full:
             strips.setdefault(m.condition.ablation, dict(first))[m.condition.variant] = picture(m.latents)
     return shown, strips
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 if TYPE_CHECKING:
     from vdinterp.studies.result import StudyResult
 
@@ -26,7 +24,7 @@ def listing(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def only(table: pd.DataFrame) -> Any:
+def only(table: Any) -> Any:
     """The single row of a table."""
     assert len(table) == 1, f"{len(table)} rows where one was expected"
     return table.iloc[0]
@@ -42,7 +40,7 @@ def copy(result: StudyResult) -> Any:
     return only(result.pick(variant="copy last frame"))
 
 
-def rises(result: StudyResult, **where: Any) -> pd.DataFrame:
+def rises(result: StudyResult, **where: Any) -> Any:
     """Rise in x0 error of some conditions, largest first, with `error` (against the truth) and `clear`: whether the
     interval of the rise lies above 0."""
     rise = result.pick(reference="rise", **where).copy()
@@ -79,7 +77,9 @@ def ranking(result: StudyResult, protocol: str = "sample", **where: Any) -> list
     helps = rest[rest["high"] < 0]
     if len(harmless):
         which = listing([name(row) for _, row in harmless.iterrows()][:8])
-        sentences.append(f"The interval of the rise includes 0 for {which}: no effect could be measured on these clips.")
+        sentences.append(
+            f"The interval of the rise includes 0 for {which}: no effect could be measured on these clips."
+        )
     if len(helps):
         which = listing([f"{name(row)} ({number(row['value'])})" for _, row in helps.iterrows()][:8])
         sentences.append(f"The error is lower than the intact model's with {which}.")
@@ -100,15 +100,21 @@ def components(result: StudyResult, ablation: str, site: str, mode: str) -> str:
         return ""
     clear = table[table["clear"]]
     base = number(intact(result, "denoise")["value"])
-    what = f"Of {len(table)} single {site}s replaced by {_meant(mode)}"
+    what = f"Of {len(table)} single {site}s, each replaced by {_meant(mode)},"
     if not len(clear):
-        return f"{what}, none raises the one-pass error of {base} measurably by itself."
+        return f"{what} none raises the one-pass error of {base} measurably by itself."
     top = listing([f"`{row['variant']}` by {with_interval(row)}" for _, row in clear.head(3).iterrows()])
     share = clear["value"].head(3).sum() / table["value"].clip(lower=0).sum()
     tail = f"; the first three make {share:.0%} of the sum of all rises" if len(table) > 3 and len(clear) > 2 else ""
-    return f"{what}, {len(clear)} raise the one-pass error of {base} measurably, most of all {top}{tail}."
+    verb = "raises" if len(clear) == 1 else "raise"
+    return f"{what} {len(clear)} {verb} the one-pass error of {base} measurably, most of all {top}{tail}."
 
 
 def _meant(mode: str) -> str:
-    meanings = {"zero": "zero", "mean": "its mean", "resample": "another clip's", "frozen": "its value at the noisiest step"}
+    meanings = {
+        "zero": "zero",
+        "mean": "its mean",
+        "resample": "another clip's",
+        "frozen": "its value at the noisiest step",
+    }
     return meanings[mode]

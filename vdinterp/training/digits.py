@@ -84,9 +84,8 @@ DIGIT_RECIPES = {
         rounds=(
             ((2500, {"loop": 0.5, "snippet": 0.4, "control": 0.1}), (2400, MOSTLY_SNIPPETS)),
             ((3000, MOSTLY_SNIPPETS),),
-            ((1500, MOSTLY_SNIPPETS),),
         ),
-        keep=(0, 500, 1200, 2000, 2500, 3200, 3600, 3900, 4200, 4500, 4900, 7900, 9400),
+        keep=(0, 500, 1200, 2000, 2500, 3200, 3600, 3900, 4200, 4500, 4900, 7900),
     ),
     "tiny-loop": DigitRecipe(rounds=(((2500, {"loop": 1.0}),),), keep=(2500,)),
 }

@@ -196,10 +196,7 @@ def head_masses(
     over the queries for which that cell is in view. Chance is one over the number of tokens."""
     model, latents = bench.model, bench.encode(clips)
     n_frames, rows, cols = latents.shape[1], *latents.shape[-2:]
-    cell = torch.arange(rows * cols)
-    row, col = cell // cols + shift[:, :1], cell % cols + shift[:, 1:]
-    inside = (row >= 0) & (row < rows) & (col >= 0) & (col < cols)
-    key = ((n_frames - 2) * rows * cols + row * cols + col).clamp(0, n_frames * rows * cols - 1)
+    key, inside = _source(n_frames, rows, cols, shift)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     assert clips.action is not None
     for at in torch.arange(len(clips)).split(_BATCH):
@@ -214,6 +211,43 @@ def head_masses(
         bench.last_x0(latents[at], clips.action[at], level, seed, hooks)
         total += torch.stack([picked[i] for i in range(model.cfg.n_layers)])
     return total / inside.sum()
+
+
+def _source(n_frames: int, rows: int, cols: int, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each clip and cell of the last frame: the token one frame earlier at the cell + `shift`, and whether it is
+    in view."""
+    cell = torch.arange(rows * cols)
+    row, col = cell // cols + shift[:, :1], cell % cols + shift[:, 1:]
+    inside = (row >= 0) & (row < rows) & (col >= 0) & (col < cols)
+    return (n_frames - 2) * rows * cols + torch.where(inside, row * cols + col, 0), inside
+
+
+def cut_effect(
+    bench: Bench, layer: int, heads: list[int], clips: Clips, shift: torch.Tensor, level: float, seed: int
+) -> float:
+    """How much the relative error rises when `heads` of `layer` may not attend from the last frame's cells to the
+    cell + `shift` [batch 2] one frame earlier, and attend to the rest as before."""
+    latents = bench.encode(clips)
+    key, inside = _source(latents.shape[1], *latents.shape[-2:], shift)
+    variance, done = latent_variance(latents), []
+    assert clips.action is not None
+    for at in torch.arange(len(clips)).split(_BATCH):
+
+        def cut(scores: torch.Tensor, hook, at: torch.Tensor = at) -> torch.Tensor:
+            scores = scores.clone()
+            batch, cell = inside[at].nonzero().unbind(-1)
+            query = scores.shape[2] - inside.shape[1] + cell
+            for head in heads:
+                scores[batch, head, query, key[at][batch, cell]] = -torch.inf
+            return scores
+
+        name = f"blocks.{layer}.attn.hook_attn_scores"
+        errors = [
+            relative_error(bench.last_x0(latents[at], clips.action[at], level, seed, hooks), latents[at, -1], variance)
+            for hooks in ([(name, cut)], None)
+        ]
+        done.append(errors[0] - errors[1])
+    return torch.cat(done).mean().item()
 
 
 def ablation_effects(
@@ -338,6 +372,16 @@ def head_figures(bench: Bench, sets: dict[str, Clips], seed: int, level: float =
             "same_cell_when_blocked": same[layer, head].item(),
             "rise": rises[layer, head],
         }
+    layer, head = found["scroll"]["layer"], found["scroll"]["head"]
+    still = torch.zeros_like(shift)
+    some = game.implied(blocked)[:, -1]  # where a move would have gone
+    found["cut"] = {
+        "moved_implied": cut_effect(bench, layer, [head], moved, shift, level, seed),
+        "moved_opposite": cut_effect(bench, layer, [head], moved, -shift, level, seed),
+        "moved_same_cell": cut_effect(bench, layer, [head], moved, still, level, seed),
+        "blocked_implied": cut_effect(bench, layer, [head], blocked, some, level, seed),
+        "blocked_same_cell": cut_effect(bench, layer, [head], blocked, still, level, seed),
+    }
     found["implied_mass"] = masses.tolist()
     found["same_cell_mass_when_blocked"] = same.tolist()
     return found
