@@ -14,6 +14,7 @@ from vdinterp.training.evaluate_crafter import (
     ablation_effects,
     best_shift,
     codec_figures,
+    cut_effect,
     distinguishable,
     free_cell_actions,
     head_masses,
@@ -90,16 +91,28 @@ def test_nothing_moves_without_a_move_or_into_a_wall(bench, windows):
 
 def test_one_head_looks_where_the_action_implies_and_is_needed_there(bench, windows):
     moved = windows[game.moved(windows)[:, -1].nonzero()[:24, 0]]
-    still = ~game.moved(windows)[:, -1] & ~game.blocked(windows)[:, -1]
-    sets = {"moved": moved, "still": windows[still.nonzero()[:24, 0]]}
     shift = game.implied(moved)[:, -1]
     masses = head_masses(bench, moved, shift, 0.9, SEED)
     layer, head = divmod(int(masses.argmax()), bench.model.cfg.n_heads)
     assert masses[layer, head] >= 0.5
     assert head_masses(bench, moved, -shift, 0.9, SEED)[layer, head] <= 0.05
-    rise = ablation_effects(bench, (layer, head), sets, windows[:24], 0.9, SEED)
+    rise = ablation_effects(bench, (layer, head), {"moved": moved}, windows[:24], 0.9, SEED)
     assert rise["moved"] >= 0.05
-    assert rise["still"] < 0.8 * rise["moved"]  # it also points at the same cell where nothing moves
+
+
+def test_cutting_one_displacement_hurts_only_where_the_content_comes_from_there(bench, windows):
+    """The head points at where the content was: a step away after a move, the same cell when a wall stood in the way."""
+    layer, head = 2, 2
+    moved = windows[game.moved(windows)[:, -1].nonzero()[:24, 0]]
+    walls = windows[game.blocked(windows)[:, -1].nonzero()[:24, 0]]
+    for clips, source in ((moved, True), (walls, False)):
+        implied = game.implied(clips)[:, -1]
+        there, opposite, here = (
+            cut_effect(bench, layer, [head], clips, shift, 0.9, SEED) for shift in (implied, -implied, 0 * implied)
+        )
+        comes_from, other = (there, here) if source else (here, there)
+        assert comes_from >= 0.05
+        assert abs(other) < comes_from / 3 and abs(opposite) < comes_from / 3
 
 
 def test_scrolling_a_frame():

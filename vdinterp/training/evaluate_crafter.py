@@ -228,7 +228,7 @@ def cut_effect(
     """How much the relative error rises when `heads` of `layer` may not attend from the last frame's cells to the
     cell + `shift` [batch 2] one frame earlier, and attend to the rest as before."""
     latents = bench.encode(clips)
-    key, inside = _source(latents.shape[1], *latents.shape[-2:], shift)
+    key, inside = _source(latents.shape[1], latents.shape[-2], latents.shape[-1], shift)
     variance, done = latent_variance(latents), []
     assert clips.action is not None
     for at in torch.arange(len(clips)).split(_BATCH):
