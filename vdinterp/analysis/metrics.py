@@ -104,8 +104,8 @@ def ssim(
 
 
 def _smoothing(length: int, size: int) -> torch.Tensor:
-    """`[length - size + 1, length]`: a Gaussian window along one axis, without padding. The window is separable, and two
-    products of matrices are many times faster on a CPU than one convolution."""
+    """`[length - size + 1, length]`: a Gaussian window along one axis, without padding. The window is separable, and
+    two products of matrices are many times faster on a CPU than one convolution."""
     offsets = torch.arange(size, dtype=torch.float64) - size // 2
     weights = torch.exp(-offsets.square() / (2 * 1.5**2))
     matrix = torch.zeros(length - size + 1, length, dtype=torch.float64)

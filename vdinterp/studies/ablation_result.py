@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 ORDER = ("no transformer", "one step", "no AdaLN", "no attention", "no MLP")
 METHOD = {
     "no transformer": "Without any model: `VAE round trip` encodes and decodes the true video (in latents its error is "
-    "0 by definition; its PSNR is the best that any latents can reach), `decoded noise` decodes the noise that sampling "
-    "starts from, `copy last frame` repeats the last context frame.",
+    "0 by definition; its PSNR is the best that any latents can reach), `decoded noise` decodes the noise that "
+    "sampling starts from, `copy last frame` repeats the last context frame.",
     "one step": "The same model and noise, with fewer denoising steps (deterministic DDIM over evenly spaced levels).",
     "no AdaLN": "Every sublayer's input is scaled and shifted, and its output gated, by vectors made from the frame's "
     "noise level (and action).\n"
@@ -225,8 +225,8 @@ class AblationResult(StudyResult):
             f"all target frames noised to level {levels} (averaged), so that nothing accumulates over steps.\n\n"
             "**Scores**, per target frame, against the truth and against the intact model's output: x0 error (mean "
             "squared error of the latents over their variance around the mean frame; 0 perfect, 1 the mean frame), "
-            "motion error (the same of frame differences; 1 is standing still), PSNR and SSIM of pixels. `rise` is the x0 "
-            "error minus the intact model's on the same clips. Intervals: 95 % bootstrap over clips.\n\n"
+            "motion error (the same of frame differences; 1 is standing still), PSNR and SSIM of pixels. `rise` is the "
+            "x0 error minus the intact model's on the same clips. Intervals: 95 % bootstrap over clips.\n\n"
             f"**Replacements**: `mean` averages over {meta.get('means over', 'the reference clips')} "
             f"({meta.get('reference', '')}); `zero` also removes what is always there, which can hurt for reasons that "
             "have nothing to do with information; `resample` takes another clip's activation, `frozen` this clip's at "
@@ -244,8 +244,8 @@ class AblationResult(StudyResult):
             lead = "better than" if gap["low"] > 0 else "worse than" if gap["high"] < 0 else "not measurably unlike"
             parts.append(
                 f"The model's x0 error of {wording.with_interval(base)} is {lead} that of "
-                f"a still picture, {wording.with_interval(still)}. In pixels, the round trip alone reaches {best:.1f} dB, "
-                f"the model {own:.1f} dB, decoded noise {noise:.1f} dB."
+                f"a still picture, {wording.with_interval(still)}. In pixels, the round trip alone reaches {best:.1f} "
+                f"dB, the model {own:.1f} dB, decoded noise {noise:.1f} dB."
             )
         elif ablation == "one step":
             parts.append(self._steps_text(base))

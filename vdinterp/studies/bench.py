@@ -277,7 +277,7 @@ class Bench:
         """The noise levels of protocol "denoise" as integers."""
         return [max(0, level_to_k(level, self.pipe.diffusion.n_levels)) for level in self.levels]
 
-    def cond(self, condition: Condition, clips: slice) -> dict[str, torch.Tensor | None]:
+    def cond(self, condition: Condition, clips: slice) -> dict[str, Any]:
         """`cond` and `cond_mask` as the model takes them; empty for a model or clips without actions."""
         action = self.actions(self.clips)
         if action is None or not self.has_cond:
