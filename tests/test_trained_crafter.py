@@ -101,7 +101,7 @@ def test_one_head_looks_where_the_action_implies_and_is_needed_there(bench, wind
 
 
 def test_cutting_one_displacement_hurts_only_where_the_content_comes_from_there(bench, windows):
-    """The head points at where the content was: a step away after a move, the same cell when a wall stood in the way."""
+    """The head points at where the content was: a step away after a move, the same cell at a wall."""
     layer, head = 2, 2
     moved = windows[game.moved(windows)[:, -1].nonzero()[:24, 0]]
     walls = windows[game.blocked(windows)[:, -1].nonzero()[:24, 0]]
