@@ -142,7 +142,7 @@ class AblationResult(StudyResult):
         title = f"{model}, {ablation}: x0 error by target frame"
         figure = plotting.heatmap(
             values, x=frames, y=variants, title=title, x_title="frame of the clip", y_title="condition",
-            value_title="x0 error (over variance)", zmin=0,
+            value_title="x0 error (over variance)", zmin=0.0,
         )  # fmt: skip
         return {title: figure}
 

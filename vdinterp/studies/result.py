@@ -47,11 +47,12 @@ class StudyResult(Result):
     strips: Strips = field(default_factory=dict)
     text: str = ""
 
-    def pick(
-        self, metric: str = "x0 error", reference: str = "truth", frame: str = "mean", **where: Any
-    ) -> pd.DataFrame:
-        """The table's rows of one metric and reference, in the order they were measured; `frame` "all" gives every
-        frame's and the mean's. `where`: further columns, and the value or list of values to match."""
+    def pick(self, metric: str = "x0 error", reference: str = "truth", frame: str = "mean", **where: Any) -> Any:
+        """The table's rows of one metric and reference, in the order they were measured.
+
+        `frame` "all" gives every frame's and the mean's. `where`: further columns, with the value or the list of values
+        to match.
+        """
         table = self.table
         chosen = (table["metric"] == metric) & (table["reference"] == reference)
         if frame != "all":
