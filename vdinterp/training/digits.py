@@ -87,7 +87,7 @@ DIGIT_RECIPES = {
         ),
         keep=(0, 500, 1200, 2000, 2500, 3200, 3600, 3900, 4200, 4500, 4900, 7900),
     ),
-    "tiny-loop": DigitRecipe(rounds=(((2500, {"loop": 1.0}),),), keep=(2500,)),
+    "tiny-loop": DigitRecipe(rounds=(((2500, {"loop": 1.0}),),), keep=()),
 }
 
 
