@@ -28,5 +28,6 @@ def gate_sweep(bench: Bench, factors: tuple[float, ...] = (0.0, 0.5, 0.9, 1.1, 2
 if __name__ == "__main__":
     model, out = (*sys.argv[1:], *("tiny-crafter", "out/own_study")[len(sys.argv) - 1 :])
     result = vd.studies.run("gate sweep", vd.load(model), n_clips=8, steps=4, out=out)  # stopped? run it again
-    print(result.wide()[["variant", "x0 error", "rise 95 %", "PSNR (dB)"]].to_string(index=False))
+    rise = result.to_frame().query("metric == 'x0 error' and reference == 'rise' and frame == 'mean'")
+    print(rise[["variant", "value", "low", "high"]].to_string(index=False))
     print(vd.report.write(result, out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +109,7 @@ class AblationResult(StudyResult):
         return {title: figure}
 
     def _step_curves(self, rows: pd.DataFrame, model: str) -> dict[str, go.Figure]:
-        curves = []
+        curves: list[Any] = []
         for label, metric, reference in (
             ("x0 error against the truth", "x0 error", "truth"),
             ("motion error against the truth", "motion error", "truth"),
@@ -127,7 +127,7 @@ class AblationResult(StudyResult):
         return {title: figure}
 
     def _per_frame(self, ablation: str, model: str) -> dict[str, go.Figure]:
-        rows = pd.concat(
+        rows: Any = pd.concat(
             [
                 self.pick(frame="all", ablation="intact", protocol="sample"),
                 self.pick(frame="all", ablation="no transformer", variant="copy last frame"),
@@ -257,7 +257,7 @@ class AblationResult(StudyResult):
                 parts.append("One at a time:\n" + "\n".join(f"- {single}" for single in singles if single))
         return "\n\n".join(part for part in parts if part)
 
-    def _steps_text(self, base: pd.Series) -> str:
+    def _steps_text(self, base: Any) -> str:
         table = wording.rises(self, ablation="one step")
         table = table.assign(steps=[int(v.split()[0]) for v in table["variant"]]).sort_values("steps")
         one, motion = table.iloc[0], self.pick("motion error", variant=table.iloc[0]["variant"])["value"].iloc[0]
