@@ -231,7 +231,8 @@ def test_all_four_modes_and_a_space_time_model() -> None:
 
 
 def test_clips_of_a_file_have_no_actions_and_still_run() -> None:
-    result = run("ablations", small_pipe(), small_clips(2, actions=False), steps=1, n_context=4)
+    result = run("ablations", small_pipe(), small_clips(2, actions=False), steps=1, n_context=4, strips=False)
+    assert result.strips == {} and result.sections()
     assert "no action" not in set(result.table["variant"])
     assert result.meta["reference"] == "the judged clips themselves"
     assert result.meta["clips"] == "2 clips of kind file"

@@ -91,7 +91,10 @@ def study(
     path = vd.report.write(results if len(results) > 1 else results[0], out, title=title)
     for result in results:
         click.echo(f"\n{result.title}\n")
-        click.echo("\n\n".join(textwrap.fill(part, 100) for part in result.summary().replace("`", "").split("\n\n")))
+        lines = result.summary().replace("`", "").replace("**", "").splitlines()
+        click.echo(
+            "\n".join(textwrap.fill(line, 100, subsequent_indent="  " * line.startswith("- ")) for line in lines)
+        )
     click.echo(f"\nReport: {path}")
 
 

@@ -42,7 +42,7 @@ def ablations(bench: Bench, modes: Sequence[str] = ("zero", "mean"), strips: boo
     measurements = bench.measure(conditions, desc=f"ablations of {bench.pipe.model.cfg.model_name}")
     bench.about |= {"modes": list(modes), "means over": MEAN_OVER}
     title = f"Ablations of {bench.pipe.model.cfg.model_name}"
-    result: AblationResult = build(AblationResult, bench, measurements, title)
+    result: AblationResult = build(AblationResult, bench, measurements, title, strips=strips)
     return result
 
 

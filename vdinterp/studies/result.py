@@ -165,12 +165,19 @@ def film(bench: Bench, measurements: Sequence[Measurement]) -> tuple[int, Strips
     return shown, strips
 
 
-def build(kind: type[StudyResult], bench: Bench, measurements: Sequence[Measurement], title: str, **more: Any) -> Any:
-    """A result of class `kind` from the measurements of a bench."""
-    shown, strips = film(bench, measurements)
+def build(
+    kind: type[StudyResult],
+    bench: Bench,
+    measurements: Sequence[Measurement],
+    title: str,
+    strips: bool = True,
+    **more: Any,
+) -> Any:
+    """A result of class `kind` from the measurements of a bench, with film strips unless `strips` is False."""
+    shown, films = film(bench, measurements) if strips else (None, {})
     meta = {**bench.settings(), "shown clip": shown}
     table = tabulate(measurements, bench.n_context)
-    return kind(title=title, table=table, strips=strips, meta=meta, **more)
+    return kind(title=title, table=table, strips=films, meta=meta, **more)
 
 
 def _bytes(video: torch.Tensor) -> torch.Tensor:
