@@ -99,6 +99,10 @@ def test_the_twin_differs_in_exactly_the_frame_it_names(kind):
 def test_options_of_digit_clips():
     assert set(make_clips("one_off", 8, 0, lag=9).lag[:, -1].tolist()) == {9}
     assert set(make_clips("loop", 8, 0, period=3).period.tolist()) == {3}
+    dense, sparse = (make_clips("snippet", 64, 0, filler=share) for share in (0.0, 0.7))
+    once = [(clips.state_id[:, :, None] == clips.state_id[:, None]).sum(2) == 1 for clips in (dense, sparse)]
+    assert once[0].float().mean() < 0.2 < 0.5 < once[1].float().mean()
+    assert torch.equal(make_clips("snippet", 4, 0, filler=0.15).state_id, make_clips("snippet", 4, 0).state_id)
     assert make_clips("snippet", 4, 0, n_frames=24).n_frames == 24
     for split, allowed in SPLITS.items():
         ids = make_clips("control", 50, 0, split=split).state_id
@@ -210,6 +214,8 @@ def test_subsets_and_moving():
         (lambda: make_clips("loop", 4, lag=3), "lag is for kind 'one_off'"),
         (lambda: make_clips("one_off", 4, period=3), "period is for kind 'loop'"),
         (lambda: make_clips("one_off", 4, lag=15), "2..14"),
+        (lambda: make_clips("loop", 4, filler=0.3), "filler is for kind 'snippet'"),
+        (lambda: make_clips("snippet", 4, filler=1.0), "got filler=1.0"),
         (lambda: make_clips("bounce", 4, size=(8, 8)), "at least 16"),
         (lambda: make_clips("bounce", 4, n_objects=9), "1..4"),
         (lambda: make_digit_clips("bounce", 4), "unknown kind of digit clips"),

@@ -96,7 +96,7 @@ def make_clips(kind: str, n: int, seed: int = 0, **options: object) -> Clips:
     Clip `i` depends on `(seed, i)` and the options, never on `n`.
 
     - `loop`, `snippet`, `one_off`, `control`: handwritten digits as frames, 8 x 8, one channel; options as in
-      `vdinterp.data.digits.make_digit_clips` (n_frames, split, period, lag).
+      `vdinterp.data.digits.make_digit_clips` (n_frames, split, period, lag, filler).
     - `bounce`, `occlusion`: moving discs, three channels; options as in `vdinterp.data.objects.make_object_clips`.
     - `crafter`: the game Crafter (needs the extra `crafter`); options as in `vdinterp.data.crafter.make_crafter_clips`.
 

@@ -24,6 +24,7 @@ PERIODS = range(2, 8)
 LAGS = range(4, 11)
 SNIPPETS, SNIPPET_LENGTHS, FILLER = (2, 3), (2, 3, 4), 0.15
 FRESH = 13  # images a clip may need beyond one a frame: those of its snippets, and one for the twin
+Setting = int | float | None  # of one kind: period, lag or filler; None is the default
 
 
 def write_digits_asset(path: str | Path) -> None:
@@ -64,22 +65,22 @@ def _split(split: str) -> range:
 
 
 def _loop(
-    rng: np.random.Generator, images: np.ndarray, n_frames: int, period: int | None
+    rng: np.random.Generator, images: np.ndarray, n_frames: int, period: Setting
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    period = period or int(rng.choice(PERIODS))
+    period = int(period or rng.choice(PERIODS))
     ids = images[np.arange(n_frames) % period]
     # the first repeat comes as a surprise: its predecessor has not been seen before with a successor
     return ids, np.arange(n_frames) > period, period
 
 
 def _snippet(
-    rng: np.random.Generator, images: np.ndarray, n_frames: int, _: int | None
+    rng: np.random.Generator, images: np.ndarray, n_frames: int, filler: Setting
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    fresh = iter(images)
+    filler, fresh = FILLER if filler is None else filler, iter(images)
     snippets = [[next(fresh) for _ in range(rng.choice(SNIPPET_LENGTHS))] for _ in range(rng.choice(SNIPPETS))]
     ids, predictable, seen = [], [], set()
     while len(ids) < n_frames:
-        if rng.random() < FILLER:
+        if rng.random() < filler:
             ids, predictable = [*ids, next(fresh)], [*predictable, False]
         else:
             which = int(rng.integers(len(snippets)))
@@ -90,21 +91,21 @@ def _snippet(
 
 
 def _one_off(
-    rng: np.random.Generator, images: np.ndarray, n_frames: int, lag: int | None
+    rng: np.random.Generator, images: np.ndarray, n_frames: int, lag: Setting
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    lag = lag or int(rng.choice([lag for lag in LAGS if lag <= n_frames - 2]))
+    lag = int(lag or rng.choice([lag for lag in LAGS if lag <= n_frames - 2]))
     ids = images[:n_frames].copy()
     ids[-2:] = ids[n_frames - 2 - lag : n_frames - lag]
     return ids, np.arange(n_frames) == n_frames - 1, 0
 
 
 def _control(
-    rng: np.random.Generator, images: np.ndarray, n_frames: int, _: int | None
+    rng: np.random.Generator, images: np.ndarray, n_frames: int, _: Setting
 ) -> tuple[np.ndarray, np.ndarray, int]:
     return images[:n_frames].copy(), np.zeros(n_frames, dtype=bool), 0
 
 
-_Maker = Callable[[np.random.Generator, np.ndarray, int, "int | None"], tuple[np.ndarray, np.ndarray, int]]
+_Maker = Callable[[np.random.Generator, np.ndarray, int, Setting], tuple[np.ndarray, np.ndarray, int]]
 _MAKERS: dict[str, _Maker] = {"loop": _loop, "snippet": _snippet, "one_off": _one_off, "control": _control}
 
 
@@ -119,7 +120,7 @@ def find_matches(ids: np.ndarray) -> np.ndarray:
     return match
 
 
-def _clip(kind: str, seed: int, index: int, images: range, n_frames: int, setting: int | None) -> dict[str, np.ndarray]:
+def _clip(kind: str, seed: int, index: int, images: range, n_frames: int, setting: Setting) -> dict[str, np.ndarray]:
     """One clip and its twin as arrays of image ids; depends on (kind, seed, index) and the options only."""
     rng = np.random.default_rng([DIGIT_KINDS.index(kind), seed, index])
     order = rng.choice(np.arange(images.start, images.stop), size=n_frames + FRESH, replace=False)
@@ -148,14 +149,15 @@ def make_digit_clips(
     split: str = "held_out",
     period: int | None = None,
     lag: int | None = None,
+    filler: float | None = None,
     start: int = 0,
 ) -> Clips:
     """Clips `start .. start + n - 1` of a seed, `[n n_frames 1 8 8]`; every clip draws its own images.
 
     - `loop`: a cycle of 2-7 images (`period` fixes it); predictable from frame `period + 1` on.
-    - `snippet`: 2-3 snippets of 2-4 images, again and again in random order, with images that occur once (15 % of the
-      draws) between them. Inside a snippet that was seen before a frame is predictable, at its start it is not, even
-      where it happens to repeat (`match` tells).
+    - `snippet`: 2-3 snippets of 2-4 images, again and again in random order, with images that occur once between them
+      (a share `filler` of the draws, .15 unless given). Inside a snippet that was seen before a frame is predictable,
+      at its start it is not, even where it happens to repeat (`match` tells).
     - `one_off`: `A B` once, then `A` again as the last but one frame; the last is `B`, 4-10 frames (`lag` fixes it)
       after its only other occurrence. All other images are distinct. Only the last frame is predictable.
     - `control`: all images distinct, nothing predictable.
@@ -164,7 +166,7 @@ def make_digit_clips(
     the frame that the last frame repeats (`match[-1]`; where there is none, a random context frame) by an image that
     occurs nowhere else; its `predictable` keeps the frames that still have a match.
 
-    Raises ValueError for a kind, split, period, lag or length that does not exist or fit.
+    Raises ValueError for a kind, split, period, lag, filler or length that does not exist or fit.
     """
     if kind not in DIGIT_KINDS:
         raise ValueError(f"unknown kind of digit clips {kind!r}; known: {', '.join(DIGIT_KINDS)}")
@@ -177,7 +179,10 @@ def make_digit_clips(
         raise ValueError(f"period is for kind 'loop' and lies in 2..{n_frames - 2}; got period={period} for {kind!r}")
     if lag is not None and (kind != "one_off" or not 2 <= lag <= n_frames - 2):
         raise ValueError(f"lag is for kind 'one_off' and lies in 2..{n_frames - 2}; got lag={lag} for {kind!r}")
-    parts = [_clip(kind, seed, start + i, images, n_frames, period or lag) for i in range(n)]
+    if filler is not None and (kind != "snippet" or not 0 <= filler < 1):
+        raise ValueError(f"filler is for kind 'snippet' and lies in [0, 1); got filler={filler} for {kind!r}")
+    setting = next((value for value in (period, lag, filler) if value is not None), None)
+    parts = [_clip(kind, seed, start + i, images, n_frames, setting) for i in range(n)]
     arrays = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]}
     frames = digit_images()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +40,7 @@ Stage = tuple[int, dict[str, float]]
 
 @dataclass(frozen=True)
 class DigitRecipe:
-    """`rounds`: each with a learning-rate schedule of its own, each of stages (steps, share of each kind of clip).
+    """`rounds`: each with a learning-rate schedule of its own, each of stages (steps, share of each source of clips).
 
     `keep`: steps of the checkpoints, counted over all rounds.
     """
@@ -77,7 +78,15 @@ class DigitRecipe:
         return self.stages[-1][1]
 
 
-MOSTLY_SNIPPETS = {"loop": 0.15, "snippet": 0.7, "control": 0.15}
+# What a mixture draws from. Sparse snippets repeat after few other frames and often only once: with dense ones alone a
+# repeat at a short lag nearly always comes with a second, longer match, and the circuit learns to wait for that.
+SOURCES: dict[str, dict[str, Any]] = {
+    "loop": {"kind": "loop"},
+    "snippet": {"kind": "snippet"},
+    "sparse snippet": {"kind": "snippet", "filler": 0.5},
+    "control": {"kind": "control"},
+}
+MOSTLY_SNIPPETS = {"loop": 0.15, "snippet": 0.35, "sparse snippet": 0.35, "control": 0.15}
 
 DIGIT_RECIPES = {
     "tiny-induction": DigitRecipe(
@@ -138,15 +147,13 @@ def draw_levels(
 def draw_latents(
     generator: torch.Generator, mixture: dict[str, float], batch: int, seed: int, start: int, n_frames: int = N_FRAMES
 ) -> Float[torch.Tensor, "batch frame channel height width"]:
-    """Clips of the training images, each of a kind drawn from `mixture`, from clip `start` of `seed` on."""
-    kinds = list(mixture)
-    drawn = torch.multinomial(
-        torch.tensor([mixture[kind] for kind in kinds]), batch, replacement=True, generator=generator
-    )
-    counts = torch.bincount(drawn, minlength=len(kinds)).tolist()
+    """Clips of the training images, each from a source drawn from `mixture`, from clip `start` of `seed` on."""
+    drawn = torch.multinomial(torch.tensor(list(mixture.values())), batch, replacement=True, generator=generator)
+    counts = torch.bincount(drawn, minlength=len(mixture)).tolist()
+    starts = [start + sum(counts[:i]) for i in range(len(counts))]
     parts = [
-        make_digit_clips(kind, count, seed, split="train", start=start, n_frames=n_frames).latents
-        for kind, count in zip(kinds, counts, strict=True)
+        make_digit_clips(seed=seed, n=count, split="train", start=first, n_frames=n_frames, **SOURCES[name]).latents
+        for name, count, first in zip(mixture, counts, starts, strict=True)
         if count
     ]
     return torch.cat(parts)
