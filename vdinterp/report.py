@@ -21,6 +21,7 @@ from vdinterp.results import Result, Section, slug
 
 LARGEST_REPORT = 10_000_000  # bytes
 MOST_ROWS = 60  # rows of a table on the page; the CSV has all
+UNSCROLLED_ROWS, LONGEST_LINE = 16, 34  # rows that fit the page without scrolling; characters that stay on one line
 
 STYLE = """
 :root { --ink: #1f2430; --soft: #5b6272; --line: #dfe2e8; --accent: #0072b2; --paper: #ffffff; --wash: #f6f7f9; }
@@ -56,7 +57,8 @@ table { border-collapse: collapse; font-size: .86rem; line-height: 1.35; width: 
   font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 9px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { position: sticky; top: 0; background: var(--wash); font-weight: 600; vertical-align: bottom; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+td.number, td.short { white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 .more { font-size: .84rem; color: var(--soft); margin: 6px 0 0; }
 @media (min-width: 1080px) {
@@ -170,26 +172,33 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
 
 def _table(table: pd.DataFrame, caption: str, number: int, file: str) -> str:
     shown = table.head(MOST_ROWS)
-    numeric = [is_numeric_dtype(dtype) and not is_bool_dtype(dtype) for dtype in table.dtypes]
+    kinds = [_kind(shown[column]) for column in table.columns]
     head = "".join(
-        f"<th{' class=number' if is_number else ''}>{html.escape(str(column))}</th>"
-        for column, is_number in zip(table.columns, numeric, strict=True)
+        f'<th class="{kind}">{html.escape(str(column))}</th>' for column, kind in zip(table.columns, kinds, strict=True)
     )
     rows = []
     for row in shown.itertuples(index=False, name=None):
         cells = "".join(
-            f"<td{' class=number' if is_number else ''}>{html.escape(_cell(value))}</td>"
-            for value, is_number in zip(row, numeric, strict=True)
+            f'<td class="{kind}">{html.escape(_cell(value))}</td>' for value, kind in zip(row, kinds, strict=True)
         )
         rows.append(f"<tr>{cells}</tr>")
     more = ""
     if len(table) > len(shown):
         more = f'<p class="more">The first {len(shown)} of {len(table):,} rows; all are in <code>{file}</code>.</p>'
+    elif len(table) > UNSCROLLED_ROWS:
+        more = f'<p class="more">{len(table)} rows: scroll inside the table. Also in <code>{file}</code>.</p>'
     label = f"<b>Table {number}.</b> {_inline(caption)}" if caption else f"<b>Table {number}.</b>"
     return (
         f'<figure><figcaption>{label}</figcaption><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>{more}</figure>"
     )
+
+
+def _kind(column: pd.Series) -> str:
+    """CSS class of a column: numbers align right, short texts stay on one line, long ones wrap."""
+    if is_numeric_dtype(column.dtype) and not is_bool_dtype(column.dtype):
+        return "number"
+    return "short" if column.map(_cell).str.len().max() <= LONGEST_LINE else "text"
 
 
 def _cell(value: object) -> str:
