@@ -34,7 +34,49 @@ def tables() -> dict[str, str]:
         f"{meaning} (computed on demand)" if lazy else meaning
         for meaning, lazy in zip(hooks["meaning"], on_demand, strict=True)
     ]
-    return {"models": markdown(models), "hooks": markdown(hooks.drop(columns="layers"))}
+    return {
+        "models": markdown(models),
+        "figures": markdown(figures_table()),
+        "hooks": markdown(hooks.drop(columns="layers")),
+    }
+
+
+def figures_table() -> pd.DataFrame:
+    """What the bundled models were measured to do when they were trained, as stored beside their weights."""
+    from vdinterp.pipeline import load
+
+    rows: list[tuple[str, str, str]] = []
+    for name in ("tiny-induction", "tiny-loop"):
+        found = load(name).meta["figures"]
+        errors = [f"{error:.2f}" for error in found["one_off"].values()]
+        if name == "tiny-induction":
+            rows.append((name, "error of a frame that the history determines", f"{found['predictable']:.2f}"))
+            rows.append((name, "error of a frame that it does not", f"{found['not_predictable']:.2f}"))
+        else:
+            rows.append((name, "error on loops", f"{found['loop']:.2f}"))
+        lags = list(found["one_off"])
+        rows.append(
+            (name, f"error where a pair came once before, {lags[0]} to {lags[-1]} frames ago", ", ".join(errors))
+        )
+    found, name = load("tiny-crafter").meta["figures"], "tiny-crafter"
+    shifts = ", ".join(f"{found['shift'][kind]['accuracy']:.0%}" for kind in ("moved", "still", "blocked"))
+    rollout = found["rollout"]
+    rows += [
+        (name, "codec: PSNR; cells that survive", f"{found['codec']['psnr']:.1f} dB; {found['codec']['cells']:.0%}"),
+        (
+            name,
+            "error of the next frame; seeing only that frame",
+            "{full:.3f}; {own_frame:.2f}".format(**found["level_0.9"]),
+        ),
+        (
+            name,
+            "error after a move; told another clip's action",
+            "{true:.3f}; {shuffled:.2f}".format(**found["action_moved"]),
+        ),
+        (name, "picture scrolls as it should: after a move, no move, a wall", shifts),
+        (name, "cells right 4 frames on; by copying", f"{rollout['plus_4']:.0%}; {rollout['copying']:.0%}"),
+    ]
+    return pd.DataFrame(rows, columns=["model", "measured", "result"])
 
 
 def updated(text: str) -> str:
