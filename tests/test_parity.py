@@ -1,8 +1,16 @@
-"""Our models against recorded runs of the reference code: outputs, every inner activation, and proof of sharpness."""
+"""Our models against recorded runs of the reference code: outputs, every inner activation, and proof of sharpness.
+
+The recorded weights are hot: they magnify rounding, so that one CPU's float32 kernels (products, `exp`) differ from
+another's by more than 1e-5 here and there. On the CPU of the recording the worst error is 8e-6. Elsewhere, more than
+1e-5 is accepted up to what rounding does to that activation on the CPU at hand, measured with the same model: float32
+against float64. The noise embedding, whose `exp` is multiplied by levels up to 999, is judged by itself; for the rest
+of the network the recorded one is put in its place.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 
@@ -12,6 +20,7 @@ from factories import golden
 from safetensors.torch import save_file
 from torch import nn
 
+import vdinterp as vd
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.models.config import Rope
 from vdinterp.models.loading import convert_config, dfot, read_checkpoint
@@ -29,8 +38,56 @@ def build(name: str) -> tuple[HookedVideoDiT, dict[str, torch.Tensor], dict[str,
     return model, given, recorded
 
 
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, atol=ATOL, rtol=0)
+Errors = dict[str, float]
+
+
+def activations(name: str, model: HookedVideoDiT, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our counterpart of everything that was recorded, by the reference's names, given its noise embedding."""
+    _, _, recorded = golden(name)
+    theirs = recorded["act.t_embedder" if name == "oasis_golden" else "act.noise_level_pos_embedding"]
+    fixed = vd.Custom("hook_noise_embed", lambda ours, hook: theirs.view(ours.shape).to(ours))
+    with model.intervene(fixed):
+        ours = {"out.y": model(**given)}
+        if name == "oasis_golden":  # its activations were recorded in the call without actions
+            given = {key: value for key, value in given.items() if key != "cond"}
+        _, cache = model.run_with_cache(**given)
+    find = dfot_activation if FAMILY[name] == "dfot" else oasis_activation
+    keys = [key for key in recorded if key.startswith(("act.", "rope.")) and not key.endswith(".timesteps")]
+    return ours | {key: find(key, model, cache, given) for key in keys}
+
+
+def double(model: HookedVideoDiT, given: dict[str, torch.Tensor]) -> tuple[HookedVideoDiT, dict[str, torch.Tensor]]:
+    return model.double(), {key: value.double() if value.is_floating_point() else value for key, value in given.items()}
+
+
+@functools.cache
+def rounding(name: str) -> Errors:
+    """How far rounding alone moves each activation on this machine."""
+    model, given, _ = build(name)
+    with torch.no_grad():
+        single = activations(name, model, given)
+        exact = activations(name, *double(model, given))
+    return {key: (single[key] - exact[key]).abs().max().item() for key in exact}
+
+
+@functools.cache
+def rounding_of_the_whole(name: str) -> float:
+    """How far rounding moves the prediction: also that of frequencies, by one unit in the last place."""
+    model, given, _ = build(name)
+    with torch.no_grad():
+        single = model(**given)
+        model, given = double(model, given)
+        levels = given.pop("noise_levels")
+        down, exact, up = (model(noise_levels=levels * (1 + ulp), **given) for ulp in (-(2**-23), 0.0, 2**-23))
+    return max((run - exact).abs().max().item() for run in (single, down, up))
+
+
+def bound(name: str) -> float:
+    return max(ATOL, rounding_of_the_whole(name))
+
+
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor, name: str) -> None:
+    torch.testing.assert_close(ours, theirs, atol=bound(name), rtol=0)
 
 
 @torch.no_grad()
@@ -42,21 +99,42 @@ def test_output(name: str, path: str) -> None:
         pred, _ = model.run_with_cache(**given, names="pattern")
     else:
         pred = model(**given)
-    assert_same(pred, recorded["out.y"])
+    assert_same(pred, recorded["out.y"], name)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_rounding_is_small_beside_any_mistake(name: str) -> None:
+    print(f"{name}: {rounding_of_the_whole(name):.1e}, inner {max(rounding(name).values()):.1e}")
+    assert rounding_of_the_whole(name) < 1e-4 and max(rounding(name).values()) < 2e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILY)
+def test_noise_embedding(name: str) -> None:
+    model, given, recorded = build(name)
+    levels = given["noise_levels"].float()
+    features = model.noise_embed.features(levels)
+    last_place = (model.noise_embed.features(levels * (1 + 2**-23)) - features).abs()
+    if "act.noise_level_pos_embedding.timesteps" in recorded:
+        error = (features - recorded["act.noise_level_pos_embedding.timesteps"].view(features.shape)).abs()
+        assert (error <= torch.clamp(2 * last_place, min=ATOL)).all(), error.max()
+    theirs = recorded["act.t_embedder" if name == "oasis_golden" else "act.noise_level_pos_embedding"]
+    ours = model.noise_embed(given["noise_levels"])
+    torch.testing.assert_close(ours, theirs.view(ours.shape), atol=2 * ATOL, rtol=0)
 
 
 @torch.no_grad()
 def test_shorter_clip_and_dropped_actions() -> None:
     model, given, recorded = build("dfot_golden")
-    assert_same(model(given["latents"][:, :3], given["noise_levels"][:, :3]), recorded["out.y_first3"])
+    assert_same(model(given["latents"][:, :3], given["noise_levels"][:, :3]), recorded["out.y_first3"], "dfot_golden")
 
     model, given, recorded = build("dfot_mcraft_golden")
     masked = model(**given, cond_mask=recorded["in.external_cond_mask"])
-    assert_same(masked, recorded["out.y_masked_first"])
+    assert_same(masked, recorded["out.y_masked_first"], "dfot_mcraft_golden")
     assert (masked - recorded["out.y"]).abs().max() > 1e-3
 
     model, given, recorded = build("oasis_golden")
-    assert_same(model(given["latents"], given["noise_levels"]), recorded["out.y_nocond"])
+    assert_same(model(given["latents"], given["noise_levels"]), recorded["out.y_nocond"], "oasis_golden")
 
 
 def dfot_activation(key: str, model: HookedVideoDiT, cache: ActivationCache, given: dict) -> torch.Tensor:
@@ -115,18 +193,16 @@ def oasis_activation(key: str, model: HookedVideoDiT, cache: ActivationCache, gi
 @pytest.mark.parametrize("name", FAMILY)
 def test_every_recorded_activation(name: str) -> None:
     model, given, recorded = build(name)
-    if name == "oasis_golden":
-        del given["cond"]  # its activations were recorded in the call without actions
-    _, cache = model.run_with_cache(**given)
-    find = dfot_activation if FAMILY[name] == "dfot" else oasis_activation
-    keys = [key for key in recorded if key.startswith(("act.", "rope."))]
-    assert len(keys) >= 5
+    ours = activations(name, model, given)
+    assert len(ours) >= 5
     worst = {}
-    for key in keys:
-        ours = find(key, model, cache, given)
-        assert ours.shape == recorded[key].shape, key
-        worst[key] = (ours - recorded[key]).abs().max().item()
-    assert max(worst.values()) <= ATOL, {key: error for key, error in worst.items() if error > ATOL}
+    for key, activation in ours.items():
+        assert activation.shape == recorded[key].shape, key
+        worst[key] = (activation - recorded[key]).abs().max().item()
+    allowed = {key: max(ATOL, 2 * error) for key, error in rounding(name).items()}
+    beyond = {key: (error, allowed[key]) for key, error in worst.items() if error > allowed[key]}
+    print(f"{name}: worst {max(worst.values()):.1e}, {sum(e > ATOL for e in worst.values())} above {ATOL}")
+    assert not beyond, beyond
 
 
 # The check is sharp: each plausible mistake fails it.
@@ -218,7 +294,7 @@ def test_a_mistake_fails_parity(name: str, change: Callable[[HookedVideoDiT], No
     change(model)
     error = (model(**given) - recorded["out.y"]).abs().max().item()
     print(f"{name} {change.__name__}: {error:.1e}")
-    assert error > 5 * ATOL
+    assert error > 2 * bound(name)
 
 
 # Published sizes, and what a checkpoint may look like.
@@ -243,7 +319,7 @@ def test_lightning_checkpoint_round_trip(tmp_path) -> None:
     save_file(weights, tmp_path / "model.safetensors")
     for path in ("model.ckpt", "model.safetensors"):
         model = HookedVideoDiT.from_state_dict("dfot", config, read_checkpoint(tmp_path / path))
-        assert_same(model(recorded["in.x"], recorded["in.noise_levels"]), recorded["out.y"])
+        assert_same(model(recorded["in.x"], recorded["in.noise_levels"]), recorded["out.y"], "dfot_golden")
 
 
 @pytest.mark.parametrize("name", FAMILY)
