@@ -28,9 +28,7 @@ def test_tiny_induction_predicts_what_the_history_determines_and_nothing_else():
 def test_tiny_induction_needs_one_matching_context_frame_only():
     one_off = figures("tiny-induction")["one_off"]
     assert [int(lag) for lag in one_off] == list(range(4, 11))
-    # The longer the lag the better: the shipped weights stay below .35 from lag 6 on, and somewhat above it at 4 and 5.
-    assert max(one_off[str(lag)] for lag in range(6, 11)) <= 0.35, one_off
-    assert max(one_off.values()) <= 0.5, one_off
+    assert max(one_off.values()) <= 0.35, one_off
 
 
 def test_tiny_loop_predicts_loops_but_not_one_off_repeats():
@@ -81,4 +79,4 @@ def test_checkpoints_show_induction_appear():
 def test_a_bundle_says_what_it_is(name):
     meta = vd.load(name).meta
     assert "CC BY 4.0" in meta["license"] and "MIT" in meta["license"]
-    assert meta["recipe"]["seed"] == 0 and "held out" in meta["data"]
+    assert meta["recipe"]["seed"] == DIGIT_RECIPES[name].seed and "held out" in meta["data"]

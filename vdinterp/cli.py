@@ -102,9 +102,9 @@ def study(
 @click.argument("name")
 @click.option("--steps", type=click.IntRange(min=1), help="A shorter run, every stage shortened alike.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the model and saved state.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), help="Another seed than that of the bundled weights.")
 @click.option("--resume/--fresh", default=True, show_default=True, help="Continue a stopped run, or start over.")
-def train(name: str, steps: int | None, out: Path, seed: int, resume: bool) -> None:
+def train(name: str, steps: int | None, out: Path, seed: int | None, resume: bool) -> None:
     """Train the bundled model NAME from nothing."""
     from vdinterp import training
 

@@ -219,7 +219,7 @@ def train_crafter(
     *,
     steps: int | None = None,
     out: str | Path,
-    seed: int = 0,
+    seed: int | None = None,
     resume: bool = True,
     recipe: Recipe | None = None,
 ) -> VideoDiffusion:
@@ -227,7 +227,9 @@ def train_crafter(
 
     `steps` shortens every stage alike, and the play and the codec with them. Needs the extra `crafter`.
     """
-    recipe = dataclasses.replace(recipe or Recipe(), seed=seed)
+    recipe = recipe or Recipe()
+    if seed is not None:
+        recipe = dataclasses.replace(recipe, seed=seed)
     full = steps is None
     if steps is not None:
         recipe = recipe.shortened(steps)

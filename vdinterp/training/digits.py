@@ -7,7 +7,7 @@ circuit the shortest way down; loops alone only ask for the period.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,12 @@ Stage = tuple[int, dict[str, float]]
 class DigitRecipe:
     """`rounds`: each with a learning-rate schedule of its own, each of stages (steps, share of each source of clips).
 
-    `keep`: steps of the checkpoints, counted over all rounds.
+    `keep`: steps of the checkpoints, counted over all rounds. `seed`: that of the bundled weights.
     """
 
     rounds: tuple[tuple[Stage, ...], ...]
     keep: tuple[int, ...]
+    seed: int = 0
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -68,7 +69,8 @@ class DigitRecipe:
                 ends.append(round(done * steps / self.steps))
                 shorter.append((ends[-1] - ends[-2], mix))
             rounds.append(tuple(shorter))
-        return DigitRecipe(tuple(rounds), tuple(sorted({round(step * steps / self.steps) for step in self.keep})))
+        keep = tuple(sorted({round(step * steps / self.steps) for step in self.keep}))
+        return replace(self, rounds=tuple(rounds), keep=keep)
 
     def mixture(self, step: int) -> dict[str, float]:
         for steps, mix in self.stages:
@@ -94,7 +96,8 @@ DIGIT_RECIPES = {
             ((2500, {"loop": 0.5, "snippet": 0.4, "control": 0.1}), (2400, MOSTLY_SNIPPETS)),
             ((3000, MOSTLY_SNIPPETS),),
         ),
-        keep=(0, 500, 1200, 2000, 2500, 3200, 3600, 3900, 4200, 4500, 4900, 7900),
+        keep=(0, 500, 1200, 1400, 1600, 1800, 2000, 2200, 2500, 3200, 4900, 7900),
+        seed=1,
     ),
     "tiny-loop": DigitRecipe(rounds=(((2500, {"loop": 1.0}),),), keep=()),
 }
@@ -175,9 +178,12 @@ def digit_loss(model: HookedVideoDiT, recipe: DigitRecipe, seed: int) -> Callabl
     return loss_at
 
 
-def train_digits(name: str, *, steps: int | None, out: Path, seed: int = 0, resume: bool = True) -> VideoDiffusion:
+def train_digits(
+    name: str, *, steps: int | None, out: Path, seed: int | None = None, resume: bool = True
+) -> VideoDiffusion:
     """Train `tiny-induction` or `tiny-loop` and write model, checkpoints and figures to `out`."""
     recipe = DIGIT_RECIPES[name].shortened(steps)
+    seed = recipe.seed if seed is None else seed
     first, kept = 0, {}
     with torch.random.fork_rng(devices=[]):  # puts the global generator back: only the initial weights depend on it
         torch.manual_seed(seed)
