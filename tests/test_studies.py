@@ -359,6 +359,53 @@ def test_fingerprints_follow_the_content() -> None:
         fingerprint(object())
 
 
+FACTOR = 0.5
+
+
+def by_global(x: torch.Tensor, hook: Any) -> torch.Tensor:
+    return x * FACTOR
+
+
+def through_another(x: torch.Tensor, hook: Any) -> torch.Tensor:
+    return by_global(x, hook)
+
+
+class Scaling:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def method(self, x: torch.Tensor, hook: Any) -> torch.Tensor:
+        return x * self.factor
+
+    __call__ = method
+
+
+def test_a_function_counts_with_all_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a user changes in a hook function, its recorded results are not taken for the new ones."""
+
+    def with_default(factor: float) -> Any:
+        def scale(x: torch.Tensor, hook: Any, *, by: float = factor) -> torch.Tensor:
+            return x * by
+
+        return scale
+
+    a, b = (lambda x, hook: x * 2), (lambda x, hook: x * 3)  # fmt: skip
+    for one, other in (
+        (a, b),
+        (Scaling(1.0).method, Scaling(2.0).method),
+        (Scaling(1.0), Scaling(2.0)),
+        (with_default(1.0), with_default(2.0)),
+        (lambda x, hook: Scaling(1.0), lambda x, hook: small_pipe()),
+    ):
+        assert fingerprint(one) != fingerprint(other)
+        assert fingerprint(one) == fingerprint(one)
+    assert fingerprint(Scaling(1.0).method) == fingerprint(Scaling(1.0).method)
+    before = [fingerprint(function) for function in (by_global, through_another)]
+    assert before == [fingerprint(function) for function in (by_global, through_another)]
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    assert not set(before) & {fingerprint(function) for function in (by_global, through_another)}
+
+
 def test_records_of_other_weights_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @study("one intact sample")
     def intact(bench: Bench) -> StudyResult:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence, Set
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+from vdinterp.studies.fingerprint import fingerprint
 
 Tensors = dict[str, torch.Tensor]
 
@@ -93,72 +90,3 @@ class Ledger:
             self._record.write_bytes(whole)
         lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
         return [line for line in lines if (self.folder / line["file"]).is_file()]
-
-
-def fingerprint(value: Any) -> str:
-    """A content hash: equal for equal data, whatever process computes it. 64 hexadecimal digits.
-
-    Takes what studies are made of: tensors, arrays, dataclasses, mappings, sequences, sets, plain values, and
-    functions (by name, source text and what they close over). Raises TypeError for anything else.
-    """
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    def tag(*parts: object) -> None:
-        digest.update(("\x1e" + "\x1f".join(map(str, parts)) + "\x1d").encode())
-
-    if value is None or isinstance(value, (bool, int, float, str)):
-        tag(type(value).__name__, repr(value))
-    elif isinstance(value, torch.Tensor):
-        tag("tensor", value.dtype, list(value.shape))
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, (np.ndarray, np.generic)):
-        tag("array", value.dtype, value.shape)
-        digest.update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Path):
-        tag("path", value)
-    elif isinstance(value, (range, slice)):
-        tag(type(value).__name__, value)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        tag("dataclass", type(value).__qualname__)
-        for field in dataclasses.fields(value):
-            tag(field.name)
-            _feed(digest, getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        tag("mapping", len(value))
-        for key in sorted(value, key=repr):
-            _feed(digest, key)
-            _feed(digest, value[key])
-    elif isinstance(value, Set):
-        tag("set", sorted(fingerprint(item) for item in value))
-    elif isinstance(value, Sequence):
-        tag("sequence", len(value))
-        for item in value:
-            _feed(digest, item)
-    elif isinstance(value, partial):
-        tag("partial")
-        _feed(digest, (value.func, value.args, value.keywords))
-    elif callable(value):
-        _feed_function(digest, value, tag)
-    else:
-        raise TypeError(f"a study's key cannot hold a {type(value).__name__}; use tensors, plain values or dataclasses")
-
-
-def _feed_function(digest: Any, function: Any, tag: Callable[..., None]) -> None:
-    function = inspect.unwrap(function)
-    tag("function", getattr(function, "__module__", ""), getattr(function, "__qualname__", type(function).__qualname__))
-    try:
-        tag(inspect.getsource(function if hasattr(function, "__qualname__") else type(function)))
-    except (OSError, TypeError):  # defined in a prompt: its name and data must do
-        tag("no source")
-    _feed(digest, getattr(function, "__defaults__", None))
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            _feed(digest, cell.cell_contents)
-        except TypeError:  # an object of no known content, for instance a module or a model
-            tag("object", type(cell.cell_contents).__qualname__)
-    if not hasattr(function, "__qualname__"):
-        _feed(digest, vars(function))
