@@ -121,3 +121,41 @@ def test_grid() -> None:
             wrong()
     with pytest.raises(ValueError, match="at least one"):
         TokenGrid(1, 0, 1)
+
+
+@torch.no_grad()
+def test_a_cache_does_not_compute_anew_what_a_hook_replaced() -> None:
+    model = tiny_model()
+    given = inputs(model)
+    for site, key in (
+        ("pattern", "pattern"),
+        ("attn_scores", "pattern"),
+        ("attn_scores", "attn_scores"),
+        ("result", "result"),
+    ):
+        edit = [((site, 1), lambda x, hook: x * 0.5)]
+        with model.hooks(edit):
+            _, cache = model.run_with_cache(**given)
+            _, recorded = model.run_with_cache(**given, names=[key])
+        with pytest.raises(ValueError, match=f"blocks.1.attn.hook_{site} in this run"):
+            cache[key, 1]
+        assert cache[key, 0] is not None and recorded[key, 1] is not None
+        with model.hooks([((site, 1), lambda x, hook: None)]):  # looking is no change
+            _, cache = model.run_with_cache(**given)
+        assert cache[key, 1] is not None
+
+
+def test_names_may_be_keys() -> None:
+    model = tiny_model("cross")
+    assert model.resolve_names([("z", -1), "hook_pred"]) == ["blocks.1.attn.hook_z", "hook_pred"]
+    assert model.resolve_names(("z", 0, "cross_attn")) == ["blocks.0.cross_attn.hook_z"]
+    for key, message in (
+        (("z", 2), "there are 2"),
+        (("zz", 0), "No hook"),
+        (("z", 0, "mlp"), "No hook"),
+        (("scale", 0), "ambiguous"),
+    ):
+        with pytest.raises(KeyError, match=message):
+            model.resolve_names([key])
+    with pytest.raises(ValueError, match="no hook name"):
+        model.resolve_names([3])  # type: ignore[list-item]

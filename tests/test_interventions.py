@@ -204,3 +204,13 @@ def test_refused_when_they_meet_the_clip() -> None:
         active_elsewhere = model(**given)
     model.clear_hook_ctx()
     assert torch.equal(active_elsewhere, model(**given))
+
+
+def test_what_is_no_intervention_is_refused() -> None:
+    model = tiny_model()
+    for given in (([Ablate("z"), Ablate("q")],), (("z", lambda x, hook: x),)):
+        with pytest.raises(ValueError, match="is no intervention"), model.intervene(*given):
+            pass
+    float_mask = [("mask", lambda mask, hook: torch.zeros(mask.shape))]
+    with pytest.raises(ValueError, match="True lets a query see a key"):
+        model.run_with_hooks(**inputs(model), fwd_hooks=float_mask)

@@ -331,7 +331,7 @@ def test_rollout_windows_overlap(pipe):
     assert seen == [[True] * 2 + [False] * 4, [True] * 3 + [False] * 3, [True] * 3 + [False] * 3]
     assert list(result.record) == [(0, 0), (1, 0), (2, 0)]
     again = pipe.rollout(CONTEXT[1:], 11, overlap=3, steps=1, cond=cond[1:], first_index=1).latents
-    torch.testing.assert_close(again, result.latents[1:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again, result.latents[1:], atol=1e-4, rtol=0)  # batches of 1 and 2 round differently
 
 
 def test_rollout_gives_each_window_its_actions_and_its_own_noise(pipe):

@@ -135,6 +135,19 @@ def _among(chosen: Sequence[int] | None, values: Sequence[int]) -> list[bool]:
     return [chosen is None or value in chosen for value in values]
 
 
+def check_interventions(given: Any) -> tuple[Intervention, ...]:
+    """What was given as interventions, as a tuple. Raises `ValueError` if it holds anything else."""
+    if isinstance(given, Intervention) or not isinstance(given, Sequence):
+        raise ValueError(f"interventions is {type(given).__name__}; give a list of interventions, e.g. [Ablate('z')].")
+    for item in given:
+        if not isinstance(item, Intervention):
+            raise ValueError(
+                f"{item!r} is no intervention (Ablate, Patch, Freeze, MaskAttention, Custom). A hook function of your "
+                "own is Custom(site, function)."
+            )
+    return tuple(given)
+
+
 def check_list(field: str, chosen: Any) -> None:
     """Raise `ValueError` unless `chosen` is None or a collection that is not empty (an empty one would do nothing)."""
     if chosen is not None and (not isinstance(chosen, Collection) or isinstance(chosen, str) or not len(chosen)):
@@ -350,6 +363,7 @@ def fitted(stored: torch.Tensor, activation: torch.Tensor, hook: Any) -> torch.T
     if stored.shape[1:] != activation.shape[1:] or (n_wanted % n_stored and n_stored != 1):
         raise ValueError(
             f"{hook.name}: the stored activation is {list(stored.shape)}, this run's is {list(activation.shape)}. "
-            "Both runs need clips of the same size, and one or equally many of them."
+            "Both runs need clips of the same size, and one or equally many of them. A sampler pads clips that are "
+            "shorter than the model's to full length unless pad=False."
         )
     return stored.repeat(math.ceil(n_wanted / n_stored), *[1] * (stored.ndim - 1))[:n_wanted]

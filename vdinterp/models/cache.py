@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vdinterp.grid import TokenGrid
-from vdinterp.models.hooks import HookPoint, match_alias, unknown_hook
+from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -32,13 +32,14 @@ class ActivationCache(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None) -> None:
-        self._tensors, self.grid, self.model = tensors, grid, model
+        self.tensors, self.grid, self.model = tensors, grid, model
+        self.edited: set[str] = set()  # what a hook changed and was not recorded
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.tensors)
 
     def __repr__(self) -> str:
         return f"ActivationCache({len(self)} activations, {self.nbytes / 2**20:.1f} MiB, grid {self.grid.shape})"
@@ -54,30 +55,27 @@ class ActivationCache(Mapping[str, torch.Tensor]):
     def __getitem__(self, key: Key) -> torch.Tensor:
         """An activation, by full name or `(alias, layer[, sublayer])`. Raises `KeyError` saying what would work."""
         if key not in self and (derived := self._derived(key)) is not None:
+            self._check_edited(key)
             return derived()
-        return self._tensors[self._find(key)]
+        return self.tensors[self._find(key)]
 
     def _find(self, key: Key) -> str:
-        names = self._matches(key, self._tensors)
+        names = self._matches(key, self.tensors)
         if len(names) == 1:
             return names[0]
         if names:
             raise KeyError(f"{key!r} is ambiguous: {', '.join(names)}. Give the layer and sublayer, or the full name.")
         if self.model is not None and (known := self._matches(key, self.model.hook_names)):
             raise KeyError(f"{known[0]!r} was not cached. Run again with it in names=[...]; cached: {self._stock()}.")
-        raise unknown_hook(self._written(key), self.model.hook_names if self.model is not None else self._tensors)
+        raise unknown_hook(self._written(key), self.model.hook_names if self.model is not None else self.tensors)
 
     def _matches(self, key: Key, names: Iterable[str]) -> list[str]:
         """The names that a key stands for; more than one is ambiguous."""
         if isinstance(key, str):
             return [key] if key in names else match_alias(key, names)
-        if not (isinstance(key, tuple) and len(key) in (2, 3)):
+        if not is_key(key):
             raise KeyError(f"{key!r} is no key; use a hook name or (alias, layer[, sublayer]), e.g. ('z', 3).")
-        alias, layer, *sublayer = key
-        block = f"blocks.{self._layer(layer)}."
-        found = match_alias(alias, [name for name in names if name.startswith(block)])
-        within = [name for name in found if name.startswith(f"{block}{sublayer[0] if sublayer else 'attn'}.")]
-        return within if within or sublayer else found
+        return match_key(key, names, self.n_layers)
 
     def _written(self, key: Key) -> str:
         """A key as the name it asks for."""
@@ -86,7 +84,7 @@ class ActivationCache(Mapping[str, torch.Tensor]):
         return ".".join(["blocks", str(self._layer(key[1])), *key[2:], key[0]])
 
     def _stock(self) -> str:
-        aliases = sorted({name.rpartition("hook_")[2] for name in self._tensors})
+        aliases = sorted({name.rpartition("hook_")[2] for name in self.tensors})
         return ", ".join(aliases) or "none"
 
     @property
@@ -94,7 +92,7 @@ class ActivationCache(Mapping[str, torch.Tensor]):
         """Layers of the model, or those that the cache has something of."""
         if self.model is not None:
             return self.model.cfg.n_layers
-        layers = [int(name.split(".")[1]) for name in self._tensors if name.startswith("blocks.")]
+        layers = [int(name.split(".")[1]) for name in self.tensors if name.startswith("blocks.")]
         return max(layers, default=-1) + 1
 
     def _layer(self, layer: int) -> int:
@@ -111,7 +109,7 @@ class ActivationCache(Mapping[str, torch.Tensor]):
             if named is None:
                 return None
             key = (named[3], int(named[1]), named[2])
-        if not isinstance(key, tuple):
+        if not is_key(key) or (len(key) == 3 and key[2] == "mlp"):
             return None
         makers = {
             "pattern": self.pattern,
@@ -119,6 +117,23 @@ class ActivationCache(Mapping[str, torch.Tensor]):
             "result": partial(self.head_results, gated=False),
         }
         return partial(makers[key[0]], *key[1:]) if key[0] in makers else None
+
+    def note(self, hook: HookPoint) -> None:
+        """Remember that a hook edited this activation, if one did in the call that is being recorded."""
+        if hook.edited and hook.name is not None:
+            self.edited.add(hook.name)
+
+    def _check_edited(self, key: Any) -> None:
+        """Raise `ValueError` for what follows from an activation that a hook replaced: it would be computed without."""
+        known = self.model.hook_names if self.model is not None else self.edited
+        for name in self._matches(key, known):
+            site = name.rpartition(".")[0]
+            changed = self.edited & {f"{site}.hook_attn_scores", *([name] if "scores" not in name else [])}
+            if changed:
+                raise ValueError(
+                    f"A hook changed {', '.join(sorted(changed))} in this run, so that what would be computed here is "
+                    f"not what the model used. Record it: names=[..., {name!r}]."
+                )
 
     def _model(self, purpose: str) -> HookedVideoDiT:
         if self.model is None:
@@ -177,24 +192,24 @@ class ActivationCache(Mapping[str, torch.Tensor]):
         """The same activations on another device or in another floating dtype."""
         moved = {
             name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-            for name, tensor in self._tensors.items()
+            for name, tensor in self.tensors.items()
         }
         return ActivationCache(moved, self.grid, self.model)
 
     @property
     def nbytes(self) -> int:
         """Bytes held; an activation that two names share counts once."""
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors.values()}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors.values()}
         return sum(storages.values())
 
     def save(self, path: str | Path) -> None:
         """Write `path.safetensors` and `path.json` (grid, model name, shapes)."""
         path = _stem(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.clone().contiguous() for name, tensor in self._tensors.items()}, f"{path}.safetensors")
+        save_file({name: tensor.clone().contiguous() for name, tensor in self.tensors.items()}, f"{path}.safetensors")
         about: dict[str, Any] = {"grid": list(self.grid.shape)}
         about["model_name"] = self.model.cfg.model_name if self.model is not None else None
-        about["shapes"] = {name: list(tensor.shape) for name, tensor in self._tensors.items()}
+        about["shapes"] = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
         Path(f"{path}.json").write_text(json.dumps(about, indent=1))
 
     @classmethod

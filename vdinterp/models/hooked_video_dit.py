@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import nn
 
 from vdinterp.grid import TokenGrid
-from vdinterp.interventions import Intervention
+from vdinterp.interventions import Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
 from vdinterp.models.components import (
     ActionEmbed,
@@ -155,6 +155,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                 f"latents are {latents.dtype}, {cfg.model_name} is {self.dtype}: use latents.to(model.dtype)."
             )
         batch, frames = latents.shape[:2]
+        if not isinstance(noise_levels, torch.Tensor):
+            raise ValueError(
+                f"noise_levels is {noise_levels!r}: a tensor with one level per frame is needed, [{batch}, {frames}]."
+            )
         if noise_levels.shape != (batch, frames):
             raise ValueError(
                 f"noise_levels {list(noise_levels.shape)}: one level per frame is needed, [{batch}, {frames}]."
@@ -191,15 +195,17 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     ) -> tuple[torch.Tensor, ActivationCache]:
         """The prediction and the activations behind it.
 
-        `names`: what to keep: names, aliases ("z": every layer's), or a predicate; None keeps everything but the
-        N x N tensors and per-head results, which the cache computes on demand. `device`: where to keep it.
-        `incl_bwd`: also run `loss(pred).backward()` and keep gradients as `NAME_grad`; `loss` must give a scalar.
+        `names`: what to keep: names, aliases ("z": every layer's), keys (`("z", 3)`), or a predicate; None keeps
+        everything but the N x N tensors and per-head results: `pattern`, `attn_scores` and `result` the cache computes
+        on demand. `device`: where to keep it. `incl_bwd`: also run `loss(pred).backward()` and keep gradients as
+        `NAME_grad`; `loss` must give a scalar. Gradients of parameters accumulate, as ever.
         """
         if incl_bwd != (loss is not None):
             raise ValueError("incl_bwd=True and loss=..., a function of the prediction giving one number, go together.")
         kept: dict[str, torch.Tensor] = {}
+        cache = ActivationCache(kept, self.grid(latents.shape[1]), self)
         wanted = self.cacheable_names(names)
-        forward = self._recorders(wanted, keeper(lambda: kept, device))
+        forward = self._recorders(wanted, lambda: cache, device)
         backward = [(wanted, Recorder(keeper(lambda: kept, device, suffix="_grad")))] if incl_bwd else []
         with self.hooks(forward, backward):
             pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text)
@@ -208,38 +214,51 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                 if value.numel() != 1:
                     raise ValueError(f"loss gave {list(value.shape)}; backward needs one number, e.g. its mean().")
                 value.backward()
-        return pred, ActivationCache(kept, self.grid(latents.shape[1]), self)
+        return pred, cache
 
     @contextmanager
     def record(self, names: Names | None = None, device: torch.device | str | None = None) -> Iterator[Recording]:
         """Keep the activations of every call inside the block: `recording[step]` is the cache of one."""
         recording = Recording()
         wanted = self.cacheable_names(names)
-        current: dict[str, torch.Tensor] = {}
+        current = ActivationCache({}, self.grid(), self)
 
         def begin(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             nonlocal current
-            current = {}
             latents = args[0] if args else kwargs["latents"]
-            recording.begin(self.hook_pred.ctx.get("step"), ActivationCache(current, self.grid(latents.shape[1]), self))
+            current = ActivationCache({}, self.grid(latents.shape[1]), self)
+            recording.begin(self.hook_pred.ctx.get("step"), current)
 
         handle = self.register_forward_pre_hook(begin, with_kwargs=True)
         try:
-            with self.hooks(self._recorders(wanted, keeper(lambda: current, device))):
+            with self.hooks(self._recorders(wanted, lambda: current, device)):
                 yield recording
         finally:
             handle.remove()
 
-    def _recorders(self, wanted: list[str], keep: Callable[..., None]) -> list[tuple[Names, Recorder]]:
-        """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one."""
+    def _recorders(
+        self, wanted: list[str], cache: Callable[[], ActivationCache], device: torch.device | str | None
+    ) -> list[tuple[Names, Recorder]]:
+        """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one; and that note
+        which activations a hook edited, so that the cache does not compute them anew as if none had."""
+        keep = keeper(lambda: cache().tensors, device)
         masks = [name.replace("hook_rot_q", "hook_mask") for name in wanted if name.endswith(".hook_rot_q")]
-        masks = [name for name in masks if name not in wanted]
-        return [(wanted, Recorder(keep)), *([(masks, Recorder(keep, listens=True))] if masks else [])]
+        derived = [
+            name for name in self.hook_dict if name.endswith((".hook_attn_scores", ".hook_pattern", ".hook_result"))
+        ]
+        listening = [
+            ([name for name in masks if name not in wanted], Recorder(keep, listens=True)),
+            (
+                [name for name in derived if name not in wanted],
+                Recorder(lambda _, hook: cache().note(hook), listens=True),
+            ),
+        ]
+        return [(wanted, Recorder(keep)), *((names, recorder) for names, recorder in listening if names)]
 
     @contextmanager
     def intervene(self, *interventions: Intervention) -> Iterator[Any]:
         """Apply interventions to every call inside the block. Each is checked against the model first."""
-        hooks = [pair for intervention in interventions for pair in intervention.hooks(self)]
+        hooks = [pair for intervention in check_interventions(interventions) for pair in intervention.hooks(self)]
         with self.hooks(hooks):
             yield self
 

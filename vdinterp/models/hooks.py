@@ -12,14 +12,15 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle
 
-Names = str | Sequence[str] | Callable[[str], bool]
+Name = str | tuple[str, int] | tuple[str, int, str]
+Names = Name | Sequence[Name] | Callable[[str], bool]
 HookFn = Callable[..., Any]
 
 
@@ -33,6 +34,11 @@ class HookPoint(_HookPoint):
     def __init__(self, dims: str, meaning: str, lazy: bool = False, broadcasts: bool = False) -> None:
         super().__init__()
         self.dims, self.meaning, self.lazy, self.broadcasts = tuple(dims.split()), meaning, lazy, broadcasts
+        self.edited = False  # whether a hook changed the activation in the last call
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.edited = False  # the hooks run after this
+        return x
 
     @property
     def is_hooked(self) -> bool:
@@ -79,7 +85,10 @@ class GuardedHook:
         if returned is None:
             # An in-place edit counts, as in TransformerLens. A gradient that was only looked at stays autograd's own:
             # it is not the one given here when a forward hook on the same point changed the activation.
-            return None if self.backward and given._version == 0 else given
+            if self.backward and given._version == 0:
+                return None
+            hook.edited |= given._version > 0
+            return given
         if isinstance(returned, tuple) and len(returned) == 1:
             returned = returned[0]  # TransformerLens's form for backward hooks
         if not isinstance(returned, torch.Tensor):
@@ -94,11 +103,12 @@ class GuardedHook:
                 f"The hook on {hook.name} returned shape {tuple(returned.shape)}; the activation is "
                 f"{tuple(activation.shape)} ({' '.join(hook.dims)}). Return that shape, or None to leave it as it is."
             )
-        if returned.dtype != activation.dtype and not self.broadcasts:
+        if returned.dtype != activation.dtype:
             raise ValueError(
                 f"The hook on {hook.name} returned {returned.dtype}; the activation is {activation.dtype}. "
-                "Return result.to(activation)."
+                f"{'True lets a query see a key.' if self.broadcasts else 'Return result.to(activation).'}"
             )
+        hook.edited = True
         return returned
 
     def __repr__(self) -> str:
@@ -149,6 +159,22 @@ def match_alias(alias: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name == full or name.endswith("." + full)]
 
 
+def is_key(name: Any) -> TypeGuard[tuple]:
+    """Whether `name` is a key `(alias, layer[, sublayer])`, not a list of names."""
+    return isinstance(name, tuple) and len(name) in (2, 3) and isinstance(name[1], int) and isinstance(name[0], str)
+
+
+def match_key(key: tuple, names: Iterable[str], n_layers: int) -> list[str]:
+    """Hook names that `(alias, layer[, sublayer])` stands for; layers may be negative. KeyError for other layers."""
+    alias, layer, *sublayer = key
+    if not -n_layers <= layer < n_layers:
+        raise KeyError(f"No layer {layer}: there are {n_layers}, so 0..{n_layers - 1} or negative.")
+    block = f"blocks.{layer % n_layers}."
+    found = match_alias(alias, [name for name in names if name.startswith(block)])
+    within = [name for name in found if name.startswith(f"{block}{sublayer[0] if sublayer else 'attn'}.")]
+    return within if within or sublayer else found
+
+
 def unknown_hook(name: str, names: Iterable[str]) -> KeyError:
     """The error for a name that matches no hook, with what may have been meant."""
     known = list(names)
@@ -173,7 +199,8 @@ class HookedModule(HookedRootModule):
         return any(point.is_hooked for point in self.hook_dict.values())
 
     def resolve_names(self, names: Names) -> list[str]:
-        """Full hook names for a name, an alias ("z": that of every layer), a list of these, or a predicate.
+        """Full hook names for a name, an alias ("z": that of every layer), a cache's key `(alias, layer[, sublayer])`,
+        a list of these, or a predicate.
 
         Raises `KeyError` with the closest names when something matches no hook.
         """
@@ -183,7 +210,14 @@ class HookedModule(HookedRootModule):
                 raise KeyError("The name filter matches no hook of this model; model.describe_hooks() lists them.")
             return found
         found = []
-        for alias in [names] if isinstance(names, str) else names:
+        for alias in [names] if isinstance(names, str) or is_key(names) else names:
+            if is_key(alias):
+                found += [self.resolve_key(alias)]
+                continue
+            if not isinstance(alias, str):
+                raise ValueError(
+                    f"{alias!r} is no hook name; give names, aliases such as 'z', or keys such as ('z', 3)."
+                )
             matches = match_alias(alias, self.hook_dict)
             if not matches:
                 raise unknown_hook(alias, self.hook_dict)
@@ -198,6 +232,21 @@ class HookedModule(HookedRootModule):
                 "An empty list of hook names; model.describe_hooks() lists them all, None means the default."
             )
         return found
+
+    def resolve_key(self, key: tuple) -> str:
+        """The one hook that `(alias, layer[, sublayer])` stands for; without a sublayer the self-attention's."""
+        names = match_key(key, self.hook_dict, self.n_layers)
+        if len(names) != 1:
+            alias, layer, *sublayer = key
+            if names:
+                raise KeyError(f"{key!r} is ambiguous: {', '.join(names)}. Give the full name.")
+            raise unknown_hook(".".join(["blocks", str(layer), *sublayer, alias]), self.hook_dict)
+        return names[0]
+
+    @property
+    def n_layers(self) -> int:
+        layers = [int(name.split(".")[1]) for name in self.hook_dict if name.startswith("blocks.")]
+        return max(layers, default=-1) + 1
 
     def add_hook(self, name: Names, hook: HookFn, *args: Any, **kwargs: Any) -> None:
         """As in TransformerLens, for every hook that `name` resolves to. Raises `KeyError` when there is none."""
@@ -287,5 +336,10 @@ class HookedModule(HookedRootModule):
         for point in self.hook_dict.values():
             point.ctx.update(values)
 
-    def clear_hook_ctx(self) -> None:
-        self.clear_contexts()
+    def clear_hook_ctx(self, *names: str) -> None:
+        """Take `names` (all of it without any) out of `hook.ctx` again."""
+        if not names:
+            self.clear_contexts()
+        for point in self.hook_dict.values():
+            for name in names:
+                point.ctx.pop(name, None)

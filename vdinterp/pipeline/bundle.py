@@ -81,7 +81,7 @@ def save_bundle(
 
 
 def list_checkpoints(path: str | Path) -> list[int]:
-    """Training steps of which the folder of a bundle holds a checkpoint, ascending."""
+    """Training steps of which the folder of a bundle holds a checkpoint, ascending; of none if there is no such."""
     found = (_STEP.match(file.name) for file in (Path(path) / "checkpoints").glob("*.safetensors"))
     return sorted(int(match.group(1)) for match in found if match)
 

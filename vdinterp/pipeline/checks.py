@@ -60,11 +60,15 @@ def check_mask(mask: torch.Tensor | Sequence[int], batch: int, frames: int) -> t
     return mask
 
 
-def check_steps_used(at_steps: Iterable[int] | None, n_steps: int) -> frozenset[int] | None:
-    """`at_steps` as a set. Raises `ValueError` if it names steps, but none that happens."""
+def check_steps_used(at_steps: Iterable[int] | None, n_steps: int, what: str = "at_steps") -> frozenset[int] | None:
+    """`at_steps` as a set. Raises `ValueError` if it names a step that does not happen; a range may reach beyond the
+    last step, as in `range(4, 1000)`."""
     if at_steps is None:
         return None
+    if not isinstance(at_steps, Iterable):
+        raise ValueError(f"{what} is {at_steps!r}; give a list or a range of steps, 0 the noisiest")
     wanted = frozenset(int(step) for step in at_steps)
-    if wanted and not any(0 <= step < n_steps for step in wanted):
-        raise ValueError(f"at_steps {sorted(wanted)} names no step of this run, which has steps 0 to {n_steps - 1}")
+    outside = sorted(step for step in wanted if not 0 <= step < n_steps)
+    if outside and (not isinstance(at_steps, range) or len(outside) == len(wanted)):
+        raise ValueError(f"{what} names the steps {outside}; this run has steps 0 to {n_steps - 1}")
     return wanted

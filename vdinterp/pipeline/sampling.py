@@ -22,9 +22,15 @@ from vdinterp.diffusion import (
     sample_steps,
     with_mask,
 )
-from vdinterp.interventions import Intervention
+from vdinterp.interventions import Intervention, check_interventions
 from vdinterp.models import ActivationCache
-from vdinterp.pipeline.checks import check_cond, check_cond_mask, check_latents, check_mask, check_steps_used
+from vdinterp.pipeline.checks import (
+    check_cond,
+    check_cond_mask,
+    check_latents,
+    check_mask,
+    check_steps_used,
+)
 
 if TYPE_CHECKING:
     from vdinterp.pipeline.video_diffusion import VideoDiffusion
@@ -193,9 +199,10 @@ def make_plan(
 
     guidances = as_guidances(guidance, has_cond=cond is not None)
     make_branches(guidances, known, n_levels, has_cond=cond is not None)  # raises for history frames that do not exist
-    interventions = tuple(interventions)
+    interventions = check_interventions(interventions)
     for intervention in interventions:
         intervention.hooks(pipe.model)
+        check_steps_used(intervention.steps, len(rows) - 1, f"{type(intervention).__name__}(steps=...)")
     if record is not None:
         pipe.model.resolve_names(record)
     if isinstance(first_index, bool) or not isinstance(first_index, int) or first_index < 0:
@@ -242,7 +249,7 @@ def run_plan(pipe: VideoDiffusion, plan: SamplingPlan) -> Iterator[StepState]:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             model.set_hook_ctx(step=step, noise_levels=noise_levels)
-            stack.callback(model.clear_hook_ctx)
+            stack.callback(model.clear_hook_ctx, "step", "noise_levels")
             if active:
                 stack.enter_context(model.intervene(*active))
             # entered last: what is recorded is what the interventions left
