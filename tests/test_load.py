@@ -85,7 +85,10 @@ def test_saving_what_was_loaded_gives_the_same_folder(folder, tmp_path):
 
 
 def test_checkpoints_along_training(folder):
-    assert list_checkpoints(folder) == [300, 1200]
+    assert list_checkpoints(folder) == [300, 1200] and list_checkpoints("tiny-loop") == []
+    assert 1200 in list_checkpoints("tiny-induction")
+    with pytest.raises(KeyError, match="did you mean"):
+        list_checkpoints("tiny-inducton")
     final, early = load(folder), load(folder, checkpoint=1200)
     for key, value in final.model.state_dict().items():
         torch.testing.assert_close(early.model.state_dict()[key], value + 1, atol=4e-3, rtol=1e-3)

@@ -34,6 +34,7 @@ PUBLIC = {
     "diffusion",
     "grid",
     "interventions",
+    "list_checkpoints",
     "list_models",
     "load",
     "models",

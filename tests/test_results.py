@@ -143,3 +143,36 @@ def test_a_section_needs_a_title_and_a_known_level() -> None:
 def test_slug() -> None:
     assert slug("No AdaLN: gates only (50 %)") == "no-adaln-gates-only-50"
     assert slug("…") == "untitled"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pd.DataFrame({"head": [1, 2], "x": [0.1, 0.2]}).set_index("head"), "reset_index"),
+        (pd.DataFrame({1: [0.1]}), "strings"),
+        (pd.DataFrame({"cell": [[1, 2]]}), r"\[1, 2\] would not come back"),
+        (pd.DataFrame({"text": ["", "a"]}), "'' would not come back"),
+    ],
+)
+def test_what_would_not_come_back_is_not_saved(tmp_path: Path, table: pd.DataFrame, message: str) -> None:
+    @dataclass(frozen=True, kw_only=True, eq=False)
+    class Odd(Result):
+        table: pd.DataFrame
+
+    with pytest.raises(ValueError, match=message):
+        Odd(table=table).save(tmp_path)
+
+
+def test_colliding_names_are_not_saved_and_a_result_prints_as_one_line(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True, eq=False)
+    class Nested(Result):
+        table: pd.DataFrame
+        parts: dict
+
+    plain = pd.DataFrame({"x": [1.0]})
+    clash = Nested(
+        table=plain, parts={"a": {"b": torch.ones(1)}, "a/b": torch.zeros(1)}, meta={"model": "m", "big": [1]}
+    )
+    with pytest.raises(ValueError, match="parts/a/b"):
+        clash.save(tmp_path)
+    assert repr(clash) == "Nested('Result', model='m')"

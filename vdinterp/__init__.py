@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vdinterp.grid import TokenGrid
     from vdinterp.interventions import Ablate, Custom, Freeze, MaskAttention, Patch
     from vdinterp.models import ActivationCache, HookedVideoDiT, VideoDiTConfig
-    from vdinterp.pipeline import VideoDiffusion, list_models, load
+    from vdinterp.pipeline import VideoDiffusion, list_checkpoints, list_models, load
     from vdinterp.results import Result
 
 _HOME = {
@@ -45,6 +45,7 @@ _HOME = {
     "HookedVideoDiT": "models",
     "VideoDiTConfig": "models",
     "VideoDiffusion": "pipeline",
+    "list_checkpoints": "pipeline",
     "list_models": "pipeline",
     "load": "pipeline",
     "Result": "results",
@@ -84,6 +85,7 @@ __all__ = [
     "diffusion",
     "grid",
     "interventions",
+    "list_checkpoints",
     "list_models",
     "load",
     "models",

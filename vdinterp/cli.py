@@ -80,7 +80,10 @@ def study(
 
     if out.is_file():
         raise ValueError(f"--out {out} is a file; give a folder")
-    pipes = {Path(model_name).name: vd.load(model_name) for model_name in dict.fromkeys(model_names)}
+    short = [Path(model_name).name for model_name in dict.fromkeys(model_names)]
+    if len(set(short)) < len(short):
+        raise ValueError(f"--model: two folders are called {max(short, key=short.count)!r}; rename one of them")
+    pipes = {name: vd.load(path) for name, path in zip(short, dict.fromkeys(model_names), strict=True)}
     stimuli = {key: None if video is None else _clips_for(pipe, video, clips, stride) for key, pipe in pipes.items()}
     results = []
     for model_name, pipe in pipes.items():
@@ -134,14 +137,13 @@ def models_table() -> pd.DataFrame:
     import pandas as pd
 
     from vdinterp.pipeline import list_checkpoints, list_models, load
-    from vdinterp.pipeline.loading import MODELS
 
     rows = []
     for name in list_models():
         pipe = load(name)
         cfg = pipe.model.cfg
         frame = "x".join(map(str, (cfg.in_channels, cfg.height, cfg.width)))
-        steps = list_checkpoints(MODELS / name)
+        steps = list_checkpoints(name)
         rows.append(
             {
                 "model": name,

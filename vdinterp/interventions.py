@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 HookPair = tuple[str, Callable[..., Any]]
-Site = str | Sequence[str] | Callable[[str], bool]
+Site = str | Sequence[Any] | Callable[[str], bool]  # a name, an alias, a key such as ("z", 3), or several of these
 
 # Axes that a mean is taken over; what is left (head, d_model, d_head ...) tells the components apart.
 SAMPLE_AXES = ("batch", "frame", "pos", "query", "key", "row*col")

@@ -53,13 +53,22 @@ class Result:
 
     Subclasses are `@dataclass(frozen=True, kw_only=True, eq=False)` with fields that are tensors, numpy arrays,
     pandas tables, numbers, strings, `None`, other `Result`s, or lists, tuples and string-keyed dicts of these:
-    exactly what `save` can write without pickling. A subclass with a field `table: pd.DataFrame` (tidy: one
+    exactly what `save` can write without pickling (tables with plain rows, named columns and cells that are numbers,
+    booleans or text). A subclass with a field `table: pd.DataFrame` (tidy: one
     row a measurement) gets `to_frame` and `summary` for nothing; it overrides `plot`, and `sections` for a report
     with more than one chapter. `meta` says how the numbers were made: model, clips, seed, settings.
     """
 
     title: ClassVar[str] = "Result"
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__repr__ = cls.__repr__  # in the class itself: there @dataclass leaves it, instead of printing all numbers
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.meta.items() if _is_scalar(value))
+        return f"{type(self).__name__}({self.title!r}{', ' if settings else ''}{settings})"
 
     def to_frame(self) -> pd.DataFrame:
         """The numbers as a tidy table, one row a measurement. A copy: changing it leaves the result as it is."""
@@ -154,6 +163,8 @@ def _encode(value: Any, path: str, parts: _Parts) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$float": str(value)}
+    if isinstance(value, (torch.Tensor, np.ndarray)) and path in parts.tensors:
+        raise ValueError(f"two parts of this result are both called {path}; a key with '/' in it collides with a dict")
     if isinstance(value, torch.Tensor):
         parts.tensors[path] = value.detach().cpu().contiguous().clone()
         return {"$tensor": path}
@@ -162,6 +173,9 @@ def _encode(value: Any, path: str, parts: _Parts) -> Any:
         return {"$array": path}
     if isinstance(value, pd.DataFrame):
         name = path.replace("/", ".")
+        _check_table(value, name)
+        if name in parts.tables:
+            raise ValueError(f"two tables of this result are both called {name}; rename one of them")
         parts.tables[name] = value
         return {"$table": name, "dtypes": {str(column): str(dtype) for column, dtype in value.dtypes.items()}}
     if isinstance(value, (list, tuple)):
@@ -178,6 +192,18 @@ def _encode(value: Any, path: str, parts: _Parts) -> Any:
         f"{path}: a result cannot save {type(value).__name__}; use tensors, arrays, pandas tables, numbers, strings, "
         "None, other results, or lists, tuples and string-keyed dicts of these"
     )
+
+
+def _check_table(table: pd.DataFrame, name: str) -> None:
+    """Raise ValueError for what a CSV file would not give back as it was."""
+    if not isinstance(table.index, pd.RangeIndex) or table.index.start or table.index.step != 1:
+        raise ValueError(f"the table {name} has an index of its own; save table.reset_index()")
+    if not all(isinstance(column, str) for column in table.columns) or table.columns.has_duplicates:
+        raise ValueError(f"the columns of table {name} need names of their own that are strings: {list(table.columns)}")
+    for column in table.columns[[str(dtype) in ("object", "str", "string") for dtype in table.dtypes]]:
+        odd = [cell for cell in table[column].dropna() if not isinstance(cell, str) or not cell]
+        if odd:
+            raise ValueError(f"table {name}, column {column!r}: {odd[0]!r} would not come back; use text or numbers")
 
 
 def _decode(value: Any, tensors: dict[str, torch.Tensor], folder: Path) -> Any:

@@ -59,6 +59,15 @@ class Clips:
             if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):
                 raise ValueError(f"{field.name} describes {len(value)} clips, video has {len(self)}")
 
+    def __repr__(self) -> str:
+        truth = [
+            field.name
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), torch.Tensor) and field.name != "video"
+        ]
+        twin = "" if self.corrupt is None else ", with corrupt twins"
+        return f"Clips({self.kind!r}, video {list(self.video.shape)}, {', '.join(truth) or 'no ground truth'}{twin})"
+
     def __len__(self) -> int:
         return self.video.shape[0]
 

@@ -80,7 +80,7 @@ def save_bundle(
     return path
 
 
-def list_checkpoints(path: str | Path) -> list[int]:
+def bundle_checkpoints(path: str | Path) -> list[int]:
     """Training steps of which the folder of a bundle holds a checkpoint, ascending; of none if there is no such."""
     found = (_STEP.match(file.name) for file in (Path(path) / "checkpoints").glob("*.safetensors"))
     return sorted(int(match.group(1)) for match in found if match)
@@ -101,7 +101,7 @@ def load_bundle(path: str | Path, checkpoint: int | None = None) -> VideoDiffusi
     settings = _read_settings(path / SETTINGS)
     tensors = read_tensors(path / WEIGHTS)
     if checkpoint is not None:
-        steps = list_checkpoints(path)
+        steps = bundle_checkpoints(path)
         if checkpoint not in steps:
             have = f"those of steps {steps}" if steps else "none"
             raise KeyError(f"{path.name} has no checkpoint of step {checkpoint!r}; it has {have}")

@@ -14,7 +14,7 @@ import torch
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.loading import FAMILIES, read_checkpoint
-from vdinterp.pipeline.bundle import SETTINGS, WEIGHTS, load_bundle
+from vdinterp.pipeline.bundle import SETTINGS, WEIGHTS, bundle_checkpoints, load_bundle
 from vdinterp.pipeline.video_diffusion import VideoDiffusion
 from vdinterp.vae import VAE, LatentStats
 
@@ -27,6 +27,17 @@ def list_models() -> list[str]:
     """Names of the models in the package, each of which `load` takes. For reference checkpoints of published
     models see `list_families`."""
     return sorted(file.parent.name for file in MODELS.glob(f"*/{SETTINGS}"))
+
+
+def list_checkpoints(name: str | Path) -> list[int]:
+    """Training steps that `load(name, checkpoint=...)` takes, ascending; for a bundled model or a model folder.
+
+    Raises KeyError for what is neither.
+    """
+    path = MODELS / str(name) if str(name) in list_models() else Path(name)
+    if not (path / SETTINGS).is_file():
+        raise _unknown(str(name))
+    return bundle_checkpoints(path)
 
 
 def list_families() -> list[str]:
@@ -64,6 +75,8 @@ def load(
         FileNotFoundError: no such path, or no network where a hub name needs it.
         ValueError: a truncated file, unknown keys, or a checkpoint of another architecture.
     """
+    if not isinstance(name, (str, Path)):
+        raise ValueError(f"name is {name!r}; give a model's name or path, for example {list_models()[0]!r}")
     text = str(name)
     path = Path(name).expanduser()
     if isinstance(name, str) and text in list_models():

@@ -59,6 +59,10 @@ class StepState:
     cache: ActivationCache | None
     n_branches: int
 
+    def __repr__(self) -> str:
+        cache = "no cache" if self.cache is None else repr(self.cache)
+        return f"StepState(step {self.step}, latents {list(self.latents.shape)}, {cache})"
+
 
 @dataclass(frozen=True, eq=False)
 class SampleResult:
@@ -76,6 +80,10 @@ class SampleResult:
     record: dict[Any, ActivationCache]
     states: torch.Tensor | None
     pipe: VideoDiffusion = field(repr=False)
+
+    def __repr__(self) -> str:
+        recorded = f", recorded at {len(self.record)} steps" if self.record else ""
+        return f"SampleResult(latents {list(self.latents.shape)}{recorded})"
 
     @property
     def video(self) -> torch.Tensor:

@@ -70,7 +70,9 @@ class AblationResult(StudyResult):
         return self._bars(rows, f"{model}: x0 error under every ablation, mean over target frames", reference_copy=True)
 
     def figures(self, ablation: str) -> dict[str, go.Figure]:
-        """The figures of one ablation."""
+        """The figures of one ablation. KeyError for one that is not in this result."""
+        if ablation not in self.ablations:
+            raise KeyError(f"no ablation is called {ablation!r}; this result has {', '.join(self.ablations)}")
         rows = self.pick(ablation=ablation, protocol=["sample", "given"])
         model = self.meta.get("model", "the model")
         figures: dict[str, go.Figure] = {}
@@ -181,14 +183,16 @@ class AblationResult(StudyResult):
     def summary(self) -> str:
         """What was done, and what each ablation costs at its worst."""
         base, still, meta = wording.intact(self), wording.copy(self), self.meta
+        noise = wording.only(self.pick(variant="decoded noise"))
         lines = [
             line for ablation in self.ablations[1:] if (line := self._cost_of(ablation, base["value"], still["value"]))
         ]
+        steps = f"{meta.get('steps')} step{'s' if meta.get('steps') != 1 else ''}"
         return (
             f"`{meta.get('model')}` continues {meta.get('clips')} from {meta.get('context frames')} of "
-            f"{meta.get('frames')} frames. Intact, in {meta.get('steps')} steps, its x0 error is "
-            f"{wording.with_interval(base)}; copying the last context frame scores {wording.with_interval(still)}, the "
-            f"mean frame 1.\n\n" + "\n".join(lines)
+            f"{meta.get('frames')} frames. Intact, in {steps}, its x0 error is {wording.with_interval(base)}; the mean "
+            f"frame scores 1.\n\n- **no transformer**: copying the last context frame scores "
+            f"{wording.with_interval(still)}, decoded noise {wording.number(noise['value'])}.\n" + "\n".join(lines)
         )
 
     def _cost_of(self, ablation: str, base: float, still: float) -> str:
@@ -234,7 +238,9 @@ class AblationResult(StudyResult):
         )
 
     def chapter(self, ablation: str) -> str:
-        """What was removed, and what that does."""
+        """What was removed, and what that does. KeyError for an ablation that is not in this result."""
+        if ablation not in self.ablations:
+            raise KeyError(f"no ablation is called {ablation!r}; this result has {', '.join(self.ablations)}")
         base, still = wording.intact(self), wording.copy(self)
         parts = [METHOD[ablation]]
         if ablation == "no transformer":

@@ -79,6 +79,10 @@ def run(
         close = difflib.get_close_matches(str(name), NAMES, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise KeyError(f"no study is called {name!r}; {hint}There are {', '.join(sorted(NAMES))}")
+    if not isinstance(pipe, VideoDiffusion):
+        raise ValueError(
+            f"pipe is {type(pipe).__name__}; give a VideoDiffusion, for example vdinterp.load({str(pipe)!r})"
+        )
     function = NAMES[name]
     _check_settings(name, function, settings)
     small = pipe.model.grid().n_tokens <= SMALL

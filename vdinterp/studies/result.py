@@ -54,6 +54,9 @@ class StudyResult(Result):
         to match.
         """
         table = self.table
+        for column, value in (("metric", metric), ("reference", reference)):
+            if value not in set(table[column]):
+                raise KeyError(f"no {column} is called {value!r}; there are {', '.join(dict.fromkeys(table[column]))}")
         chosen = (table["metric"] == metric) & (table["reference"] == reference)
         if frame != "all":
             chosen &= table["frame"] == frame
