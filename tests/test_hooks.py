@@ -77,6 +77,19 @@ def test_every_hook_matters(kind: str) -> None:
         assert not torch.allclose(changed, bare, atol=1e-6), name
 
 
+def test_hooks_work_in_inference_mode() -> None:
+    def zero(z: torch.Tensor, hook: object) -> None:
+        z.mul_(0)
+
+    model = tiny_model()
+    given = inputs(model)
+    with torch.inference_mode():
+        bare = model(**given)
+        looked = model.run_with_hooks(**given, fwd_hooks=[("z", lambda z, hook: None)])
+        edited = model.run_with_hooks(**given, fwd_hooks=[("z", zero)])
+    assert torch.equal(looked, bare) and not torch.equal(edited, bare)
+
+
 def test_hooks_go_away() -> None:
     model = tiny_model()
     given = inputs(model)

@@ -85,9 +85,10 @@ class GuardedHook:
         if returned is None:
             # An in-place edit counts, as in TransformerLens. A gradient that was only looked at stays autograd's own:
             # it is not the one given here when a forward hook on the same point changed the activation.
-            if self.backward and given._version == 0:
+            edited = _edited_in_place(given, activation)
+            if self.backward and not edited:
                 return None
-            hook.edited |= given._version > 0
+            hook.edited |= edited
             return given
         if isinstance(returned, tuple) and len(returned) == 1:
             returned = returned[0]  # TransformerLens's form for backward hooks
@@ -113,6 +114,11 @@ class GuardedHook:
 
     def __repr__(self) -> str:
         return f"GuardedHook({getattr(self.function, '__name__', type(self.function).__name__)})"
+
+
+def _edited_in_place(given: torch.Tensor, activation: torch.Tensor) -> bool:
+    """Whether a hook changed its copy `given`; what counts versions is switched off in inference mode."""
+    return not torch.equal(given, activation) if given.is_inference() else given._version > 0
 
 
 class Recorder:
