@@ -86,16 +86,8 @@ vd.plotting.filmstrip(shown, title="The last frame is hidden under noise, and co
 # attention mass from the hidden frame to every other frame.
 
 # %%
-frame_of = model.grid().frame_of()
-queries = frame_of == last
-to_frames = torch.nn.functional.one_hot(frame_of).float()  # key -> frame
-
-mass = torch.stack(
-    [
-        (cache["pattern", layer][:, :, queries] @ to_frames).mean(dim=(0, 2))  # [head frame]
-        for layer in range(model.cfg.n_layers)
-    ]
-)
+# a pattern is never held whole: it answers what it is asked, here the mean mass from frame to frame
+mass = torch.stack([cache["pattern", layer].frame_mass()[:, :, last].mean(0) for layer in range(model.cfg.n_layers)])
 chance = 1 / clips.n_frames
 best_layer, best_head = divmod(int(mass[:, :, match].argmax()), model.cfg.n_heads)
 print(
@@ -110,7 +102,8 @@ vd.plotting.layer_head(
 ).show()
 
 # %%
-rows = cache["pattern", best_layer][0, best_head, queries].mean(0).view(model.grid().shape)
+patches = model.grid().tokens(frames=[last])
+rows = cache["pattern", best_layer].rows(patches)[0, best_head].mean(0).view(model.grid().shape)
 vd.plotting.attention_strip(
     clips.video[0],
     {f"head {best_layer}.{best_head}": rows},

@@ -3,5 +3,15 @@
 from vdinterp.models.cache import ActivationCache, Recording
 from vdinterp.models.config import BlockSpec, Rope, Sublayer, VideoDiTConfig
 from vdinterp.models.hooked_video_dit import HookedVideoDiT
+from vdinterp.models.pattern import AttentionPattern
 
-__all__ = ["ActivationCache", "BlockSpec", "HookedVideoDiT", "Recording", "Rope", "Sublayer", "VideoDiTConfig"]
+__all__ = [
+    "ActivationCache",
+    "AttentionPattern",
+    "BlockSpec",
+    "HookedVideoDiT",
+    "Recording",
+    "Rope",
+    "Sublayer",
+    "VideoDiTConfig",
+]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vdinterp.grid import TokenGrid
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
+from vdinterp.models.pattern import AttentionPattern
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -28,7 +29,8 @@ class ActivationCache(Mapping[str, torch.Tensor]):
 
     `cache["blocks.2.attn.hook_z"]`, `cache["z", 2]`, `cache["resid_post", -1]` (the last layer),
     `cache["mod.gate", 0, "mlp"]` (alias, layer, sublayer; without one the self-attention's is meant).
-    `pattern`, `attn_scores` and `result` are computed on demand from what is there, unless they were recorded.
+    `attn_scores` and `result` are computed on demand from what is there, unless they were recorded. So is `pattern`:
+    an `AttentionPattern`, which answers questions without the N x N matrix and gives it with `.materialize()`.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None) -> None:
@@ -52,7 +54,7 @@ class ActivationCache(Mapping[str, torch.Tensor]):
             return False
         return True
 
-    def __getitem__(self, key: Key) -> torch.Tensor:
+    def __getitem__(self, key: Key) -> Any:
         """An activation, by full name or `(alias, layer[, sublayer])`. Raises `KeyError` saying what would work."""
         if key not in self and (derived := self._derived(key)) is not None:
             self._check_edited(key)
@@ -102,7 +104,7 @@ class ActivationCache(Mapping[str, torch.Tensor]):
 
     # What is computed on demand
 
-    def _derived(self, key: Any) -> Callable[[], torch.Tensor] | None:
+    def _derived(self, key: Any) -> Callable[[], torch.Tensor | AttentionPattern] | None:
         """How to compute what was not recorded: `("pattern", 3)`, `"blocks.3.attn.hook_pattern"` ..."""
         if isinstance(key, str):
             named = re.fullmatch(r"blocks\.(\d+)\.(attn|cross_attn)\.(?:hook_)?(\w+)", key)
@@ -150,10 +152,16 @@ class ActivationCache(Mapping[str, torch.Tensor]):
         hooked = ("mask", layer, sublayer)
         return scores.masked_fill(~self[hooked].bool(), -torch.inf) if hooked in self else scores
 
-    def pattern(self, layer: int, sublayer: str = "attn") -> Float[torch.Tensor, "*batch head query key"]:
-        """Attention probabilities from the cached `rot_q`, `rot_k`; a hook that edited the pattern is not seen here."""
-        scores = self.attn_scores(layer, sublayer)
-        return scores.float().softmax(dim=-1).to(scores.dtype)
+    def pattern(self, layer: int, sublayer: str = "attn") -> AttentionPattern:
+        """The pattern behind the cached `rot_q`, `rot_k`: answers questions about it, never holding it whole.
+
+        The mask is the model's own, or the one that interventions put there while the cache was made. Where a hook
+        edited scores or pattern this raises ValueError: record `pattern` itself.
+        """
+        attention = self._model("An attention pattern").sublayer(self._layer(layer), sublayer)
+        hooked = ("mask", layer, sublayer)
+        mask = self[hooked].bool() if hooked in self else None
+        return attention.pattern(self["rot_q", layer, sublayer], self["rot_k", layer, sublayer], self.grid, mask)
 
     def head_results(self, layer: int, sublayer: str = "attn", gated: bool = True) -> torch.Tensor:
         """What each head adds to the stream, `[batch pos head d_model]`: `z` through W_O, times the gate.
@@ -174,8 +182,8 @@ class ActivationCache(Mapping[str, torch.Tensor]):
     def stack(self, alias: str, sublayer: str | None = None) -> Float[torch.Tensor, "layer ..."]:
         """The activation `alias` of every layer that has it, stacked in front.
 
-        Raises `KeyError` if no layer's was cached, `ValueError` if the layers' shapes differ (patterns over space and
-        over time).
+        Raises `KeyError` if no layer's was cached, `ValueError` if the layers' shapes differ (scores over space and
+        over time) or for patterns that were not recorded as tensors.
         """
         keys: list[Any] = [(alias, layer, sublayer) if sublayer else (alias, layer) for layer in range(self.n_layers)]
         found = [self[key] for key in keys if key in self]
@@ -183,6 +191,10 @@ class ActivationCache(Mapping[str, torch.Tensor]):
             found = [self[key] for key in keys]
         if not found:
             self._find(keys[0])
+        if any(isinstance(tensor, AttentionPattern) for tensor in found):
+            raise ValueError(
+                "Patterns are held as queries and keys; stack what you ask of them, or materialize() each."
+            )
         if len({tensor.shape for tensor in found}) > 1:
             shapes = " and ".join(str(list(shape)) for shape in dict.fromkeys(tensor.shape for tensor in found))
             raise ValueError(f"{alias!r} has another shape in other layers ({shapes}); take them one by one.")

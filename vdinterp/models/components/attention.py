@@ -18,6 +18,7 @@ from vdinterp.models.components.projections import HeadProjections
 from vdinterp.models.components.rope import Table, rotate
 from vdinterp.models.config import Axis, Rope, Sublayer, VideoDiTConfig
 from vdinterp.models.hooks import HookPoint
+from vdinterp.models.pattern import AttentionPattern
 
 # Tokens are grouped before attention: whole clip, one frame at a time, or one place over time.
 FOLD = {
@@ -106,6 +107,22 @@ class Attention(HeadProjections):
         """Scaled dot products in the shape of `hook_attn_scores`, -inf where the model's own mask forbids."""
         q, k = self._fold(rot_q, grid), self._fold(rot_k, grid)
         return self._scores(q, k, self.mask(grid, rot_q.device), grid)
+
+    def pattern(
+        self,
+        rot_q: Float[torch.Tensor, "batch pos head d_head"],
+        rot_k: Float[torch.Tensor, "batch _ head d_head"],
+        grid: TokenGrid,
+        mask: Bool[torch.Tensor, "... query key"] | None = None,
+    ) -> AttentionPattern:
+        """The pattern of these queries and keys; `mask` as `hook_mask` has it, None for the model's own."""
+        groups = self._groups(grid) or (1,)
+        q, k = (self._fold(x, grid).unflatten(0, (-1, *groups)) for x in (rot_q, rot_k))
+        if mask is None and (own := self.mask(grid, rot_q.device)) is not None:
+            mask = own[None, None, None]
+        elif mask is not None and mask.ndim == 4:
+            mask = mask.unsqueeze(1)
+        return AttentionPattern(q, k, self.scale, mask, grid, self.axis, self.cross)
 
     def _fold(self, x: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
         return rearrange(x, FOLD[self.axis], **({} if self.axis == "3d" else {"frame": grid.n_frames}))

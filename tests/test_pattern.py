@@ -1,0 +1,178 @@
+"""Every reduction of an attention pattern against the dense pattern that the model itself computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from factories import inputs, tiny_model
+
+from vdinterp import MaskAttention
+from vdinterp.grid import TokenGrid
+from vdinterp.models import AttentionPattern
+from vdinterp.models import pattern as module
+
+CASES = [("3d", 0, "attn"), ("space_time", 0, "attn"), ("space_time", 1, "attn"), ("causal", 1, "attn"),
+         ("cross", 0, "attn"), ("cross", 1, "cross_attn"), ("table", 1, "attn")]  # fmt: skip
+
+
+def over_clip(dense: torch.Tensor, axis: str, grid: TokenGrid) -> torch.Tensor:
+    """A pattern in the shape of `hook_pattern`, as `[batch head query key]` over the tokens of the whole clip."""
+    if axis == "3d":
+        return dense
+    batch, groups, heads = dense.shape[:3]
+    whole = torch.zeros(batch, heads, grid.n_tokens, grid.n_tokens)
+    label = grid.frame_of() if axis == "space" else grid.cell_of()
+    for group in range(groups):
+        tokens = (label == group).nonzero()[:, 0]
+        whole[:, :, tokens[:, None], tokens] = dense[:, group]
+    return whole
+
+
+def case(kind: str, layer: int, sublayer: str, dtype: torch.dtype = torch.float32, masked: bool = False):
+    """A pattern, and the dense one as the model computes it (float32 logits of the very same queries and keys)."""
+    model = tiny_model(kind)
+    given = inputs(model)
+    interventions = [MaskAttention("own_frame", heads=[1])] if masked else []
+    with torch.no_grad(), model.intervene(*interventions):
+        _, cache = model.run_with_cache(**given)
+    attention = model.sublayer(layer, sublayer)
+    cached = cache.to(dtype=dtype)
+    found = cached["pattern", layer, sublayer]
+    q, k = (cached[name, layer, sublayer].float() for name in ("rot_q", "rot_k"))
+    scores = attention.scores(q, k, cache.grid)
+    if masked:
+        scores = scores.masked_fill(~cache["mask", layer, sublayer], -torch.inf)
+    axis = "3d" if sublayer == "cross_attn" else attention.axis
+    return found, scores.softmax(-1), over_clip(scores.softmax(-1), axis, cache.grid), cache.grid
+
+
+@pytest.fixture(params=["one chunk", "chunks"])
+def chunked(request, monkeypatch):
+    if request.param == "chunks":
+        monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("chunked")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "layer", "sublayer", "masked"), [*((*c, False) for c in CASES), (*CASES[0], True)])
+def test_every_reduction_equals_the_dense_one(kind, layer, sublayer, masked, dtype) -> None:
+    found, shaped, dense, _ = case(kind, layer, sublayer, dtype, masked)
+    n_keys = dense.shape[-1]
+    close(found.materialize(), shaped)
+    queries = [7, 0, 17, -1, 7]
+    close(found.rows(queries), dense[:, :, queries])
+    close(found.pairs([3, 5, 3], [0, 2, 3]), dense[:, :, [3, 5, 3], [0, 2, 3]])
+    entropy = torch.special.entr(dense).sum(-1)
+    close(found.entropy(), entropy)
+    values, keys = found.top_keys(2)
+    close(values, dense.topk(2).values)
+    close(dense.gather(-1, keys), values)
+
+    labels = torch.arange(n_keys) % 3
+    close(found.mass(labels), torch.stack([dense[..., labels == part].sum(-1) for part in range(3)], -1))
+    uniform = (dense > 0).float()
+    uniform = (uniform / uniform.sum(-1, keepdim=True)).sum(-2)
+    close(found.received(), dense.sum(-2) / uniform)
+    pairs = torch.tensor([[4, 1], [4, 2], [9, 3]])
+    relations = {"pairs": pairs, "even": lambda q, k: (k.token % 2 == 0).expand(1, q.token.shape[1], -1)}
+    if found.axis == "3d":
+        scores = found.head_scores(relations)
+        close(scores["pairs"], (dense[:, :, 4, 1] + dense[:, :, 4, 2] + dense[:, :, 9, 3]) / 2)
+        close(scores["even"], dense[..., ::2].sum(-1).mean(-1))
+
+
+@pytest.mark.usefixtures("chunked")
+@pytest.mark.parametrize(("kind", "layer", "sublayer"), [c for c in CASES if c[2] == "attn"])
+def test_frames_and_displacements(kind, layer, sublayer) -> None:
+    found, _, dense, grid = case(kind, layer, sublayer)
+    frames = torch.stack([dense[..., grid.frame_of() == frame].sum(-1) for frame in range(grid.n_frames)], -1)
+    close(found.mass("frame"), frames)
+    close(found.frame_mass(), frames.unflatten(2, (grid.n_frames, -1)).mean(3))
+    same = grid.cell_of()[:, None] == grid.cell_of()
+    group = torch.ones_like(same) if found.axis == "3d" else same
+    group = grid.frame_of()[:, None] == grid.frame_of() if found.axis == "space" else group
+
+    kernel = found.displacement_kernel()
+    assert kernel.shape[2:] == (5, 3, 5)
+    for dt, dy, dx in [(0, 0, 0), (-1, 0, 1), (2, -1, -2), (1, 1, 0), (-2, 0, 0)]:
+        pairs = grid.displaced(dt, dy, dx) & group
+        expected = dense[:, :, pairs].mean(-1) if pairs.any() else torch.zeros(2, 2)
+        close(kernel[:, :, dt + 2, dy + 1, dx + 2], expected)
+    close(found.displacement_kernel(radius=(1, 0, 1)), kernel[:, :, 1:4, 1:2, 1:4])
+
+    relation = {"before": lambda q, k: (k.frame == q.frame - 1) & (k.row == q.row) & (k.col == q.col)}
+    before = grid.displaced(-1, 0, 0)
+    if found.axis == "space":
+        with pytest.raises(ValueError, match="relates no query"):
+            found.head_scores(relation)
+        return
+    concerned = before.any(-1)
+    close(found.head_scores(relation)["before"], (dense * before).sum(-1)[..., concerned].mean(-1))
+    allowed = (dense > 0).float()
+    chance = (allowed / allowed.sum(-1, keepdim=True) * before).sum(-1)[..., concerned].mean(-1)
+    close(found.chance_scores(relation)["before"], chance)
+
+
+def test_a_planted_head_is_found_and_uniform_attention_is_chance() -> None:
+    grid = TokenGrid(4, 3, 3)
+    at = grid.all_coordinates()
+    eye = torch.eye(grid.n_tokens)
+    target = [grid.index(t - 1, y, x) if t else grid.index(0, 0, 0) for t, y, x in at.tolist()]
+    q = torch.stack([eye[target] * 200, eye * 0])[None, None]
+    found = AttentionPattern(q, eye.expand(1, 1, 2, -1, -1), 1.0, None, grid)
+    kernel = found.displacement_kernel()
+    assert kernel[0, 0, 2, 2, 2] == pytest.approx(1) and kernel[0, 0].argmax() == 2 * 25 + 2 * 5 + 2
+    close(kernel[0, 1], torch.full_like(kernel[0, 1], 1 / 36))
+    before = {"before": lambda q, k: (k.frame == q.frame - 1) & (k.row == q.row) & (k.col == q.col)}
+    close(found.head_scores(before)["before"], torch.tensor([[1.0, 1 / 36]]))
+    close(found.chance_scores(before)["before"], torch.full((1, 2), 1 / 36))
+    assert found.entropy()[0, 0].max() < 1e-4
+    close(found.entropy()[0, 1], torch.full((36,), 36.0).log())
+    assert found.received()[0, 0, 0] == pytest.approx(10) and found.received()[0, 0, -1] == 0  # a sink; the last frame
+    close(found.received()[0, 1], torch.ones(36))
+    assert found.top_keys(1)[1][0, 0, :, 0].tolist() == target
+    assert found.heads([-1]).n_heads == 1 and torch.equal(found.heads([1]).q, found.q[:, :, [1]])
+
+
+def test_what_does_not_fit_is_refused_with_the_byte_count(monkeypatch) -> None:
+    found, *_ = case("3d", 0, "attn")
+    assert found.dense_bytes == 2 * 2 * 18 * 18 * 4 == found.estimate()["dense_bytes"]
+    assert found.estimate()["flops"] == 2 * 2 * 2 * 18 * 18 * 12
+    assert "3d: 2 clips, 2 heads, 1 x 18 queries" in repr(found) and "5.1 KiB" in repr(found)
+    monkeypatch.setattr(module, "available_memory", lambda device: 10_000)
+    with pytest.raises(MemoryError, match=r"5\.1 KiB, 9\.8 KiB are free"):
+        found.materialize()
+    assert found.materialize(force=True).shape == (2, 2, 18, 18)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda p: p.rows([18]), "outside the 18"),
+        (lambda p: p.rows([]), "No query token"),
+        (lambda p: p.pairs([0, 1], [2]), "2 queries and 1 keys"),
+        (lambda p: p.mass(torch.zeros(5, dtype=torch.long)), r"\[18\]"),
+        (lambda p: p.mass(torch.zeros(18)), "float32"),
+        (lambda p: p.top_keys(19), "1..18"),
+        (lambda p: p.heads([2]), "there are 2"),
+        (lambda p: p.displacement_kernel(radius=(-1, 0, 0)), "radius"),
+        (lambda p: p.head_scores({}), "No relation"),
+        (lambda p: p.head_scores({"a": torch.zeros(3, 3, dtype=torch.long)}), r"\[n 2\]"),
+        (lambda p: p.head_scores({"a": lambda q, k: q.frame - k.frame}), "booleans"),
+    ],
+)
+def test_bad_questions(ask, message) -> None:
+    found, *_ = case("3d", 0, "attn")
+    with pytest.raises(ValueError, match=message):
+        ask(found)
+
+
+def test_text_has_no_place_in_the_video() -> None:
+    found, *_ = case("cross", 1, "cross_attn")
+    for ask in (lambda: found.displacement_kernel(), lambda: found.mass("frame")):
+        with pytest.raises(ValueError, match="Text tokens"):
+            ask()

@@ -1,0 +1,404 @@
+"""AttentionPattern: what an attention pattern says, exactly, without the N x N matrix.
+
+A pattern of a real clip is gigabytes a head, so it is never kept: queries and keys are, and every question is answered
+from them, in chunks of queries or by one fused attention call. Logits, softmax and sums are float32 whatever the
+model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+
+from vdinterp.grid import TokenGrid
+from vdinterp.models.memory import available_memory, readable
+
+CHUNK_BYTES = 128 * 2**20  # probabilities held at a time
+KERNEL_WIDTH = 16  # the fused CPU kernel wants q, k and v equally wide, and is fastest at multiples of this
+
+
+class Tokens(NamedTuple):
+    """Where tokens lie, for relations: tensors that broadcast to `[query key]`. Text tokens have frame -1."""
+
+    token: torch.Tensor
+    frame: torch.Tensor
+    row: torch.Tensor
+    col: torch.Tensor
+
+
+Relation = Callable[[Tokens, Tokens], torch.Tensor]
+Partition = Int[torch.Tensor, " _"] | Literal["frame"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPattern:
+    """The pattern of one attention, as queries and keys.
+
+    Args:
+        q: `[batch group head query d_head]`, `k`: `[batch group head key d_head]`: what is multiplied. A group is what
+            attends within itself: the whole clip (`axis="3d"`), a frame (`"space"`) or a place over time (`"time"`).
+        scale: what dot products are multiplied by.
+        mask: boolean, broadcastable to `[batch group head query key]`; None when every key may be seen.
+        grid: how the clip's tokens lie.
+        axis: what is attended over. `cross`: the keys are text tokens.
+
+    Queries and keys are always given and returned as token indices of the clip (text tokens: of the text), whatever the
+    axis; what attention of that axis never sees has probability 0.
+    """
+
+    q: Float[torch.Tensor, "batch _ head _ d_head"]
+    k: Float[torch.Tensor, "batch _ head _ d_head"]
+    scale: float
+    mask: Bool[torch.Tensor, "... query key"] | None
+    grid: TokenGrid
+    axis: Literal["3d", "space", "time"] = "3d"
+    cross: bool = False
+
+    def __repr__(self) -> str:
+        batch, groups, heads, queries, _ = self.q.shape
+        kind = "cross-attention" if self.cross else self.axis
+        return (
+            f"AttentionPattern({kind}: {batch} clips, {heads} heads, {groups} x {queries} queries, "
+            f"{self.k.shape[-2]} keys each, grid {self.grid.shape}; dense it would be {readable(self.dense_bytes)})"
+        )
+
+    # Sizes
+
+    @property
+    def n_heads(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def n_queries(self) -> int:
+        """Query tokens of a clip."""
+        return self.q.shape[1] * self.q.shape[3]
+
+    @property
+    def n_keys(self) -> int:
+        """Key tokens of a clip, or of the text."""
+        return self.k.shape[-2] if self.cross else self.n_queries
+
+    @property
+    def dense_bytes(self) -> int:
+        """What `materialize` would take, in float32."""
+        return self.q.shape[:-1].numel() * self.k.shape[-2] * 4
+
+    def estimate(self) -> dict[str, int]:
+        """What one pass over the pattern costs: `flops` of the products, `chunk_bytes` of probabilities held at a time,
+        `dense_bytes` that it avoids."""
+        rows = self.q.shape[:-1].numel()
+        row_bytes = self.k.shape[-2] * 4 * self.q.shape[:3].numel()
+        return {
+            "flops": 2 * rows * self.k.shape[-2] * self.q.shape[-1],
+            "chunk_bytes": max(row_bytes, min(CHUNK_BYTES, self.dense_bytes)),
+            "dense_bytes": self.dense_bytes,
+        }
+
+    def heads(self, heads: Sequence[int]) -> AttentionPattern:
+        """The same pattern, of some heads only."""
+        for head in heads:
+            if not -self.n_heads <= head < self.n_heads:
+                raise ValueError(f"No head {head}: there are {self.n_heads}, so 0..{self.n_heads - 1} or negative.")
+        chosen = [head % self.n_heads for head in heads]
+        mask = self.mask if self.mask is None or self.mask.shape[2] == 1 else self.mask[:, :, chosen]
+        return AttentionPattern(
+            self.q[:, :, chosen], self.k[:, :, chosen], self.scale, mask, self.grid, self.axis, self.cross
+        )
+
+    # Tokens and groups
+
+    @property
+    def query_tokens(self) -> Int[torch.Tensor, "group query"]:
+        """Token index of every query."""
+        tokens = torch.arange(self.n_queries, device=self.q.device)
+        if self.axis == "time" and not self.cross:
+            return tokens.view(self.grid.n_frames, -1).t()
+        return tokens.view(self.q.shape[1], -1)
+
+    @property
+    def key_tokens(self) -> Int[torch.Tensor, "group key"]:
+        """Token index of every key."""
+        return torch.arange(self.n_keys, device=self.q.device)[None] if self.cross else self.query_tokens
+
+    def _by_token(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """`[batch group head within ...]` to `[batch head token ...]`."""
+        x = x.movedim(2, 1).flatten(2, 3)
+        return x if self.axis != "time" or self.cross else x[:, :, tokens.flatten().argsort()]
+
+    def _tokens(self, given: Sequence[int] | torch.Tensor, size: int, what: str) -> Int[torch.Tensor, " _"]:
+        tokens = torch.as_tensor(given, dtype=torch.long, device=self.q.device).flatten()
+        if not len(tokens):
+            raise ValueError(f"No {what} token was given.")
+        if int(tokens.min()) < -size or int(tokens.max()) >= size:
+            raise ValueError(
+                f"{what} tokens {int(tokens.min())}..{int(tokens.max())} lie outside the {size} there are; "
+                "grid.index(frame, row, col) gives a token's index."
+            )
+        return tokens % size
+
+    def _keys(self) -> Tokens:
+        if not self.cross:
+            return self._places(self.key_tokens)
+        outside = torch.full((1, 1), -1, device=self.q.device)
+        return Tokens(self.key_tokens, outside, outside, outside)
+
+    def _places(self, tokens: torch.Tensor) -> Tokens:
+        frame = tokens // self.grid.tokens_per_frame
+        cell = tokens % self.grid.tokens_per_frame
+        return Tokens(tokens, frame, cell // self.grid.n_cols, cell % self.grid.n_cols)
+
+    # One chunk of queries at a time
+
+    def _probabilities(self, within: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities and their log-normaliser, `[batch group head query key]` and `[.. query]`, of some queries."""
+        logits = (self.q[..., within, :].float() * self.scale) @ self.k.float().transpose(-1, -2)
+        if self.mask is not None:
+            mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., within, :]
+            logits = logits.masked_fill(~mask, -torch.inf)
+        normaliser = logits.logsumexp(-1)
+        return logits.sub_(normaliser.unsqueeze(-1)).exp_(), normaliser
+
+    def chunks(self) -> Iterator[tuple[slice, Float[torch.Tensor, "batch group head query key"]]]:
+        """The pattern in pieces that fit into memory: which queries (within their group), and their probabilities.
+
+        Every reduction here is a sum over these; write your own with them. Each piece is yours to change.
+        """
+        rows = max(1, CHUNK_BYTES // (4 * self.q.shape[:3].numel() * self.k.shape[-2]))
+        for start in range(0, self.q.shape[3], rows):
+            within = slice(start, min(start + rows, self.q.shape[3]))
+            yield within, self._probabilities(within)[0]
+
+    # What is asked of a pattern
+
+    def rows(self, queries: Sequence[int] | torch.Tensor) -> Float[torch.Tensor, "batch head query key"]:
+        """Probabilities of some queries (token indices) over all tokens of the clip, or of the text; rows sum to 1.
+
+        Takes `len(queries) * n_keys` numbers a head. Raises ValueError for tokens outside the clip.
+        """
+        tokens = self._tokens(queries, self.n_queries, "query")
+        found = self.q.new_zeros(len(self.q), self.n_heads, len(tokens), self.n_keys, dtype=torch.float32)
+        for group, (own, keys) in enumerate(zip(self.query_tokens, self._key_groups(), strict=True)):
+            at = (tokens[:, None] == own).nonzero()  # place in the list, place in the group
+            if not len(at):
+                continue
+            q = self.q[:, group, :, at[:, 1]].float() * self.scale
+            logits = q @ self.k[:, group].float().transpose(-1, -2)
+            if self.mask is not None:
+                mask = self.mask.expand(*self.mask.shape[:-2], len(own), -1)
+                mask = mask[:, group if mask.shape[1] > 1 else 0][..., at[:, 1], :]
+                logits = logits.masked_fill(~mask, -torch.inf)
+            found[:, :, at[:, :1], keys] = logits.softmax(-1)
+        return found
+
+    def _key_groups(self) -> torch.Tensor:
+        return self.key_tokens.expand(self.q.shape[1], -1)
+
+    def pairs(
+        self, queries: Sequence[int] | torch.Tensor, keys: Sequence[int] | torch.Tensor
+    ) -> Float[torch.Tensor, "batch head _"]:
+        """The probability of single pairs: that `queries[i]` gives `keys[i]`."""
+        asked, wanted = self._tokens(queries, self.n_queries, "query"), self._tokens(keys, self.n_keys, "key")
+        if len(asked) != len(wanted):
+            raise ValueError(f"{len(asked)} queries and {len(wanted)} keys: give one key for each query.")
+        unique, place = asked.unique(return_inverse=True)
+        found = self.q.new_empty(len(self.q), self.n_heads, len(asked), dtype=torch.float32)
+        step = max(1, CHUNK_BYTES // (4 * len(self.q) * self.n_heads * self.n_keys))
+        for start in range(0, len(unique), step):
+            rows = self.rows(unique[start : start + step])
+            inside = ((place >= start) & (place < start + step)).nonzero()[:, 0]
+            found[:, :, inside] = rows[:, :, place[inside] - start, wanted[inside]]
+        return found
+
+    def mass(self, partition: Partition = "frame") -> Float[torch.Tensor, "batch head query _"]:
+        """The mass that every query gives to each part of the keys; sums to 1 over the parts.
+
+        `partition`: a label 0, 1, .. for every key token, or "frame". One fused attention call: `softmax(q k) @ onehot`
+        is the mass. Under uniform attention a part gets its share of the keys.
+        """
+        values = self.one_hot(partition)
+        q, k = self.q.float(), self.k.float()
+        width = -max(q.shape[-1], values.shape[-1]) // KERNEL_WIDTH * -KERNEL_WIDTH
+        q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, values))
+        v = v[:, None].expand(-1, self.n_heads, -1, -1).repeat(len(q), 1, 1, 1)
+        mask = self.mask
+        if mask is not None:
+            mask = mask.expand(len(q), q.shape[1], *mask.shape[2:]).flatten(0, 1)
+        found = F.scaled_dot_product_attention(
+            q.flatten(0, 1), k.flatten(0, 1), v, attn_mask=mask, scale=self.scale
+        ).unflatten(0, q.shape[:2])
+        return self._by_token(found[..., : values.shape[-1]], self.query_tokens)
+
+    def one_hot(self, partition: Partition = "frame") -> Float[torch.Tensor, "group _ _"]:
+        """A column for each part of the keys: attention over these values is the mass on the parts."""
+        if isinstance(partition, str):
+            if partition != "frame":
+                raise ValueError(f"Unknown partition {partition!r}: give 'frame', or one integer label a key.")
+            if self.cross:
+                raise ValueError("Text tokens lie in no frame: give one integer label a text token.")
+            labels, n_parts = self._keys().frame, self.grid.n_frames
+        else:
+            if partition.shape != (self.n_keys,) or partition.is_floating_point() or int(partition.min()) < 0:
+                raise ValueError(
+                    f"A partition is one integer label from 0 a key, [{self.n_keys}]; got {partition.dtype} "
+                    f"{list(partition.shape)}."
+                )
+            labels, n_parts = partition.to(self.q.device).long()[self.key_tokens], int(partition.max()) + 1
+        return F.one_hot(labels.expand(self.q.shape[1], -1), n_parts).float()
+
+    def frame_mass(self) -> Float[torch.Tensor, "batch head frame _"]:
+        """Mean mass that the tokens of a frame (rows) give to each frame (columns); rows sum to 1."""
+        return self.mass("frame").unflatten(2, (self.grid.n_frames, -1)).mean(3)
+
+    def received(self) -> Float[torch.Tensor, "batch head key"]:
+        """What a key gets from all queries that could see it, in units of what it would get if all attention were
+        uniform: 1 for every key then, and large for an attention sink."""
+        got = self.k.new_zeros(self.k.shape[:-1], dtype=torch.float32)
+        for _, part in self.chunks():
+            got += part.sum(-2)
+        return self._by_token(got / self._uniform_received(), self.key_tokens)
+
+    def _uniform_received(self) -> torch.Tensor:
+        """Column sums of uniform attention over what the mask allows."""
+        if self.mask is None:
+            return torch.tensor(self.q.shape[3] / self.k.shape[-2], device=self.q.device)
+        allowed = self.mask.float().expand(*self.mask.shape[:-2], self.q.shape[3], -1)
+        return (allowed / allowed.sum(-1, keepdim=True)).sum(-2)
+
+    def entropy(self) -> Float[torch.Tensor, "batch head query"]:
+        """Entropy of every row in nats: 0 for a single key, `log(number of keys it may see)` for uniform attention."""
+        parts = [torch.special.entr(part).sum(-1) for _, part in self.chunks()]
+        return self._by_token(torch.cat(parts, -1), self.query_tokens)
+
+    def top_keys(
+        self, k: int = 5
+    ) -> tuple[Float[torch.Tensor, "batch head query _"], Int[torch.Tensor, "batch head query _"]]:
+        """The `k` largest probabilities of every row and the keys (token indices) that have them, largest first."""
+        if not 1 <= k <= self.k.shape[-2]:
+            raise ValueError(f"k={k}: a query sees {self.k.shape[-2]} keys, so 1..{self.k.shape[-2]}.")
+        found = [part.topk(k, -1) for _, part in self.chunks()]
+        values = torch.cat([part.values for part in found], -2)
+        within = torch.cat([part.indices for part in found], -2)
+        groups = torch.arange(self.q.shape[1], device=self.q.device).view(1, -1, 1, 1, 1)
+        keys = self._key_groups()[groups, within]
+        return self._by_token(values, self.query_tokens), self._by_token(keys, self.query_tokens)
+
+    def displacement_kernel(
+        self, radius: tuple[int, int, int] | None = None
+    ) -> Float[torch.Tensor, "batch head frame row col"]:
+        """Mean probability by displacement (key minus query): `[2T-1, 2H-1, 2W-1]`, 0 displacement in the middle.
+
+        The mean is over the queries for which that key exists, so a head that always looks one frame back at the same
+        place has 1 there; uniform attention has `1 / n_keys` everywhere, and a displacement that no pair has (or that
+        the attention's axis never sees) has 0. `radius` (frames, rows, cols) keeps only displacements up to that.
+        Misleads at the rim: large displacements average over few queries.
+        """
+        if self.cross:
+            raise ValueError("Text tokens have no place in the video: there is no displacement to them.")
+        shape = self.grid.shape
+        reach = (
+            [size - 1 for size in shape]
+            if radius is None
+            else [min(r, n - 1) for r, n in zip(radius, shape, strict=True)]
+        )
+        if min(reach) < 0:
+            raise ValueError(f"radius {radius}: three numbers from 0 are needed (frames, rows, cols).")
+        sizes = [2 * r + 1 for r in reach]
+        total = self.q.new_zeros(sizes[0] * sizes[1] * sizes[2] + 1, len(self.q) * self.n_heads, dtype=torch.float32)
+        count = self.q.new_zeros(len(total), dtype=torch.float32)
+        keys, queries = self._keys(), self._places(self.query_tokens)
+        for within, part in self.chunks():
+            for group in range(self.q.shape[1]):
+                steps = [
+                    getattr(keys, axis)[group, None, :] - getattr(queries, axis)[group, within, None]
+                    for axis in ("frame", "row", "col")
+                ]
+                inside = torch.stack([step.abs() <= r for step, r in zip(steps, reach, strict=True)]).all(0)
+                index = ((steps[0] + reach[0]) * sizes[1] + steps[1] + reach[1]) * sizes[2] + steps[2] + reach[2]
+                index = torch.where(inside, index, len(total) - 1).flatten()  # the last bin takes what lies outside
+                total.index_add_(0, index, part[:, group].flatten(0, 1).flatten(1).t())
+                count += torch.bincount(index, minlength=len(total))
+        mean = total[:-1] / count[:-1, None].clamp(min=1)
+        return mean.t().reshape(len(self.q), self.n_heads, *sizes)
+
+    def head_scores(
+        self, relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]]
+    ) -> dict[str, Float[torch.Tensor, "batch head"]]:
+        """Mean mass on related keys, for each named relation: in [0, 1], averaged over the queries that have any.
+
+        A relation is a function `(query, key) -> bool` of two `Tokens` whose fields broadcast to `[query key]`, for
+        example `lambda q, k: (k.frame == q.frame - 1) & (k.row == q.row) & (k.col == q.col)`; or a list of (query, key)
+        token pairs `[n 2]`. `chance_scores` gives the same for uniform attention.
+        """
+        return self._scores(relations, uniform=False)
+
+    def chance_scores(
+        self, relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]]
+    ) -> dict[str, Float[torch.Tensor, "batch head"]]:
+        """`head_scores` of attention that is uniform over what the mask allows."""
+        return self._scores(relations, uniform=True)
+
+    def _scores(
+        self, relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]], uniform: bool
+    ) -> dict[str, torch.Tensor]:
+        if not relations:
+            raise ValueError("No relation was given.")
+        total = {name: self.q.new_zeros(len(self.q), self.n_heads, dtype=torch.float32) for name in relations}
+        count = dict.fromkeys(relations, 0)
+        keys, queries = self._keys(), self._places(self.query_tokens)
+        listed = {
+            name: self._listed(name, relation)
+            for name, relation in relations.items()
+            if isinstance(relation, torch.Tensor)
+        }
+        for within, part in self.chunks():
+            if uniform:
+                part = torch.ones_like(part) if self.mask is None else self._allowed(within, part)
+                part /= part.sum(-1, keepdim=True)
+            at = Tokens(*(field[:, within, None] for field in queries))
+            to = Tokens(*(field[:, None, :] for field in keys))
+            for name, relation in relations.items():
+                if name in listed:
+                    related = torch.isin(at.token * self.n_keys + to.token, listed[name])
+                else:
+                    related = relation(at, to)  # type: ignore[operator]
+                    wanted = (*part.shape[1:2], *part.shape[3:])
+                    if related.dtype != torch.bool:
+                        raise ValueError(f"The relation {name!r} gave {related.dtype}; it must give booleans.")
+                    related = related.expand(wanted)
+                concerned = related.any(-1)
+                total[name] += torch.einsum("bghqk,gqk->bh", part, related.float())
+                count[name] += int(concerned.sum())
+        for name, n in count.items():
+            if not n:
+                raise ValueError(f"The relation {name!r} relates no query to any key that this attention sees.")
+        return {name: total[name] / count[name] for name in relations}
+
+    def _listed(self, name: str, pairs: torch.Tensor) -> torch.Tensor:
+        if pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise ValueError(f"The relation {name!r} is a tensor {list(pairs.shape)}; pairs are [n 2]: query, key.")
+        query = self._tokens(pairs[:, 0], self.n_queries, "query")
+        return query * self.n_keys + self._tokens(pairs[:, 1], self.n_keys, "key")
+
+    def _allowed(self, within: slice, like: torch.Tensor) -> torch.Tensor:
+        assert self.mask is not None
+        mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., within, :]
+        return mask.float().expand_as(like).clone()
+
+    def materialize(self, force: bool = False) -> Float[torch.Tensor, "*group head query key"]:
+        """The whole pattern, in the shape of `hook_pattern` (float32).
+
+        Raises MemoryError with the byte count when it would take more than half of the free memory, unless `force`.
+        """
+        free = available_memory(self.q.device)
+        if not force and self.dense_bytes > free / 2:
+            raise MemoryError(
+                f"The pattern would take {readable(self.dense_bytes)}, {readable(free)} are free. rows, mass, pairs, "
+                "entropy, top_keys and displacement_kernel need no such matrix; materialize(force=True) tries anyway."
+            )
+        dense = torch.cat([part for _, part in self.chunks()], -2)
+        return dense.squeeze(1) if self.axis == "3d" or self.cross else dense
