@@ -45,7 +45,8 @@ class Attention(HeadProjections):
         self, cfg: VideoDiTConfig, spec: Sublayer, axis: Axis = "3d", causal_block: int = 0, cross: bool = False
     ) -> None:
         super().__init__(cfg, spec, cross)
-        self.axis, self.causal_block = axis, causal_block
+        self.axis: Axis = axis
+        self.causal_block = causal_block
         self.rope: Rope | None = None if cross else cfg.rope.get(axis)
         self.q_norm, self.k_norm = _qk_norm(cfg), _qk_norm(cfg)
 
