@@ -89,6 +89,10 @@ class SiteIntervention(Intervention):
         return replace
 
     def _check(self, model: Any, name: str) -> None:
+        if model.hook_dict[name].read_only:
+            raise ValueError(
+                f"{name} is a statistic: the network does not go on with it, so there is nothing to change."
+            )
         cfg, dims, shape = model.cfg, model.hook_dict[name].dims, dict(zip(*model.hook_axes(name), strict=True))
         check_choice("heads", self.heads, cfg.n_heads, cfg.model_name)
         check_choice("frames", self.frames, cfg.n_frames, cfg.model_name)

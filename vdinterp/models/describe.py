@@ -69,6 +69,7 @@ class HookDescriptions:
             "1": 1, "batch": batch, "frame": grid.n_frames, "pos": grid.n_tokens, "row*col": grid.tokens_per_frame,
             "query": group, "key": n_text if getattr(parent, "cross", False) else group,
             "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
+            "2T-1": 2 * grid.n_frames - 1, "2H-1": 2 * grid.n_rows - 1, "2W-1": 2 * grid.n_cols - 1,
             "channel": cfg.out_channels, "height": cfg.height, "width": cfg.width,
         }  # fmt: skip
         return tuple(sizes[dim] for dim in self.hook_dict[name].dims)

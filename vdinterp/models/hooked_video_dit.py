@@ -6,7 +6,7 @@ It knows nothing of sampling, loading or plotting.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from vdinterp.models.components import (
     SharedModulation,
     unpatchify,
 )
+from vdinterp.models.components.statistics import STATISTICS
 from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.describe import HookDescriptions
 from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
@@ -215,6 +216,26 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                     raise ValueError(f"loss gave {list(value.shape)}; backward needs one number, e.g. its mean().")
                 value.backward()
         return pred, cache
+
+    def run_with_stats(
+        self,
+        latents: Float[torch.Tensor, "batch frame channel height width"],
+        noise_levels: Shaped[torch.Tensor, "batch frame"],
+        *,
+        stats: Sequence[str],
+        **inputs: Any,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The prediction and statistics of every head's attention, stacked over layers: `[layer batch head ...]`.
+
+        `stats`: some of "frame_mass" (`[.. frame frame]`), "sinks" (`[.. key]`), "entropy" (`[.. query]`),
+        "displacement_kernel"; `describe_hooks()` says what they are. They are computed during the pass, in little
+        memory: the pattern is never made and no activation is kept. `inputs`: cond, cond_mask, text.
+        """
+        for name in stats:
+            if not self.hook_dict[self.resolve_names(name)[0]].read_only:
+                raise ValueError(f"{name!r} is no statistic; there are {', '.join(STATISTICS)}.")
+        pred, cache = self.run_with_cache(latents, noise_levels, names=list(stats), **inputs)
+        return pred, {name: cache.stack(name) for name in stats}
 
     @contextmanager
     def record(self, names: Names | None = None, device: torch.device | str | None = None) -> Iterator[Recording]:

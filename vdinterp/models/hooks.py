@@ -29,11 +29,15 @@ class HookPoint(_HookPoint):
 
     `lazy`: computed only when somebody hooks it (attention patterns, per-head results, masks).
     `broadcasts`: a hook may return any shape that broadcasts together with what it was given (masks).
+    `read_only`: nothing is computed from it (statistics), so a hook that changes it raises.
     """
 
-    def __init__(self, dims: str, meaning: str, lazy: bool = False, broadcasts: bool = False) -> None:
+    def __init__(
+        self, dims: str, meaning: str, lazy: bool = False, broadcasts: bool = False, read_only: bool = False
+    ) -> None:
         super().__init__()
-        self.dims, self.meaning, self.lazy, self.broadcasts = tuple(dims.split()), meaning, lazy, broadcasts
+        self.dims, self.meaning, self.lazy = tuple(dims.split()), meaning, lazy
+        self.broadcasts, self.read_only = broadcasts, read_only
         self.edited = False  # whether a hook changed the activation in the last call
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,6 +86,10 @@ class GuardedHook:
     def __call__(self, activation: Any, hook: HookPoint) -> torch.Tensor | None:
         given = activation.clone()
         returned = self.function(given, hook=hook)
+        if hook.read_only:
+            if given._version or not (returned is None or returned is given):
+                raise ValueError(f"{hook.name} is a statistic: the network does not go on with it, so change nothing.")
+            return None
         if returned is None:
             # An in-place edit counts, as in TransformerLens. A gradient that was only looked at stays autograd's own:
             # it is not the one given here when a forward hook on the same point changed the activation.

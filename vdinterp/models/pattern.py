@@ -22,6 +22,13 @@ CHUNK_BYTES = 128 * 2**20  # probabilities held at a time
 KERNEL_WIDTH = 16  # the fused CPU kernel wants q, k and v equally wide, and is fastest at multiples of this
 
 
+def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Fused attention for values of any width: all three are padded to one that the kernel likes."""
+    width = -max(q.shape[-1], v.shape[-1]) // KERNEL_WIDTH * -KERNEL_WIDTH
+    q, k, padded = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale)[..., : v.shape[-1]]
+
+
 class Tokens(NamedTuple):
     """Where tokens lie, for relations: tensors that broadcast to `[query key]`. Text tokens have frame -1."""
 
@@ -220,18 +227,13 @@ class AttentionPattern:
         `partition`: a label 0, 1, .. for every key token, or "frame". One fused attention call: `softmax(q k) @ onehot`
         is the mass. Under uniform attention a part gets its share of the keys.
         """
-        values = self.one_hot(partition)
-        q, k = self.q.float(), self.k.float()
-        width = -max(q.shape[-1], values.shape[-1]) // KERNEL_WIDTH * -KERNEL_WIDTH
-        q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, values))
-        v = v[:, None].expand(-1, self.n_heads, -1, -1).repeat(len(q), 1, 1, 1)
+        values = self.one_hot(partition).repeat(len(self.q), 1, 1).unsqueeze(1).expand(-1, self.n_heads, -1, -1)
         mask = self.mask
         if mask is not None:
-            mask = mask.expand(len(q), q.shape[1], *mask.shape[2:]).flatten(0, 1)
-        found = F.scaled_dot_product_attention(
-            q.flatten(0, 1), k.flatten(0, 1), v, attn_mask=mask, scale=self.scale
-        ).unflatten(0, q.shape[:2])
-        return self._by_token(found[..., : values.shape[-1]], self.query_tokens)
+            mask = mask.expand(*self.q.shape[:2], *mask.shape[2:]).flatten(0, 1)
+        q, k = self.q.float().flatten(0, 1), self.k.float().flatten(0, 1)
+        found = fused(q, k, values, mask, self.scale).unflatten(0, self.q.shape[:2])
+        return self._by_token(found, self.query_tokens)
 
     def one_hot(self, partition: Partition = "frame") -> Float[torch.Tensor, "group _ _"]:
         """A column for each part of the keys: attention over these values is the mass on the parts."""
@@ -250,9 +252,13 @@ class AttentionPattern:
             labels, n_parts = partition.to(self.q.device).long()[self.key_tokens], int(partition.max()) + 1
         return F.one_hot(labels.expand(self.q.shape[1], -1), n_parts).float()
 
-    def frame_mass(self) -> Float[torch.Tensor, "batch head frame _"]:
-        """Mean mass that the tokens of a frame (rows) give to each frame (columns); rows sum to 1."""
-        return self.mass("frame").unflatten(2, (self.grid.n_frames, -1)).mean(3)
+    def frame_mass(self, mass: torch.Tensor | None = None) -> Float[torch.Tensor, "batch head frame _"]:
+        """Mean mass that the tokens of a frame (rows) give to each frame (columns); rows sum to 1.
+
+        `mass`: that of every query on every frame, `[batch group head query frame]`, where it is known already.
+        """
+        by_token = self.mass("frame") if mass is None else self._by_token(mass, self.query_tokens)
+        return by_token.unflatten(2, (self.grid.n_frames, -1)).mean(3)
 
     def received(self) -> Float[torch.Tensor, "batch head key"]:
         """What a key gets from all queries that could see it, in units of what it would get if all attention were

@@ -16,9 +16,10 @@ from torch import nn
 from vdinterp.grid import TokenGrid
 from vdinterp.models.components.projections import HeadProjections
 from vdinterp.models.components.rope import Table, rotate
+from vdinterp.models.components.statistics import STATISTICS, add_statistics, wanted_statistics, with_frame_columns
 from vdinterp.models.config import Axis, Rope, Sublayer, VideoDiTConfig
 from vdinterp.models.hooks import HookPoint
-from vdinterp.models.pattern import AttentionPattern
+from vdinterp.models.pattern import AttentionPattern, fused
 
 # Tokens are grouped before attention: whole clip, one frame at a time, or one place over time.
 FOLD = {
@@ -61,6 +62,8 @@ class Attention(HeadProjections):
         self.hook_mask = HookPoint(_ones(dims), "which keys a query may see (boolean)", lazy=True, broadcasts=True)
         self.hook_attn_scores = HookPoint(dims, "scaled dot products, -inf where masked", lazy=True)
         self.hook_pattern = HookPoint(dims, "attention probabilities, rows sum to 1", lazy=True)
+        if not cross:
+            add_statistics(self)
         self.hook_z = HookPoint(queries, "head outputs, before W_O")
         self.hook_result = HookPoint("batch pos head d_model", "head outputs after W_O, without bias", lazy=True)
         self.hook_out = HookPoint("batch pos d_model", "sublayer output, before the gate")
@@ -117,12 +120,18 @@ class Attention(HeadProjections):
         mask: Bool[torch.Tensor, "... query key"] | None = None,
     ) -> AttentionPattern:
         """The pattern of these queries and keys; `mask` as `hook_mask` has it, None for the model's own."""
-        groups = self._groups(grid) or (1,)
-        q, k = (self._fold(x, grid).unflatten(0, (-1, *groups)) for x in (rot_q, rot_k))
-        if mask is None and (own := self.mask(grid, rot_q.device)) is not None:
+        if mask is not None:
+            mask = mask.unsqueeze(1) if mask.ndim == 4 else mask
+        elif (own := self.mask(grid, rot_q.device)) is not None:
             mask = own[None, None, None]
-        elif mask is not None and mask.ndim == 4:
-            mask = mask.unsqueeze(1)
+        return self._pattern(self._fold(rot_q, grid), self._fold(rot_k, grid), mask, grid)
+
+    def _pattern(
+        self, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, grid: TokenGrid
+    ) -> AttentionPattern:
+        """The pattern of folded queries and keys; `mask` broadcasts to `[batch group head query key]`."""
+        groups = self._groups(grid) or (1,)
+        q, k = (x.unflatten(0, (-1, *groups)) for x in (q, k))
         return AttentionPattern(q, k, self.scale, mask, grid, self.axis, self.cross)
 
     def _fold(self, x: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
@@ -139,13 +148,48 @@ class Attention(HeadProjections):
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
         q, k, v = self._fold(q, grid), self._fold(k, grid), self._fold(v, grid)
         mask = self._hooked_mask(q, k, grid) if self.hook_mask.is_hooked else self.mask(grid, q.device)
+        if wanted := wanted_statistics(self):
+            return self._unfold(self._attend_with_statistics(q, k, v, mask, grid, wanted), grid)
+        return self._unfold(self._weighted(q, k, v, mask, grid), grid)
+
+    def _weighted(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, grid: TokenGrid
+    ) -> torch.Tensor:
+        """Values (of any width) averaged by attention; the N x N way only if somebody hooks that."""
         if self.hook_attn_scores.is_hooked or self.hook_pattern.is_hooked:
             scores = self.hook_attn_scores(self._scores(q, k, mask, grid))
             pattern = self.hook_pattern(scores.float().softmax(dim=-1).to(v.dtype))
-            z = (pattern.flatten(0, 1) if self._groups(grid) else pattern) @ v
-        else:
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self._unfold(z, grid)
+            return (pattern.flatten(0, 1) if self._groups(grid) else pattern) @ v
+        if v.shape[-1] != q.shape[-1]:
+            return fused(q, k, v, mask, self.scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def _attend_with_statistics(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        grid: TokenGrid,
+        wanted: dict[str, HookPoint],
+    ) -> torch.Tensor:
+        """Attention that also hands out what was asked about its pattern."""
+        groups = self._groups(grid) or (1,)
+        if mask is None or mask.ndim == 2:
+            whole = None if mask is None else mask[None, None, None]
+        else:  # a hooked one, with batch and groups in one axis unless it is the same for all
+            whole = mask.unflatten(0, (-1, *groups) if len(mask) > 1 else (1, 1))
+        pattern = self._pattern(q, k, whole, grid)
+        # Half precision would round the masses to three digits, so there they take a float32 pass of their own.
+        rides = "frame_mass" in wanted and v.dtype == torch.float32
+        out = self._weighted(q, k, with_frame_columns(v, pattern) if rides else v, mask, grid)
+        with torch.no_grad():
+            for name, point in wanted.items():
+                if name == "frame_mass" and rides:
+                    point(pattern.frame_mass(out[..., self.d_head :].unflatten(0, (-1, *groups))))
+                else:
+                    point(STATISTICS[name].compute(pattern))
+        return out[..., : self.d_head]
 
     def _scores(self, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, grid: TokenGrid) -> torch.Tensor:
         scores = (q @ k.transpose(-1, -2)) * self.scale

@@ -1,0 +1,78 @@
+"""Statistics that ride along with a forward pass: equal to what the recorded pattern says, and without effect."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from factories import KINDS, inputs, tiny_model
+
+import vdinterp as vd
+from vdinterp.models.components.statistics import STATISTICS
+
+NAMES = list(STATISTICS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_equal_those_of_the_pattern(kind, masked) -> None:
+    model = tiny_model(kind)
+    given = inputs(model)
+    change = [vd.MaskAttention("own_frame", heads=[1], layers=[1])] if masked else []
+    with model.intervene(*change):
+        plain = model(**given)
+        pred, cache = model.run_with_cache(**given, names=NAMES)
+        _, kept = model.run_with_cache(**given, names=["rot_q", "rot_k"])
+    assert len(cache) == len(NAMES) * model.cfg.n_layers
+    torch.testing.assert_close(pred, plain, atol=1e-5, rtol=0)
+    for layer in range(model.cfg.n_layers):
+        for name in NAMES:
+            expected = STATISTICS[name].compute(kept["pattern", layer])
+            torch.testing.assert_close(cache[name, layer], expected, atol=1e-5, rtol=1e-5)
+            assert cache[name, layer].shape == model.hook_shape(f"blocks.{layer}.attn.hook_{name}", batch=2)
+    torch.testing.assert_close(cache.stack("frame_mass").sum(-1), torch.ones(2, 2, 2, 3))
+
+
+@torch.no_grad()
+def test_statistics_of_an_edited_and_recorded_pattern_and_of_half_precision() -> None:
+    model = tiny_model()
+    given = inputs(model)
+    _, cache = model.run_with_cache(**given, names=["frame_mass", "pattern", "rot_q", "rot_k"])
+    frames = torch.nn.functional.one_hot(model.grid().frame_of()).float()
+    dense = (cache["blocks.0.attn.hook_pattern"] @ frames).unflatten(2, (3, -1)).mean(3)
+    torch.testing.assert_close(cache["frame_mass", 0], dense, atol=1e-5, rtol=0)
+    half = model.to(torch.bfloat16)
+    given["latents"] = given["latents"].bfloat16()
+    _, cache = half.run_with_cache(**given, names=["frame_mass", "rot_q", "rot_k"])
+    assert cache["frame_mass", 0].dtype == torch.float32
+    torch.testing.assert_close(cache["frame_mass", 0], cache["pattern", 0].frame_mass(), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_run_with_stats_and_statistics_of_every_step() -> None:
+    model = tiny_model("space_time")
+    given = inputs(model)
+    pred, stats = model.run_with_stats(**given, stats=["frame_mass", "sinks"])
+    torch.testing.assert_close(pred, model(**given), atol=1e-5, rtol=0)
+    assert set(stats) == {"frame_mass", "sinks"}
+    assert stats["frame_mass"].shape == (2, 2, 2, 3, 3)  # layer batch head frame frame
+    torch.testing.assert_close(stats["frame_mass"][0], torch.eye(3).expand(2, 2, 3, 3))  # spatial attention
+    assert stats["sinks"].shape == (2, 2, 2, 18)
+    pipe = vd.load("tiny-induction")
+    clips = vd.data.make_clips("snippet", 2)
+    sample = pipe.sample(clips.latents[:, :15], steps=3, record=["frame_mass"])
+    assert list(sample.record) == [0, 1, 2]
+    assert sample.record[1].stack("frame_mass").shape == (4, 2, 4, 16, 16)
+
+
+def test_a_statistic_cannot_be_changed() -> None:
+    model = tiny_model()
+    for function in (lambda x, hook: x * 2, lambda x, hook: x.mul_(2)):
+        with pytest.raises(ValueError, match="is a statistic"):
+            model.run_with_hooks(**inputs(model), fwd_hooks=[("frame_mass", function)])
+    with pytest.raises(ValueError, match="is a statistic"), model.intervene(vd.Ablate("sinks")):
+        pass
+    with pytest.raises(KeyError, match="frame_mas'"):
+        model.run_with_stats(**inputs(model), stats=["frame_mas"])
+    with pytest.raises(ValueError, match="'z' is no statistic; there are frame_mass"):
+        model.run_with_stats(**inputs(model), stats=["z"])
