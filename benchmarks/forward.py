@@ -1,25 +1,19 @@
 """What hooks cost: our forward pass against the same network in plain torch, and against nnsight over that.
 
-Every row is measured in every round, in an order that changes from round to round, so that a busy machine slows all
-of them alike; the ratios are what to read. On a machine that is busy by fits and starts, those of the fastest rounds.
-
-    python benchmarks/forward.py                         # d384, 12 layers, 1,280 tokens
-    python benchmarks/forward.py --rounds 5 --layers 4   # a quick look
+python benchmarks/forward.py                         # d384, 12 layers, 1,280 tokens
+python benchmarks/forward.py --rounds 5 --layers 4   # a quick look
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timing import interleaved, report, write
 from torch import nn
 
 from vdinterp.models import HookedVideoDiT, Rope, VideoDiTConfig
@@ -141,20 +135,6 @@ def with_nnsight(plain: PlainDiT, latents: torch.Tensor, levels: torch.Tensor) -
     return run
 
 
-def interleaved(rows: dict[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every row in every round, rows in a fresh random order each time."""
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    order = list(rows)
-    for turn in range(warmup + rounds):
-        random.Random(turn).shuffle(order)
-        for name in order:
-            start = time.perf_counter()
-            rows[name]()
-            if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=384)
@@ -198,27 +178,12 @@ def main() -> int:
             rows["e  nnsight over b, residuals saved"] = nnsight
         times = interleaved(rows, args.rounds, args.warmup)
 
-    base = times["b  plain torch"]
     tokens = ours.grid().n_tokens
     print(f"d{args.width}, {args.layers} layers, {tokens:,} tokens, {args.threads} thread(s), {args.rounds} rounds;")
     print(f"same weights, largest difference of the outputs {difference:.1e}\n")
-    print(f"{'':36}{'median':>10}{'over b':>9}{'fastest':>11}{'over b':>9}   ratio within a round, quartiles")
-    table = []
-    for name, seconds in times.items():
-        ratios = [mine / theirs for mine, theirs in zip(seconds, base, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        median = statistics.median(seconds)
-        table.append({"row": name, "median_s": median, "over_plain": median / statistics.median(base),
-                      "ratio_quartiles": [low, middle, high], "seconds": seconds})  # fmt: skip
-        fastest, over, over_fastest = min(seconds), table[-1]["over_plain"], min(seconds) / min(base)
-        table[-1] |= {"fastest_s": fastest, "fastest_over_plain": over_fastest}
-        times_of = f"{median * 1e3:8.1f}ms{over:9.3f}{fastest * 1e3:9.1f}ms{over_fastest:9.3f}"
-        print(f"{name:36}{times_of}   {low:.3f} {middle:.3f} {high:.3f}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in vars(args).items() if key != "out"}
     about = {"settings": {**settings, "tokens": tokens}, "torch": torch.__version__, "difference": difference}
-    args.out.write_text(json.dumps({**about, "rows": table}, indent=1))
-    print(f"\nwritten to {args.out}")
+    write(args.out, about, report(times, "b  plain torch", "over b"))
     return 0
 
 

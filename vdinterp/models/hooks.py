@@ -87,7 +87,7 @@ class GuardedHook:
         given = activation.clone()
         returned = self.function(given, hook=hook)
         if hook.read_only:
-            if given._version or not (returned is None or returned is given):
+            if _edited_in_place(given, activation) or not (returned is None or returned is given):
                 raise ValueError(f"{hook.name} is a statistic: the network does not go on with it, so change nothing.")
             return None
         if returned is None:
