@@ -9,12 +9,12 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def interleaved(rows: dict[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
+def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
     """Seconds of every row in every round, rows in a fresh random order each time."""
     times: dict[str, list[float]] = {name: [] for name in rows}
     order = list(rows)
