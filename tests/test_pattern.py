@@ -8,7 +8,7 @@ from factories import inputs, tiny_model
 
 from vdinterp import MaskAttention
 from vdinterp.grid import TokenGrid
-from vdinterp.models import AttentionPattern
+from vdinterp.models import AttentionPattern, memory
 from vdinterp.models import pattern as module
 
 CASES = [("3d", 0, "attn"), ("space_time", 0, "attn"), ("space_time", 1, "attn"), ("causal", 1, "attn"),
@@ -114,7 +114,7 @@ def test_frames_and_displacements(kind, layer, sublayer) -> None:
     close(found.head_scores(relation)["before"], (dense * before).sum(-1)[..., concerned].mean(-1))
     allowed = (dense > 0).float()
     chance = (allowed / allowed.sum(-1, keepdim=True) * before).sum(-1)[..., concerned].mean(-1)
-    close(found.chance_scores(relation)["before"], chance)
+    close(found.uniform().head_scores(relation)["before"], chance)
 
 
 def test_a_planted_head_is_found_and_uniform_attention_is_chance() -> None:
@@ -129,7 +129,7 @@ def test_a_planted_head_is_found_and_uniform_attention_is_chance() -> None:
     close(kernel[0, 1], torch.full_like(kernel[0, 1], 1 / 36))
     before = {"before": lambda q, k: (k.frame == q.frame - 1) & (k.row == q.row) & (k.col == q.col)}
     close(found.head_scores(before)["before"], torch.tensor([[1.0, 1 / 36]]))
-    close(found.chance_scores(before)["before"], torch.full((1, 2), 1 / 36))
+    close(found.uniform().head_scores(before)["before"], torch.full((1, 2), 1 / 36))
     assert found.entropy()[0, 0].max() < 1e-4
     close(found.entropy()[0, 1], torch.full((36,), 36.0).log())
     assert found.received()[0, 0, 0] == pytest.approx(10) and found.received()[0, 0, -1] == 0  # a sink; the last frame
@@ -143,10 +143,34 @@ def test_what_does_not_fit_is_refused_with_the_byte_count(monkeypatch) -> None:
     assert found.dense_bytes == 2 * 2 * 18 * 18 * 4 == found.estimate()["dense_bytes"]
     assert found.estimate()["flops"] == 2 * 2 * 2 * 18 * 18 * 12
     assert "3d: 2 clips, 2 heads, 1 x 18 queries" in repr(found) and "5.1 KiB" in repr(found)
-    monkeypatch.setattr(module, "available_memory", lambda device: 10_000)
-    with pytest.raises(MemoryError, match=r"5\.1 KiB, 9\.8 KiB are free"):
+    assert found.estimate()["row_bytes"] == 2 * 2 * 18 * 4
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2_000)
+    with pytest.raises(MemoryError, match=r"5\.1 KiB, 2\.0 KiB are free.*force=True"):
         found.materialize()
     assert found.materialize(force=True).shape == (2, 2, 18, 18)
+    for ask, what in (
+        (lambda: found.rows(range(18)), "18 rows would take 5.1 KiB"),
+        (lambda: found.mass(torch.arange(18)), "18 parts would take"),
+        (lambda: found.top_keys(9), "9 top keys"),
+        (lambda: found.displacement_kernel(), "radius"),
+    ):
+        with pytest.raises(MemoryError, match=what):
+            ask()
+    assert found.rows([3]).shape == (2, 2, 1, 18) and found.entropy().shape == (2, 2, 18)
+
+
+@pytest.mark.usefixtures("chunked")
+@pytest.mark.parametrize(("kind", "layer"), [("3d", 0), ("space_time", 0), ("space_time", 1), ("causal", 1)])
+def test_only_the_queries_of_some_frames(kind, layer) -> None:
+    found, _, dense, grid = case(kind, layer, "attn")
+    asked = grid.frame_of() == 2
+    same = grid.displaced(0, 0, 0)
+    own = dense.diagonal(dim1=2, dim2=3)[:, :, asked].mean(-1)
+    close(found.displacement_kernel(frames=[-1])[:, :, 2, 1, 2], own)
+    scores = found.head_scores({"self": lambda q, k: q.token == k.token}, frames=[2])["self"]
+    close(scores, (dense * same)[:, :, asked].sum(-1).mean(-1))
+    with pytest.raises(ValueError, match="frames 3..3 lie outside the 3"):
+        found.displacement_kernel(frames=[3])
 
 
 @pytest.mark.parametrize(

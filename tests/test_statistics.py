@@ -7,6 +7,7 @@ import torch
 from factories import KINDS, inputs, tiny_model
 
 import vdinterp as vd
+from vdinterp.models import memory
 from vdinterp.models.components.statistics import STATISTICS
 
 NAMES = list(STATISTICS)
@@ -63,6 +64,20 @@ def test_run_with_stats_and_statistics_of_every_step() -> None:
     sample = pipe.sample(clips.latents[:, :15], steps=3, record=["frame_mass"])
     assert list(sample.record) == [0, 1, 2]
     assert sample.record[1].stack("frame_mass").shape == (4, 2, 4, 16, 16)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["3d", "space_time", "causal"])
+def test_the_cost_is_known_before_and_what_does_not_fit_is_refused(kind, monkeypatch) -> None:
+    model = tiny_model(kind)
+    needed = model.estimate_stats(NAMES, batch=2)
+    _, stats = model.run_with_stats(**inputs(model), stats=NAMES)
+    assert needed["result_bytes"] == sum(value.numel() * 4 for value in stats.values())
+    assert needed["flops"] > 0 and model.estimate_stats(["frame_mass"])["flops"] == 0
+    assert model.estimate_stats(["sinks"], batch=4)["flops"] == 4 * model.estimate_stats(["sinks"])["flops"]
+    monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match=r"entropy of all heads would take .* 1000 bytes are free"):
+        model.run_with_stats(**inputs(model), stats=["sinks", "entropy"])
 
 
 def test_a_statistic_cannot_be_changed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,3 +85,22 @@ class HookDescriptions:
         width = self.dtype.itemsize
         shapes = [(name, self.hook_shape(name, batch, n_frames, n_text)) for name in self.cacheable_names(names)]
         return sum(math.prod(shape) * (1 if name.endswith("hook_mask") else width) for name, shape in shapes)
+
+    def estimate_stats(self, stats: Sequence[str], batch: int = 1, n_frames: int | None = None) -> dict[str, int]:
+        """What `run_with_stats(stats=...)` would need beyond the forward pass itself, without running anything.
+
+        `result_bytes`: of the statistics, all layers; `working_bytes`: held at a time, of one layer; `flops`: of the
+        passes over the patterns (`frame_mass` in float32 rides along and takes none of its own, only wider values).
+        Raises `KeyError` for unknown names.
+        """
+        result = working = flops = 0
+        for name in self.resolve_names(list(stats)):
+            grid, width = self.grid(n_frames), math.prod(self.hook_shape(name, batch, n_frames)) * 4
+            attention = self.mod_dict[name.rpartition(".")[0]]
+            queries = torch.empty(batch, grid.n_tokens, attention.n_heads, attention.d_head, device="meta")
+            cost = attention.pattern(queries, queries, grid).estimate()
+            rides = name.endswith(".hook_frame_mass")
+            columns = 4 * batch * attention.n_heads * grid.n_tokens * grid.n_frames
+            result, working = result + width, max(working, 3 * columns if rides else 2 * cost["chunk_bytes"])
+            flops += 0 if rides and self.dtype == torch.float32 else cost["flops"]
+        return {"result_bytes": result, "working_bytes": working, "flops": flops}

@@ -32,6 +32,7 @@ from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.describe import HookDescriptions
 from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
 from vdinterp.models.init import initialize
+from vdinterp.models.memory import check_fits
 from vdinterp.models.weights import WeightViews
 
 
@@ -230,10 +231,14 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         `stats`: some of "frame_mass" (`[.. frame frame]`), "sinks" (`[.. key]`), "entropy" (`[.. query]`),
         "displacement_kernel"; `describe_hooks()` says what they are. They are computed during the pass, in little
         memory: the pattern is never made and no activation is kept. `inputs`: cond, cond_mask, text.
+        Raises MemoryError with the byte count where `estimate_stats` says that it would not fit.
         """
         for name in stats:
             if not self.hook_dict[self.resolve_names(name)[0]].read_only:
                 raise ValueError(f"{name!r} is no statistic; there are {', '.join(STATISTICS)}.")
+        needed = self.estimate_stats(stats, *latents.shape[:2])
+        total = needed["result_bytes"] + needed["working_bytes"]
+        check_fits(total, self.device, f"{', '.join(stats)} of all heads", "Use fewer clips or statistics at a time.")
         pred, cache = self.run_with_cache(latents, noise_levels, names=list(stats), **inputs)
         return pred, {name: cache.stack(name) for name in stats}
 

@@ -21,3 +21,10 @@ def readable(n_bytes: int | float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.1f} GiB"
+
+
+def check_fits(n_bytes: int, device: torch.device, what: str, hint: str) -> None:
+    """Raise `MemoryError` with the byte count when something would take more than half of the free memory."""
+    free = available_memory(device)
+    if n_bytes > free / 2:
+        raise MemoryError(f"{what} would take {readable(n_bytes)}, {readable(free)} are free. {hint}")

@@ -7,16 +7,17 @@ model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 
 from vdinterp.grid import TokenGrid
-from vdinterp.models.memory import available_memory, readable
+from vdinterp.models.memory import check_fits, readable
+from vdinterp.models.relations import Relation, Tokens, listed, related, token_indices
 
 CHUNK_BYTES = 128 * 2**20  # probabilities held at a time
 KERNEL_WIDTH = 16  # the fused CPU kernel wants q, k and v equally wide, and is fastest at multiples of this
@@ -29,16 +30,6 @@ def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor 
     return F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale)[..., : v.shape[-1]]
 
 
-class Tokens(NamedTuple):
-    """Where tokens lie, for relations: tensors that broadcast to `[query key]`. Text tokens have frame -1."""
-
-    token: torch.Tensor
-    frame: torch.Tensor
-    row: torch.Tensor
-    col: torch.Tensor
-
-
-Relation = Callable[[Tokens, Tokens], torch.Tensor]
 Partition = Int[torch.Tensor, " _"] | Literal["frame"]
 
 
@@ -96,15 +87,26 @@ class AttentionPattern:
         return self.q.shape[:-1].numel() * self.k.shape[-2] * 4
 
     def estimate(self) -> dict[str, int]:
-        """What one pass over the pattern costs: `flops` of the products, `chunk_bytes` of probabilities held at a time,
-        `dense_bytes` that it avoids."""
+        """What answers cost: `flops` of one pass over the pattern, `chunk_bytes` of probabilities held at a time,
+        `row_bytes` of one query's row (all clips and heads), `dense_bytes` of the whole that only `materialize` makes.
+
+        Whatever would take more than half of the free memory raises MemoryError, with the byte count, before it starts.
+        """
         rows = self.q.shape[:-1].numel()
-        row_bytes = self.k.shape[-2] * 4 * self.q.shape[:3].numel()
+        least = self.k.shape[-2] * 4 * self.q.shape[:3].numel()
         return {
             "flops": 2 * rows * self.k.shape[-2] * self.q.shape[-1],
-            "chunk_bytes": max(row_bytes, min(CHUNK_BYTES, self.dense_bytes)),
+            "chunk_bytes": max(least, min(CHUNK_BYTES, self.dense_bytes)),
+            "row_bytes": self._bytes(self.n_keys),
             "dense_bytes": self.dense_bytes,
         }
+
+    def _bytes(self, per_head: int) -> int:
+        """float32 bytes of so many numbers a head and clip."""
+        return 4 * len(self.q) * self.n_heads * per_head
+
+    def _check(self, per_head: int, what: str, hint: str) -> None:
+        check_fits(self._bytes(per_head), self.q.device, what, hint)
 
     def heads(self, heads: Sequence[int]) -> AttentionPattern:
         """The same pattern, of some heads only."""
@@ -115,6 +117,12 @@ class AttentionPattern:
         mask = self.mask if self.mask is None or self.mask.shape[2] == 1 else self.mask[:, :, chosen]
         return AttentionPattern(
             self.q[:, :, chosen], self.k[:, :, chosen], self.scale, mask, self.grid, self.axis, self.cross
+        )
+
+    def uniform(self) -> AttentionPattern:
+        """Attention that is the same over all keys the mask allows: what any statistic of it says is chance."""
+        return AttentionPattern(
+            torch.zeros_like(self.q), self.k, self.scale, self.mask, self.grid, self.axis, self.cross
         )
 
     # Tokens and groups
@@ -138,15 +146,7 @@ class AttentionPattern:
         return x if self.axis != "time" or self.cross else x[:, :, tokens.flatten().argsort()]
 
     def _tokens(self, given: Sequence[int] | torch.Tensor, size: int, what: str) -> Int[torch.Tensor, " _"]:
-        tokens = torch.as_tensor(given, dtype=torch.long, device=self.q.device).flatten()
-        if not len(tokens):
-            raise ValueError(f"No {what} token was given.")
-        if int(tokens.min()) < -size or int(tokens.max()) >= size:
-            raise ValueError(
-                f"{what} tokens {int(tokens.min())}..{int(tokens.max())} lie outside the {size} there are; "
-                "grid.index(frame, row, col) gives a token's index."
-            )
-        return tokens % size
+        return token_indices(torch.as_tensor(given, dtype=torch.long, device=self.q.device).flatten(), size, what)
 
     def _keys(self) -> Tokens:
         if not self.cross:
@@ -187,7 +187,8 @@ class AttentionPattern:
 
         Takes `len(queries) * n_keys` numbers a head. Raises ValueError for tokens outside the clip.
         """
-        tokens = self._tokens(queries, self.n_queries, "query")
+        tokens = self._tokens(queries, self.n_queries, "query token")
+        self._check(len(tokens) * self.n_keys, f"{len(tokens)} rows", "Ask for fewer queries, or for fewer heads().")
         found = self.q.new_zeros(len(self.q), self.n_heads, len(tokens), self.n_keys, dtype=torch.float32)
         for group, (own, keys) in enumerate(zip(self.query_tokens, self._key_groups(), strict=True)):
             at = (tokens[:, None] == own).nonzero()  # place in the list, place in the group
@@ -209,7 +210,8 @@ class AttentionPattern:
         self, queries: Sequence[int] | torch.Tensor, keys: Sequence[int] | torch.Tensor
     ) -> Float[torch.Tensor, "batch head _"]:
         """The probability of single pairs: that `queries[i]` gives `keys[i]`."""
-        asked, wanted = self._tokens(queries, self.n_queries, "query"), self._tokens(keys, self.n_keys, "key")
+        asked = self._tokens(queries, self.n_queries, "query token")
+        wanted = self._tokens(keys, self.n_keys, "key token")
         if len(asked) != len(wanted):
             raise ValueError(f"{len(asked)} queries and {len(wanted)} keys: give one key for each query.")
         unique, place = asked.unique(return_inverse=True)
@@ -227,7 +229,10 @@ class AttentionPattern:
         `partition`: a label 0, 1, .. for every key token, or "frame". One fused attention call: `softmax(q k) @ onehot`
         is the mass. Under uniform attention a part gets its share of the keys.
         """
-        values = self.one_hot(partition).repeat(len(self.q), 1, 1).unsqueeze(1).expand(-1, self.n_heads, -1, -1)
+        columns = self.one_hot(partition)
+        n_parts = columns.shape[-1]
+        self._check(2 * n_parts * self.n_queries, f"The mass on {n_parts} parts", "Use a coarser partition.")
+        values = columns.repeat(len(self.q), 1, 1).unsqueeze(1).expand(-1, self.n_heads, -1, -1)
         mask = self.mask
         if mask is not None:
             mask = mask.expand(*self.q.shape[:2], *mask.shape[2:]).flatten(0, 1)
@@ -266,14 +271,12 @@ class AttentionPattern:
         got = self.k.new_zeros(self.k.shape[:-1], dtype=torch.float32)
         for _, part in self.chunks():
             got += part.sum(-2)
-        return self._by_token(got / self._uniform_received(), self.key_tokens)
-
-    def _uniform_received(self) -> torch.Tensor:
-        """Column sums of uniform attention over what the mask allows."""
         if self.mask is None:
-            return torch.tensor(self.q.shape[3] / self.k.shape[-2], device=self.q.device)
-        allowed = self.mask.float().expand(*self.mask.shape[:-2], self.q.shape[3], -1)
-        return (allowed / allowed.sum(-1, keepdim=True)).sum(-2)
+            expected = torch.tensor(self.q.shape[3] / self.k.shape[-2], device=self.q.device)
+        else:
+            allowed = self.mask.float().expand(*self.mask.shape[:-2], self.q.shape[3], -1)
+            expected = (allowed / allowed.sum(-1, keepdim=True)).sum(-2)
+        return self._by_token(got / expected, self.key_tokens)
 
     def entropy(self) -> Float[torch.Tensor, "batch head query"]:
         """Entropy of every row in nats: 0 for a single key, `log(number of keys it may see)` for uniform attention."""
@@ -286,6 +289,7 @@ class AttentionPattern:
         """The `k` largest probabilities of every row and the keys (token indices) that have them, largest first."""
         if not 1 <= k <= self.k.shape[-2]:
             raise ValueError(f"k={k}: a query sees {self.k.shape[-2]} keys, so 1..{self.k.shape[-2]}.")
+        self._check(3 * k * self.n_queries, f"The {k} top keys of every query", "Ask for fewer, or take rows(queries).")
         found = [part.topk(k, -1) for _, part in self.chunks()]
         values = torch.cat([part.values for part in found], -2)
         within = torch.cat([part.indices for part in found], -2)
@@ -294,117 +298,98 @@ class AttentionPattern:
         return self._by_token(values, self.query_tokens), self._by_token(keys, self.query_tokens)
 
     def displacement_kernel(
-        self, radius: tuple[int, int, int] | None = None
+        self, radius: tuple[int, int, int] | None = None, frames: Sequence[int] | None = None
     ) -> Float[torch.Tensor, "batch head frame row col"]:
         """Mean probability by displacement (key minus query): `[2T-1, 2H-1, 2W-1]`, 0 displacement in the middle.
 
         The mean is over the queries for which that key exists, so a head that always looks one frame back at the same
         place has 1 there; uniform attention has `1 / n_keys` everywhere, and a displacement that no pair has (or that
-        the attention's axis never sees) has 0. `radius` (frames, rows, cols) keeps only displacements up to that.
+        the attention's axis never sees) has 0. `radius` (frames, rows, cols) keeps only displacements up to that;
+        `frames` takes only the queries of these frames.
         Misleads at the rim: large displacements average over few queries.
         """
         if self.cross:
             raise ValueError("Text tokens have no place in the video: there is no displacement to them.")
         shape = self.grid.shape
-        reach = (
-            [size - 1 for size in shape]
-            if radius is None
-            else [min(r, n - 1) for r, n in zip(radius, shape, strict=True)]
-        )
+        wanted = (n - 1 for n in shape) if radius is None else radius
+        reach = [min(r, n - 1) for r, n in zip(wanted, shape, strict=True)]
         if min(reach) < 0:
             raise ValueError(f"radius {radius}: three numbers from 0 are needed (frames, rows, cols).")
         sizes = [2 * r + 1 for r in reach]
-        total = self.q.new_zeros(sizes[0] * sizes[1] * sizes[2] + 1, len(self.q) * self.n_heads, dtype=torch.float32)
+        n_bins = sizes[0] * sizes[1] * sizes[2]
+        self._check(2 * n_bins, "The kernel", "Give a radius (frames, rows, cols).")
+        total = self.q.new_zeros(n_bins + 1, len(self.q) * self.n_heads, dtype=torch.float32)
         count = self.q.new_zeros(len(total), dtype=torch.float32)
         keys, queries = self._keys(), self._places(self.query_tokens)
+        asked = self._asked(queries.frame, frames)
         for within, part in self.chunks():
-            for group in range(self.q.shape[1]):
+            for group in asked[:, within].any(1).nonzero()[:, 0].tolist():
                 steps = [
                     getattr(keys, axis)[group, None, :] - getattr(queries, axis)[group, within, None]
                     for axis in ("frame", "row", "col")
                 ]
                 inside = torch.stack([step.abs() <= r for step, r in zip(steps, reach, strict=True)]).all(0)
+                inside &= asked[group, within, None]
                 index = ((steps[0] + reach[0]) * sizes[1] + steps[1] + reach[1]) * sizes[2] + steps[2] + reach[2]
-                index = torch.where(inside, index, len(total) - 1).flatten()  # the last bin takes what lies outside
+                index = torch.where(inside, index, n_bins).flatten()  # the last bin takes what lies outside
                 total.index_add_(0, index, part[:, group].flatten(0, 1).flatten(1).t())
                 count += torch.bincount(index, minlength=len(total))
         mean = total[:-1] / count[:-1, None].clamp(min=1)
         return mean.t().reshape(len(self.q), self.n_heads, *sizes)
 
+    def _asked(self, frame_of_query: torch.Tensor, frames: Sequence[int] | None) -> Bool[torch.Tensor, "group query"]:
+        """The queries of some frames; None: all of them."""
+        if frames is None:
+            return torch.ones_like(frame_of_query, dtype=torch.bool)
+        given = torch.as_tensor(frames, dtype=torch.long, device=self.q.device).flatten()
+        return torch.isin(frame_of_query, token_indices(given, self.grid.n_frames, "frame"))
+
     def head_scores(
-        self, relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]]
+        self, relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]], frames: Sequence[int] | None = None
     ) -> dict[str, Float[torch.Tensor, "batch head"]]:
         """Mean mass on related keys, for each named relation: in [0, 1], averaged over the queries that have any.
 
         A relation is a function `(query, key) -> bool` of two `Tokens` whose fields broadcast to `[query key]`, for
         example `lambda q, k: (k.frame == q.frame - 1) & (k.row == q.row) & (k.col == q.col)`; or a list of (query, key)
-        token pairs `[n 2]`. `chance_scores` gives the same for uniform attention.
+        token pairs `[n 2]`. `frames` takes only the queries of these frames. `uniform().head_scores(relations)` is
+        chance.
         """
-        return self._scores(relations, uniform=False)
-
-    def chance_scores(
-        self, relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]]
-    ) -> dict[str, Float[torch.Tensor, "batch head"]]:
-        """`head_scores` of attention that is uniform over what the mask allows."""
-        return self._scores(relations, uniform=True)
-
-    def _scores(
-        self, relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]], uniform: bool
-    ) -> dict[str, torch.Tensor]:
         if not relations:
             raise ValueError("No relation was given.")
         total = {name: self.q.new_zeros(len(self.q), self.n_heads, dtype=torch.float32) for name in relations}
         count = dict.fromkeys(relations, 0)
         keys, queries = self._keys(), self._places(self.query_tokens)
-        listed = {
-            name: self._listed(name, relation)
+        asked = self._asked(queries.frame, frames)
+        codes = {
+            name: listed(name, relation, self.n_queries, self.n_keys)
             for name, relation in relations.items()
             if isinstance(relation, torch.Tensor)
         }
         for within, part in self.chunks():
-            if uniform:
-                part = torch.ones_like(part) if self.mask is None else self._allowed(within, part)
-                part /= part.sum(-1, keepdim=True)
+            if not asked[:, within].any():
+                continue
             at = Tokens(*(field[:, within, None] for field in queries))
             to = Tokens(*(field[:, None, :] for field in keys))
             for name, relation in relations.items():
-                if name in listed:
-                    related = torch.isin(at.token * self.n_keys + to.token, listed[name])
+                if name in codes:
+                    pairs = torch.isin(at.token * self.n_keys + to.token, codes[name])
                 else:
-                    related = relation(at, to)  # type: ignore[operator]
-                    wanted = (*part.shape[1:2], *part.shape[3:])
-                    if related.dtype != torch.bool:
-                        raise ValueError(f"The relation {name!r} gave {related.dtype}; it must give booleans.")
-                    related = related.expand(wanted)
-                concerned = related.any(-1)
-                total[name] += torch.einsum("bghqk,gqk->bh", part, related.float())
-                count[name] += int(concerned.sum())
+                    pairs = related(name, relation, at, to)
+                pairs = pairs.expand(*part.shape[1:2], *part.shape[3:]) & asked[:, within, None]
+                total[name] += torch.einsum("bghqk,gqk->bh", part, pairs.float())
+                count[name] += int(pairs.any(-1).sum())
         for name, n in count.items():
             if not n:
                 raise ValueError(f"The relation {name!r} relates no query to any key that this attention sees.")
         return {name: total[name] / count[name] for name in relations}
-
-    def _listed(self, name: str, pairs: torch.Tensor) -> torch.Tensor:
-        if pairs.ndim != 2 or pairs.shape[1] != 2:
-            raise ValueError(f"The relation {name!r} is a tensor {list(pairs.shape)}; pairs are [n 2]: query, key.")
-        query = self._tokens(pairs[:, 0], self.n_queries, "query")
-        return query * self.n_keys + self._tokens(pairs[:, 1], self.n_keys, "key")
-
-    def _allowed(self, within: slice, like: torch.Tensor) -> torch.Tensor:
-        assert self.mask is not None
-        mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., within, :]
-        return mask.float().expand_as(like).clone()
 
     def materialize(self, force: bool = False) -> Float[torch.Tensor, "*group head query key"]:
         """The whole pattern, in the shape of `hook_pattern` (float32).
 
         Raises MemoryError with the byte count when it would take more than half of the free memory, unless `force`.
         """
-        free = available_memory(self.q.device)
-        if not force and self.dense_bytes > free / 2:
-            raise MemoryError(
-                f"The pattern would take {readable(self.dense_bytes)}, {readable(free)} are free. rows, mass, pairs, "
-                "entropy, top_keys and displacement_kernel need no such matrix; materialize(force=True) tries anyway."
-            )
+        if not force:
+            hint = "rows, mass, pairs, entropy, top_keys and displacement_kernel need no such matrix"
+            check_fits(self.dense_bytes, self.q.device, "The pattern", f"{hint}; materialize(force=True) tries anyway.")
         dense = torch.cat([part for _, part in self.chunks()], -2)
         return dense.squeeze(1) if self.axis == "3d" or self.cross else dense
