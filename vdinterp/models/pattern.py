@@ -232,7 +232,24 @@ class AttentionPattern:
         columns = self.one_hot(partition)
         n_parts = columns.shape[-1]
         self._check(2 * n_parts * self.n_queries, f"The mass on {n_parts} parts", "Use a coarser partition.")
-        values = columns.repeat(len(self.q), 1, 1).unsqueeze(1).expand(-1, self.n_heads, -1, -1)
+        return self._weighted(columns.expand(len(self.q), self.q.shape[1], -1, -1).unsqueeze(2))
+
+    def weighted(self, values: Float[torch.Tensor, "batch key *head _"]) -> Float[torch.Tensor, "batch head query _"]:
+        """Attention-weighted mean of any values of the keys: of the clip's, or each head's own `[batch key head _]`.
+
+        With a head's values of `hook_v` this is `hook_z`; with an indicator of some keys, the mass on them.
+        """
+        if values.shape[:2] != (len(self.q), self.n_keys) or values.ndim not in (3, 4):
+            raise ValueError(
+                f"values {list(values.shape)}: [batch key _] or [batch key head _] is needed, with {len(self.q)} clips "
+                f"and {self.n_keys} keys."
+            )
+        grouped = values[:, self._key_groups()]  # batch group key (head) width
+        return self._weighted(grouped.unsqueeze(2) if values.ndim == 3 else grouped.transpose(2, 3))
+
+    def _weighted(self, values: Float[torch.Tensor, "batch group _ key _"]) -> torch.Tensor:
+        """One fused attention call: probabilities times values, float32."""
+        values = values.float().expand(-1, -1, self.n_heads, -1, -1).flatten(0, 1)
         mask = self.mask
         if mask is not None:
             mask = mask.expand(*self.q.shape[:2], *mask.shape[2:]).flatten(0, 1)

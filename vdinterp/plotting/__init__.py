@@ -6,6 +6,7 @@ from vdinterp.plotting.filmstrip import filmstrip
 from vdinterp.plotting.heatmap import heatmap, layer_head
 from vdinterp.plotting.lines import lines
 from vdinterp.plotting.template import CONFIG, PALETTE, TEMPLATE, finish
+from vdinterp.plotting.tiles import tiles
 
 __all__ = [
     "CONFIG",
@@ -18,4 +19,5 @@ __all__ = [
     "heatmap",
     "layer_head",
     "lines",
+    "tiles",
 ]

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
 
 from vdinterp.analysis import deviation, motion_error, psnr, ssim, x0_error
+from vdinterp.analysis.noised import check_fit, check_levels
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.interventions import Intervention
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.studies.clips import check_fit, judged
+from vdinterp.studies.clips import judged
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.ledger import Ledger, Tensors
 from vdinterp.studies.references import References
@@ -72,6 +73,8 @@ class Bench:
         batch: int = 16,
         ledger: Ledger | None = None,
     ) -> None:
+        if n_context < 1:
+            raise ValueError(f"n_context={n_context}: a study continues clips, so n_context >= 1 is needed")
         check_fit(pipe, clips, n_context, "clips")
         check_fit(pipe, reference, n_context, "reference clips")
         self.n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
@@ -80,8 +83,7 @@ class Bench:
         n_levels = pipe.diffusion.n_levels
         if not 1 <= steps <= n_levels:
             raise ValueError(f"steps must lie in 1..{n_levels} (the model's noise levels), got {steps}")
-        if not levels or not all(0 < level <= 1 for level in levels):
-            raise ValueError(f"levels are noise levels in (0, 1], at least one; got {tuple(levels)}")
+        check_levels(levels)
         if batch < 1 or seed < 0:
             raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
         self.pipe, self.clips, self.reference = pipe, clips, reference

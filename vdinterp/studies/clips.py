@@ -86,37 +86,6 @@ def judged(clips: Clips, n_context: int) -> Bool[torch.Tensor, "batch frame"]:
     return clips.predictable[:, n_context:].long().cumprod(1).bool()
 
 
-def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str) -> None:
-    """Raise `ValueError` unless the model can continue the clips after `n_context` frames. Encodes one frame to see."""
-    cfg = pipe.model.cfg
-    n_frames = min(clips.n_frames, cfg.n_frames)
-    if n_context < 1 or n_frames <= n_context:
-        raise ValueError(
-            f"{what} have {clips.n_frames} frames (used: {n_frames}, as {cfg.model_name} sees at most {cfg.n_frames}); "
-            f"n_context={n_context} of them are given: at least {max(n_context, 1) + 1} are needed, and n_context >= 1"
-        )
-    if pipe.vae is None:
-        raise ValueError("a study compares videos, but this pipeline has no VAE: load the model with vae=...")
-    with torch.no_grad():
-        try:
-            latents = pipe.encode(clips.video[:1, :1])
-        except ValueError as error:
-            raise ValueError(
-                f"{what} of shape {list(clips.video.shape)} do not fit {cfg.model_name}: {error}"
-            ) from error
-        size = (cfg.in_channels, cfg.height, cfg.width)
-        if tuple(latents.shape[2:]) != size:
-            video = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
-            raise ValueError(
-                f"{what} have frames of {list(clips.video.shape[2:])} (channel height width); "
-                f"{cfg.model_name} takes {video}"
-            )
-    if cfg.d_action and clips.action is not None and clips.action.shape[-1] != cfg.d_action:
-        raise ValueError(
-            f"{what} have actions of width {clips.action.shape[-1]}, {cfg.model_name} takes {cfg.d_action}"
-        )
-
-
 def without_twin(clips: Clips) -> Clips:
     """The clips without their corrupted twins."""
     return replace(clips, corrupt=None, corrupt_frame=None)

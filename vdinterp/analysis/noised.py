@@ -1,0 +1,209 @@
+"""NoisedClips: clips as a model sees them at some noise levels. What every statistic of attention is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+
+from vdinterp.data import Clips
+from vdinterp.diffusion import SeededNoise, level_to_k
+from vdinterp.interventions import Intervention
+from vdinterp.models import ActivationCache, AttentionPattern
+from vdinterp.models.hooks import Names
+from vdinterp.pipeline import VideoDiffusion
+
+
+class NoisedClips:
+    """Clips whose first `n_context` frames are clean and whose other frames, the target, are at one noise level.
+
+    >>> noised = NoisedClips(pipe, clips, levels=(0.3, 0.6, 0.9))
+    >>> vd.analysis.frame_mass(noised).plot()
+
+    Args:
+        pipe: the model. `clips`: with actions where the model takes them.
+        levels: noise levels in (0, 1] (shares of the model's number of levels), each measured apart.
+        n_context: clean frames; default all but the last. 0 noises every frame.
+        seed: of the noise; a clip has the same noise at every level and under every intervention.
+        batch: clips a forward pass.
+
+    Raises ValueError before any compute when clips, model and settings do not fit together.
+    """
+
+    def __init__(
+        self,
+        pipe: VideoDiffusion,
+        clips: Clips,
+        *,
+        levels: Sequence[float] = (0.9,),
+        n_context: int | None = None,
+        seed: int = 0,
+        batch: int = 16,
+    ) -> None:
+        self.n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
+        self.n_context = self.n_frames - 1 if n_context is None else n_context
+        check_fit(pipe, clips, self.n_context)
+        check_levels(levels)
+        if batch < 1 or seed < 0:
+            raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
+        self.pipe, self.clips, self.seed, self.batch = pipe, clips, seed, batch
+        self.levels = tuple(float(level) for level in levels)
+
+    def __repr__(self) -> str:
+        return (
+            f"NoisedClips({len(self.clips)} {self.clips.kind} clips of {self.n_frames} frames, {self.n_context} of "
+            f"them clean, the others at {', '.join(f'{level:g}' for level in self.levels)}, "
+            f"for {self.pipe.model.cfg.model_name})"
+        )
+
+    @property
+    def model(self) -> Any:
+        return self.pipe.model
+
+    @property
+    def grid(self) -> Any:
+        """How the tokens of these clips lie."""
+        return self.model.grid(self.n_frames)
+
+    @property
+    def target(self) -> list[int]:
+        """The noised frames."""
+        return list(range(self.n_context, self.n_frames))
+
+    @property
+    def target_tokens(self) -> Bool[torch.Tensor, "pos"]:
+        return self.grid.frame_of() >= self.n_context
+
+    @cached_property
+    def latents(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+        """Normalised latents of the clips."""
+        with torch.no_grad():
+            parts = self.clips.video[:, : self.n_frames].split(self.batch)
+            return torch.cat([self.pipe.encode(part).float().cpu() for part in parts])
+
+    @cached_property
+    def noise(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+        return SeededNoise(self.seed, [(index,) for index in range(len(self.clips))]).initial(self.latents.shape)
+
+    @cached_property
+    def variance(self) -> float:
+        """Mean squared distance of the target frames to their mean frame: the unit of changes and errors of x0."""
+        latents = self.latents[:, self.n_context :]
+        return float((latents - latents.mean((0, 1))).square().mean())
+
+    def meta(self, **more: Any) -> dict[str, Any]:
+        """How numbers measured on these clips were made."""
+        return {
+            "model": self.model.cfg.model_name,
+            "checkpoint": self.pipe.meta.get("checkpoint"),
+            "clips": f"{len(self.clips)} clips of kind {self.clips.kind}",
+            "frames": self.n_frames,
+            "context frames": self.n_context,
+            "levels": list(self.levels),
+            "seed": self.seed,
+            **more,
+        }
+
+    # Forward passes
+
+    def inputs(self, level: float, clips: slice) -> dict[str, Any]:
+        """`noisy`, `noise_levels` and, where there are actions, `cond`: what `pipe.denoise` takes."""
+        if level not in self.levels:
+            raise ValueError(f"level {level} is none of {self.levels}")
+        latents = self.latents[clips]
+        k = torch.full(latents.shape[:2], -1)
+        k[:, self.n_context :] = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
+        given: dict[str, Any] = {"noisy": self.pipe.add_noise(latents, k, self.noise[clips]), "noise_levels": k}
+        if self.model.cfg.d_action and self.clips.action is not None:
+            given["cond"] = self.clips.action[clips, : self.n_frames]
+        return given
+
+    @property
+    def batches(self) -> list[slice]:
+        starts = range(0, len(self.clips), self.batch)
+        return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
+
+    @torch.no_grad()
+    def caches(self, level: float, names: Names, *interventions: Intervention) -> Iterator[ActivationCache]:
+        """The activations of one batch of clips after the other."""
+        for clips in self.batches:
+            given = self.inputs(level, clips)
+            k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
+            noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
+            with self.model.intervene(*interventions):
+                yield self.model.run_with_cache(noisy, k, **given, names=names)[1]
+
+    def patterns(self, level: float) -> Iterator[list[AttentionPattern]]:
+        """The self-attention pattern of every layer, for one batch of clips after the other."""
+        for cache in self.caches(level, ["rot_q", "rot_k"]):
+            yield [cache["pattern", layer] for layer in range(self.model.cfg.n_layers)]
+
+    def uniform_pattern(self, layer: int) -> AttentionPattern:
+        """Uniform attention over what the layer's own mask allows, of one clip and head: any statistic's chance."""
+        attention = self.model.sublayer(layer)
+        nothing = torch.zeros(1, self.grid.n_tokens, 1, attention.d_head, device=self.pipe.device)
+        return attention.pattern(nothing, nothing, self.grid)
+
+    @torch.no_grad()
+    def x0(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, "clip frame channel height width"]:
+        """The estimate of the clean target frames."""
+        with self.model.intervene(*interventions):
+            made = [self.pipe.denoise(**self.inputs(level, clips)) for clips in self.batches]
+        return torch.cat([part[:, self.n_context :].float().cpu() for part in made])
+
+    def x0_error(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, " clip"]:
+        """Squared error of that estimate over the variance: 0 perfect, 1 what the mean frame gets."""
+        return self._distance(self.x0(level, *interventions), self.latents[:, self.n_context :])
+
+    def x0_change(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, " clip"]:
+        """How far interventions move that estimate: squared distance to the untouched one over the variance."""
+        if level not in self._intact:
+            self._intact[level] = self.x0(level)
+        return self._distance(self.x0(level, *interventions), self._intact[level])
+
+    @cached_property
+    def _intact(self) -> dict[float, torch.Tensor]:
+        return {}
+
+    def _distance(self, one: torch.Tensor, other: torch.Tensor) -> Float[torch.Tensor, " clip"]:
+        return (one - other).square().mean((1, 2, 3, 4)) / self.variance
+
+
+def check_levels(levels: Sequence[float]) -> None:
+    """Raise `ValueError` unless there are noise levels, in (0, 1], each once."""
+    if not levels or not all(0 < level <= 1 for level in levels) or len(set(levels)) < len(levels):
+        raise ValueError(f"levels are noise levels in (0, 1], at least one, each once; got {tuple(levels)}")
+
+
+def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str = "clips") -> None:
+    """Raise `ValueError` unless the model can denoise the clips after `n_context` frames. Encodes one frame to see."""
+    cfg = pipe.model.cfg
+    n_frames = min(clips.n_frames, cfg.n_frames)
+    if n_context < 0 or n_frames <= n_context:
+        raise ValueError(
+            f"{what} have {clips.n_frames} frames (used: {n_frames}, as {cfg.model_name} sees at most {cfg.n_frames}); "
+            f"n_context={n_context} of them are given: at least {max(n_context, 0) + 1} are needed, and n_context >= 0"
+        )
+    if pipe.vae is None:
+        raise ValueError(f"{what} are videos, but this pipeline has no VAE: load the model with vae=...")
+    with torch.no_grad():
+        try:
+            latents = pipe.encode(clips.video[:1, :1])
+        except ValueError as error:
+            raise ValueError(
+                f"{what} of shape {list(clips.video.shape)} do not fit {cfg.model_name}: {error}"
+            ) from error
+        size = (cfg.in_channels, cfg.height, cfg.width)
+        if tuple(latents.shape[2:]) != size:
+            video = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
+            raise ValueError(
+                f"{what} have frames of {list(clips.video.shape[2:])} (channel height width); "
+                f"{cfg.model_name} takes {video}"
+            )
+    if cfg.d_action and clips.action is not None and clips.action.shape[-1] != cfg.d_action:
+        raise ValueError(
+            f"{what} have actions of width {clips.action.shape[-1]}, {cfg.model_name} takes {cfg.d_action}"
+        )
