@@ -245,8 +245,8 @@ def displacement_kernel(
     `K[d] = mean over queries q for which q + d is in the clip of A[q, q + d]`. Range 0 to 1. Chance: one over the
     number of keys, everywhere. `groups`: names of sets of clips, for example by action (they may overlap; an empty one
     raises); `frames`: whose queries count (default: the noised ones); `radius` (frames, rows, cols) limits the
-    displacements. Misleads at the rim, where few queries have the key; and an average over clips that do different things shows all of
-    them at once.
+    displacements. Misleads at the rim, where few queries have the key; and an average over clips that do different
+    things shows all of them at once.
     """
     everything = {"all clips": torch.ones(len(noised.clips), dtype=torch.bool)}
     groups = everything if groups is None else dict(groups)
