@@ -102,6 +102,29 @@ def study(
 
 
 @main.command()
+@click.argument("model")
+@click.option("--clips", type=click.IntRange(min=1), help="How many clips at most.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/heads"), show_default=True)
+@click.option("--resume/--fresh", default=True, show_default=True, help="Continue a stopped run, or start over.")
+def heads(model: str, clips: int | None, out: Path, resume: bool) -> None:
+    """What every head of MODEL attends to, against chance, and what is lost without it; and a report on it."""
+    import vdinterp as vd
+
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    result: Any = vd.studies.run("heads", vd.load(model), n_clips=clips, out=out, resume=resume)
+    table = result.to_frame()
+    level = table["level"].max()
+    shown = table[table["level"] == level].sort_values("effect", ascending=False)
+    click.echo(f"Noise level {level:g}; effect: rise of the x0 error when the head is at its mean, 95 % interval\n")
+    numbers = {name: shown[name].map("{:.3f}".format) for name in ("score", "chance", "effect", "low", "high")}
+    _echo_table(shown[["layer", "head", "role"]].assign(**numbers))
+    if "scroll" in result.parts:
+        click.echo(f"\n{result.parts['scroll'].summary().replace('**', '')}")
+    click.echo(f"\nReport: {vd.report.write(result, out)}")
+
+
+@main.command()
 @click.argument("name")
 @click.option("--steps", type=click.IntRange(min=1), help="A shorter run, every stage shortened alike.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the model and saved state.")

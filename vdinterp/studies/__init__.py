@@ -10,6 +10,7 @@ from vdinterp.studies.bench import METRICS, Bench, Measurement, Moment
 from vdinterp.studies.clips import held_out_clips
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.fingerprint import fingerprint
+from vdinterp.studies.heads import HeadStudy, heads
 from vdinterp.studies.ledger import Ledger
 from vdinterp.studies.registry import NAMES, run, study
 from vdinterp.studies.result import StudyResult, build, tabulate
@@ -22,6 +23,7 @@ __all__ = [
     "AblationResult",
     "Bench",
     "Condition",
+    "HeadStudy",
     "Ledger",
     "Measurement",
     "Moment",
@@ -29,6 +31,7 @@ __all__ = [
     "ablations",
     "build",
     "fingerprint",
+    "heads",
     "held_out_clips",
     "run",
     "study",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from vdinterp.results import Result
 from vdinterp.studies.fingerprint import fingerprint
 
 Tensors = dict[str, torch.Tensor]
@@ -62,6 +63,19 @@ class Ledger:
                 self._write(name, str(key), tensors)
             return tensors
         return self._memory[name]
+
+    def result(self, name: str, compute: Callable[[], Result]) -> Result:
+        """A whole result, recorded in a folder of its own called `name`, or `compute()`."""
+        if self.folder is None:
+            return compute()
+        folder = self.folder / name
+        if not folder.exists():
+            made = compute()
+            self.computed += 1
+            shutil.rmtree(unfinished := self.folder / f"{name}.part", ignore_errors=True)
+            made.save(unfinished)
+            os.replace(unfinished, folder)
+        return Result.load(folder)
 
     def _write(self, name: str, label: str, tensors: Tensors) -> None:
         assert self.folder is not None

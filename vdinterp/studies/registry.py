@@ -19,13 +19,15 @@ from vdinterp.studies.ledger import Ledger
 
 Study = Callable[..., Result]
 NAMES: dict[str, Study] = {}
+DEFAULTS: dict[str, dict[str, int | None]] = {}  # of studies that do not take the usual numbers
 SMALL = 128  # tokens a clip: below, a pass costs next to nothing, and more clips and steps are affordable
 CODE = ("interventions.py", "analysis/metrics.py", "studies/bench.py", "studies/conditions.py", "studies/references.py")
 
 
-def study(name: str) -> Callable[[Study], Study]:
+def study(name: str, *, n_context: int | None = None, n_clips: int | None = None) -> Callable[[Study], Study]:
     """Decorator that makes a function `(bench, **settings) -> Result` a study: `run(name, pipe)` then runs it.
 
+    `n_context`, `n_clips`: what it takes unless told otherwise (-1 is all frames but the last). Default: see `run`.
     Raises ValueError if another function has the name already.
     """
 
@@ -34,6 +36,7 @@ def study(name: str) -> Callable[[Study], Study]:
         if there is not None and (there.__module__, there.__qualname__) != (function.__module__, function.__qualname__):
             raise ValueError(f"there is a study {name!r} already ({there.__module__}.{there.__qualname__})")
         NAMES[name] = function
+        DEFAULTS[name] = {"n_context": n_context, "n_clips": n_clips}
         return function
 
     return register
@@ -89,12 +92,18 @@ def run(
     if n_clips is not None and n_clips < 1:
         raise ValueError(f"n_clips must be at least 1, got {n_clips}")
     if clips is None:
-        clips = held_out_clips(pipe, n_clips or (32 if small else 16), seed, n_context=n_context)
+        clips = held_out_clips(
+            pipe, n_clips or DEFAULTS[name]["n_clips"] or (32 if small else 16), seed, n_context=n_context
+        )
     elif not len(clips):
         raise ValueError("clips holds no clip")
     clips = without_twin(clips if n_clips is None else clips[:n_clips])
     if n_context is None:
-        n_context = default_context(min(clips.n_frames, pipe.model.cfg.n_frames), clips.predictable is not None)
+        n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
+        n_context = DEFAULTS[name]["n_context"]
+        if n_context is None:
+            n_context = default_context(n_frames, clips.predictable is not None)
+        n_context += n_frames if n_context < 0 else 0
     own_reference = reference is None and kind_of(pipe) is None
     if own_reference:
         reference = clips
