@@ -62,8 +62,8 @@ class ScrollHeads(Result):
                 lines.append(
                     f"- noise level {level:g}, head {row['layer']}.{row['head']}: {row['moved, implied']:.2f} on the "
                     f"cell the picture came from ({row['moved, opposite']:.3f} on the opposite one); when the move is "
-                    f"blocked, {row['blocked, implied']:.2f} where the action points and {row['blocked, same cell']:.2f} on "
-                    f"its own cell: it follows the **{row['follows']}**."
+                    f"blocked, {row['blocked, implied']:.2f} where the action points and "
+                    f"{row['blocked, same cell']:.2f} on its own cell: it follows the **{row['follows']}**."
                 )
         return "\n".join(lines) or "No head follows the scroll."
 

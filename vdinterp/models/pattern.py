@@ -203,6 +203,15 @@ class AttentionPattern:
             found[:, :, at[:, :1], keys] = logits.softmax(-1)
         return found
 
+    def columns(self, keys: Sequence[int] | torch.Tensor) -> Float[torch.Tensor, "batch head query key"]:
+        """Probabilities that every query token of the clip gives some keys (token indices); the other way to `rows`.
+
+        One fused attention call whose values are one-hot over the keys. Takes `n_queries * len(keys)` numbers a head.
+        """
+        wanted = self._tokens(keys, self.n_keys, "key token")
+        one_hot = F.one_hot(wanted, self.n_keys).t().float()
+        return self.weighted(one_hot.expand(len(self.q), -1, -1))
+
     def _key_groups(self) -> torch.Tensor:
         return self.key_tokens.expand(self.q.shape[1], -1)
 
@@ -234,10 +243,13 @@ class AttentionPattern:
         self._check(2 * n_parts * self.n_queries, f"The mass on {n_parts} parts", "Use a coarser partition.")
         return self._weighted(columns.expand(len(self.q), self.q.shape[1], -1, -1).unsqueeze(2))
 
-    def weighted(self, values: Float[torch.Tensor, "batch key *head _"]) -> Float[torch.Tensor, "batch head query _"]:
-        """Attention-weighted mean of any values of the keys: of the clip's, or each head's own `[batch key head _]`.
+    def weighted(
+        self, values: Float[torch.Tensor, "batch key *head _"], relation: Relation | None = None
+    ) -> Float[torch.Tensor, "batch head query _"]:
+        """Attention-weighted sum of any values of the keys: of the clip's, or each head's own `[batch key head _]`.
 
-        With a head's values of `hook_v` this is `hook_z`; with an indicator of some keys, the mass on them.
+        With `hook_v` this is `hook_z`; with an indicator of some keys, the mass on them. `relation` sums over related
+        keys only (see `head_scores`), so sums over relations that make up a whole add up to the whole.
         """
         if values.shape[:2] != (len(self.q), self.n_keys) or values.ndim not in (3, 4):
             raise ValueError(
@@ -245,7 +257,15 @@ class AttentionPattern:
                 f"and {self.n_keys} keys."
             )
         grouped = values[:, self._key_groups()]  # batch group key (head) width
-        return self._weighted(grouped.unsqueeze(2) if values.ndim == 3 else grouped.transpose(2, 3))
+        grouped = grouped.unsqueeze(2) if values.ndim == 3 else grouped.transpose(2, 3)
+        if relation is None:
+            return self._weighted(grouped)
+        keys, queries, found = self._keys(), self._places(self.query_tokens), []
+        for within, part in self.chunks():
+            at = Tokens(*(field[:, within, None] for field in queries))
+            pairs = related("given", relation, at, Tokens(*(field[:, None, :] for field in keys)))
+            found.append(part.mul_(pairs.unsqueeze(1)) @ grouped.float())
+        return self._by_token(torch.cat(found, -2), self.query_tokens)
 
     def _weighted(self, values: Float[torch.Tensor, "batch group _ key _"]) -> torch.Tensor:
         """One fused attention call: probabilities times values, float32."""

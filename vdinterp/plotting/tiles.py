@@ -72,10 +72,7 @@ def tiles(
             zmin=-top if diverging else 0.0,
             zmax=top,
             colorscale=DIVERGING if diverging else SEQUENTIAL,
-            colorbar={
-                **color_bar(value_title, height_of_figure),
-                "x": min(1.02, canvas.shape[1] * scale / WIDTH + 0.04),
-            },
+            colorbar=color_bar(value_title, height_of_figure),
         )
     )
     finish(figure, title=title, x_title=x_title, y_title=y_title, height=height_of_figure)

@@ -88,19 +88,20 @@ def run(
         )
     function = NAMES[name]
     _check_settings(name, function, settings)
+    defaults = DEFAULTS.get(name, {})
     small = pipe.model.grid().n_tokens <= SMALL
     if n_clips is not None and n_clips < 1:
         raise ValueError(f"n_clips must be at least 1, got {n_clips}")
     if clips is None:
         clips = held_out_clips(
-            pipe, n_clips or DEFAULTS[name]["n_clips"] or (32 if small else 16), seed, n_context=n_context
+            pipe, n_clips or defaults.get("n_clips") or (32 if small else 16), seed, n_context=n_context
         )
     elif not len(clips):
         raise ValueError("clips holds no clip")
     clips = without_twin(clips if n_clips is None else clips[:n_clips])
     if n_context is None:
         n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
-        n_context = DEFAULTS[name]["n_context"]
+        n_context = defaults.get("n_context")
         if n_context is None:
             n_context = default_context(n_frames, clips.predictable is not None)
         n_context += n_frames if n_context < 0 else 0
