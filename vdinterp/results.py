@@ -140,6 +140,14 @@ class Result:
         return target(**{name: _decode(value, tensors, folder) for name, value in fields.items()})
 
 
+def rows_of(table: pd.DataFrame, **where: Any) -> Any:
+    """The rows of a tidy table whose columns have these values, in their order."""
+    chosen = np.ones(len(table), dtype=bool)
+    for column, value in where.items():
+        chosen &= (table[column] == value).to_numpy()
+    return table[chosen]
+
+
 def slug(text: str) -> str:
     """A file name from a title: lower-case words joined by dashes, never empty."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "untitled"

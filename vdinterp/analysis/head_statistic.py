@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.results import Result
+from vdinterp.results import Result, rows_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,7 +38,7 @@ class HeadStatistic(Result):
         """One score at one noise level, `[layer head]`. Default: the first score, the first level."""
         score = next(iter(self.units)) if score is None else score
         level = self.table["level"].iloc[0] if level is None else level
-        rows = self.table[(self.table["score"] == score) & (self.table["level"] == level)]
+        rows = rows_of(self.table, score=score, level=level)
         if not len(rows):
             levels = ", ".join(f"{one:g}" for one in self.table["level"].unique())
             raise KeyError(f"no score {score!r} at level {level}: there are {', '.join(self.units)} at {levels}")
@@ -48,7 +48,7 @@ class HeadStatistic(Result):
         """A layer x head grid for every score and noise level, all levels of a score on one colour scale."""
         figures = {}
         for score, unit in self.units.items():
-            rows = self.table[self.table["score"] == score]
+            rows = rows_of(self.table, score=score)
             low, high = float(rows["value"].min()), float(rows["value"].max())
             limits = {"zmin": min(low, 0.0), "zmax": high} if low >= 0 else {}
             for level in rows["level"].unique():
@@ -60,7 +60,7 @@ class HeadStatistic(Result):
         """The heads that score highest, at the first noise level."""
         lines = []
         for score, unit in self.units.items():
-            first = self.table[(self.table["score"] == score) & (self.table["level"] == self.table["level"].iloc[0])]
+            first = rows_of(self.table, score=score, level=self.table["level"].iloc[0])
             top = first.nlargest(3, "value")
             named = ", ".join(f"{row.layer}.{row.head} ({row.value:.3g})" for row in top.itertuples())
             chance = first["chance"].iloc[0]

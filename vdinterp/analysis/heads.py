@@ -16,7 +16,7 @@ from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.noised import NoisedClips
 from vdinterp.interventions import Ablate
 from vdinterp.models import AttentionPattern
-from vdinterp.results import Result
+from vdinterp.results import Result, rows_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,7 +56,7 @@ class HeadTable(Result):
         """At every noise level: the effect of each head, and its score in every role."""
         figures = {}
         for level in self.table["level"].unique():
-            rows = self.table[self.table["level"] == level]
+            rows = rows_of(self.table, level=level)
             effect = rows.pivot(index="layer", columns="head", values="effect").to_numpy()
             title = f"Rise of the x0 error when one head is replaced by its mean, noise level {level:g}"
             figures[title] = plotting.layer_head(
@@ -73,7 +73,7 @@ class HeadTable(Result):
     def summary(self) -> str:
         """The heads that matter, with their roles, at the last (noisiest) level."""
         level = self.table["level"].max()
-        rows = self.table[self.table["level"] == level]
+        rows = rows_of(self.table, level=level)
         index = list(self.table["level"].unique()).index(level)
         clear = rows[rows["low"] > 0].nlargest(4, "effect")
         lines = [

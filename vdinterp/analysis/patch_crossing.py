@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from vdinterp.analysis.noised import NoisedClips
 from vdinterp.interventions import MaskAttention
 from vdinterp.models import ActivationCache
 from vdinterp.models.relations import Tokens
-from vdinterp.results import Result
+from vdinterp.results import Result, rows_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -51,11 +51,11 @@ class PatchCrossing(Result):
     title = "How much crosses patch boundaries"
     table: pd.DataFrame
 
-    def pick(self, quantity: str, part: str = "crossing") -> pd.DataFrame:
+    def pick(self, quantity: str, part: str = "crossing") -> Any:
         """The rows of one quantity and part. KeyError for one that is not there."""
         if quantity not in QUANTITIES or part not in (*PARTS, "crossing"):
             raise KeyError(f"no {quantity!r}, {part!r}: quantities {', '.join(QUANTITIES)}; parts {', '.join(PARTS)}")
-        return self.table[(self.table["quantity"] == quantity) & (self.table["part"] == part)]
+        return rows_of(self.table, quantity=quantity, part=part)
 
     def plot(self) -> dict[str, go.Figure]:
         """Every quantity by layer, a line a noise level; and where attention goes, as bars."""
@@ -71,7 +71,7 @@ class PatchCrossing(Result):
             )  # fmt: skip
             figures[title].update_xaxes(dtick=1)
         for level in self.table["level"].unique():
-            rows = self.table[(self.table["quantity"] == "value-weighted share") & (self.table["level"] == level)]
+            rows = rows_of(self.table, quantity="value-weighted share", level=level)
             rows = rows[rows["part"] != "crossing"]
             title = f"Where what attention adds comes from, noise level {level:g}, 95 % interval over clips"
             figures[title] = plotting.bars(
@@ -84,11 +84,9 @@ class PatchCrossing(Result):
         """The layer at which most crosses, and what happens when nothing may."""
         lines = []
         for level in self.table["level"].unique():
-            share = self.pick("value-weighted share")
-            share = share[share["level"] == level]
+            share = rows_of(self.pick("value-weighted share"), level=level)
             most = share.loc[share["value"].idxmax()]
-            effect = self.pick("causal effect")
-            every = effect[(effect["level"] == level) & (effect["layer"] == "all")].iloc[0]
+            every = rows_of(self.pick("causal effect"), level=level, layer="all").iloc[0]
             lines.append(
                 f"- noise level {level:g}: other positions give {share['value'].min():.2f} to {most['value']:.2f} of "
                 f"what attention adds (most in layer {most['layer']}); when no layer may look at them, x0 moves by "

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.noised import NoisedClips
-from vdinterp.results import Result
+from vdinterp.results import Result, rows_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -42,7 +42,7 @@ class ScrollHeads(Result):
         """At every noise level, the mass of every head on each place."""
         figures = {}
         for level in self.table["level"].unique():
-            rows = self.table[self.table["level"] == level]
+            rows = rows_of(self.table, level=level)
             title = f"Attention of the last frame's cells to the frame before, noise level {level:g}"
             shown = [place for place in PLACES if rows[place].notna().any()]
             figures[title] = plotting.heatmap(
@@ -57,8 +57,9 @@ class ScrollHeads(Result):
         """The scroll heads of every level, and what they follow."""
         lines = []
         for level in self.table["level"].unique():
-            rows = self.table[(self.table["level"] == level) & (self.table["follows"] != "nothing")]
-            for _, row in rows.iterrows():
+            for _, row in rows_of(self.table, level=level).iterrows():
+                if row["follows"] == "nothing":
+                    continue
                 lines.append(
                     f"- noise level {level:g}, head {row['layer']}.{row['head']}: {row['moved, implied']:.2f} on the "
                     f"cell the picture came from ({row['moved, opposite']:.3f} on the opposite one); when the move is "
