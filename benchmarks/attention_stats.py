@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from memory import PeakMemory
 from timing import interleaved, report, write
 from torch import nn
 
@@ -71,12 +72,10 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak is not None:
-        import resource
-
         given = build(args.tokens[0], args.layers)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        run(*given, ROWS[args.peak])
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        with PeakMemory() as peak:
+            run(*given, ROWS[args.peak])
+        print(peak.mib)
         return 0
     tables = []
     for tokens in args.tokens or SIZES:

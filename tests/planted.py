@@ -49,7 +49,7 @@ def looking(model: vd.HookedVideoDiT, targets: Mapping[tuple[int, int], torch.Te
 
 
 def displaced(shift: torch.Tensor, frames: int = -1) -> torch.Tensor:
-    """`[clip pos]`: the token `frames` and `shift` `[clip 2]` (rows, cols) away; the token itself where there is none."""
+    """`[clip pos]`: the token `frames` and `shift` `[clip 2]` (rows, cols) away; the own one where there is none."""
     at = vd.TokenGrid(N_FRAMES, N_ROWS, N_COLS).all_coordinates()
     t, row, col = at[:, 0] + frames, at[:, 1] + shift[:, :1], at[:, 2] + shift[:, 1:]
     inside = (t >= 0) & (row >= 0) & (row < N_ROWS) & (col >= 0) & (col < N_COLS)

@@ -1,6 +1,6 @@
 """Figures from plain arrays and tables. Nothing here knows a model, a cache or a result."""
 
-from vdinterp.plotting.attention import attention_strip
+from vdinterp.plotting.attention import attention_strip, attention_video
 from vdinterp.plotting.bars import bars
 from vdinterp.plotting.filmstrip import filmstrip
 from vdinterp.plotting.heatmap import heatmap, layer_head
@@ -13,6 +13,7 @@ __all__ = [
     "PALETTE",
     "TEMPLATE",
     "attention_strip",
+    "attention_video",
     "bars",
     "filmstrip",
     "finish",
