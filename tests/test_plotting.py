@@ -42,6 +42,15 @@ def every_figure() -> dict[str, go.Figure]:
         ),
         "filmstrip": plotting.filmstrip({"truth": clip}, title="t"),
         "attention": plotting.attention_strip(clip, {"head 0": RANDOM.random((4, 3, 4))}, title="t"),
+        "tiles": plotting.tiles(
+            RANDOM.random((2, 3, 4, 5)),
+            rows="ab",
+            columns="xyz",
+            title="t",
+            x_title="head",
+            y_title="layer",
+            value_title="mass (0-1)",
+        ),
     }
 
 
@@ -201,3 +210,39 @@ def test_long_titles_are_wrapped_and_empty_ones_refused() -> None:
     assert max(map(len, figure.layout.title.text.split("<br>"))) <= 95
     with pytest.raises(ValueError, match="title is empty"):
         plotting.layer_head([[1.0]], title=" ", value_title="share (0-1)")
+
+
+def test_tiles_stand_apart_and_say_what_they_are() -> None:
+    values = RANDOM.random((2, 3, 2, 4))
+    options = {"title": "t", "x_title": "head", "y_title": "layer", "value_title": "mass (0-1)"}
+    figure = plotting.tiles(
+        values, rows=["0", "1"], columns=["0", "1", "2"], cell_names=("from", "to"), cell_x="abcd", marks=values > 0.99,
+        **options,
+    )  # fmt: skip
+    drawn, hover = figure.data[0].z, figure.data[0].text
+    assert drawn.shape == (5, 14) and np.isnan(drawn[2]).all() and np.isnan(drawn[:, 4]).all()
+    assert (drawn[3:, 10:14] == values[1, 2]).all() and hover[4, 13] == "1, 2<br>from 1, to d"
+    assert list(figure.layout.xaxis.ticktext) == ["0", "1", "2"] and figure.data[0].zmin == 0
+    assert len(figure.layout.shapes) == 6 + int((values > 0.99).sum())
+    assert plotting.tiles(-values, rows="ab", columns="xyz", diverging=True, **options).data[0].zmin < 0
+    for bad, message in ((values[0], "tile row"), (values * np.nan, "no finite value")):
+        with pytest.raises(ValueError, match=message):
+            plotting.tiles(bad, rows="ab", columns="xyz", **options)
+    with pytest.raises(ValueError, match="2 x 3 names"):
+        plotting.tiles(values, rows="ab", columns="xyz", cell_x="abc", **options)
+
+
+def test_a_video_under_attention_has_a_slider_that_starts_at_the_query() -> None:
+    frames, weights = RANDOM.random((4, 1, 8, 8)), np.zeros((4, 2, 2))
+    weights[1, 0, 1], weights[3, 1, 1] = 0.75, 0.25
+    figure = plotting.attention_video(frames, weights, title="t", query=(3, 1, 0))
+    assert [trace.visible for trace in figure.data[:4]] == [False, False, False, True]
+    slider = figure.layout.sliders[0]
+    assert slider.active == 3 and len(slider.steps) == 4
+    shown, titles = slider.steps[1].args
+    assert shown["visible"] == [False, True, False, False, True] and "0.75 of the attention" in titles["title.text"]
+    cell = picture(go.Figure(figure.data[1])).astype(int)
+    half = cell.shape[0] // 2
+    assert cell[2 : half - 2, half + 2 :].mean() > cell[half + 2 :, 2 : half - 2].mean()
+    with pytest.raises(ValueError, match="are no attention weights"):
+        plotting.attention_video(frames, -weights, title="t")
