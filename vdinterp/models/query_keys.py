@@ -1,0 +1,175 @@
+"""QueryKeys: the queries and keys of one attention, where they lie, and their probabilities chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+
+from vdinterp.grid import TokenGrid
+from vdinterp.models.memory import check_fits, readable
+from vdinterp.models.relations import Tokens, token_indices
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CHUNK_BYTES = 128 * 2**20  # probabilities held at a time
+KERNEL_WIDTH = 16  # the fused CPU kernel wants q, k and v equally wide, and is fastest at multiples of this
+
+
+def at_a_time(row_bytes: int) -> int:
+    """How many rows of so many bytes are held at a time."""
+    return max(1, CHUNK_BYTES // row_bytes)
+
+
+def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Fused attention for values of any width: all three are padded to one that the kernel likes."""
+    width = -max(q.shape[-1], v.shape[-1]) // KERNEL_WIDTH * -KERNEL_WIDTH
+    q, k, padded = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale)[..., : v.shape[-1]]
+
+
+@dataclass(frozen=True, eq=False)
+class QueryKeys:
+    """What `AttentionPattern` is made of; its arguments are described there."""
+
+    q: Float[torch.Tensor, "batch _ head _ d_head"]
+    k: Float[torch.Tensor, "batch _ head _ d_head"]
+    scale: float
+    mask: Bool[torch.Tensor, "... query key"] | None
+    grid: TokenGrid
+    axis: Literal["3d", "space", "time"] = "3d"
+    cross: bool = False
+
+    def __repr__(self) -> str:
+        batch, groups, heads, queries, _ = self.q.shape
+        kind = "cross-attention" if self.cross else self.axis
+        return (
+            f"AttentionPattern({kind}: {batch} clips, {heads} heads, {groups} x {queries} queries, "
+            f"{self.k.shape[-2]} keys each, grid {self.grid.shape}; dense it would be {readable(self.dense_bytes)})"
+        )
+
+    # Sizes
+
+    @property
+    def n_heads(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def n_queries(self) -> int:
+        """Query tokens of a clip."""
+        return self.q.shape[1] * self.q.shape[3]
+
+    @property
+    def n_keys(self) -> int:
+        """Key tokens of a clip, or of the text."""
+        return self.k.shape[-2] if self.cross else self.n_queries
+
+    @property
+    def dense_bytes(self) -> int:
+        """What `materialize` would take, in float32."""
+        return self.q.shape[:-1].numel() * self.k.shape[-2] * 4
+
+    def estimate(self) -> dict[str, int]:
+        """What answers cost: `flops` of one pass over the pattern, `chunk_bytes` of probabilities held at a time,
+        `row_bytes` of one query's row (all clips and heads), `dense_bytes` of the whole that only `materialize` makes.
+
+        Whatever would take more than half of the free memory raises MemoryError, with the byte count, before it starts.
+        """
+        rows = self.q.shape[:-1].numel()
+        least = self.k.shape[-2] * 4 * self.q.shape[:3].numel()
+        return {
+            "flops": 2 * rows * self.k.shape[-2] * self.q.shape[-1],
+            "chunk_bytes": max(least, min(CHUNK_BYTES, self.dense_bytes)),
+            "row_bytes": self._bytes(self.n_keys),
+            "dense_bytes": self.dense_bytes,
+        }
+
+    def _bytes(self, per_head: int) -> int:
+        """float32 bytes of so many numbers a head and clip."""
+        return 4 * len(self.q) * self.n_heads * per_head
+
+    def _check(self, per_head: int, what: str, hint: str) -> None:
+        check_fits(self._bytes(per_head), self.q.device, what, hint)
+
+    def heads(self, heads: Sequence[int]) -> Self:
+        """The same pattern, of some heads only."""
+        for head in heads:
+            if not -self.n_heads <= head < self.n_heads:
+                raise ValueError(f"No head {head}: there are {self.n_heads}, so 0..{self.n_heads - 1} or negative.")
+        chosen = [head % self.n_heads for head in heads]
+        mask = self.mask if self.mask is None or self.mask.shape[2] == 1 else self.mask[:, :, chosen]
+        return replace(self, q=self.q[:, :, chosen], k=self.k[:, :, chosen], mask=mask)
+
+    def uniform(self) -> Self:
+        """Attention that is the same over all keys the mask allows: what any statistic of it says is chance."""
+        return replace(self, q=torch.zeros_like(self.q))
+
+    # Tokens and groups
+
+    @property
+    def query_tokens(self) -> Int[torch.Tensor, "group query"]:
+        """Token index of every query."""
+        tokens = torch.arange(self.n_queries, device=self.q.device)
+        if self.axis == "time" and not self.cross:
+            return tokens.view(self.grid.n_frames, -1).t()
+        return tokens.view(self.q.shape[1], -1)
+
+    @property
+    def key_tokens(self) -> Int[torch.Tensor, "group key"]:
+        """Token index of every key."""
+        return torch.arange(self.n_keys, device=self.q.device)[None] if self.cross else self.query_tokens
+
+    def _by_token(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """`[batch group head within ...]` to `[batch head token ...]`."""
+        x = x.movedim(2, 1).flatten(2, 3)
+        return x if self.axis != "time" or self.cross else x[:, :, tokens.flatten().argsort()]
+
+    def _tokens(self, given: Sequence[int] | torch.Tensor, size: int, what: str) -> Int[torch.Tensor, " _"]:
+        return token_indices(torch.as_tensor(given, dtype=torch.long, device=self.q.device).flatten(), size, what)
+
+    def _keys(self) -> Tokens:
+        if not self.cross:
+            return self._places(self.key_tokens)
+        outside = torch.full((1, 1), -1, device=self.q.device)
+        return Tokens(self.key_tokens, outside, outside, outside)
+
+    def _places(self, tokens: torch.Tensor) -> Tokens:
+        frame = tokens // self.grid.tokens_per_frame
+        cell = tokens % self.grid.tokens_per_frame
+        return Tokens(tokens, frame, cell // self.grid.n_cols, cell % self.grid.n_cols)
+
+    def _key_groups(self) -> torch.Tensor:
+        return self.key_tokens.expand(self.q.shape[1], -1)
+
+    def _asked(self, frame_of_query: torch.Tensor, frames: Sequence[int] | None) -> Bool[torch.Tensor, "group query"]:
+        """The queries of some frames; None: all of them."""
+        if frames is None:
+            return torch.ones_like(frame_of_query, dtype=torch.bool)
+        given = torch.as_tensor(frames, dtype=torch.long, device=self.q.device).flatten()
+        return torch.isin(frame_of_query, token_indices(given, self.grid.n_frames, "frame"))
+
+    # One chunk of queries at a time
+
+    def _probabilities(self, within: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities and their log-normaliser, `[batch group head query key]` and `[.. query]`, of some queries."""
+        logits = (self.q[..., within, :].float() * self.scale) @ self.k.float().transpose(-1, -2)
+        if self.mask is not None:
+            mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., within, :]
+            logits = logits.masked_fill(~mask, -torch.inf)
+        normaliser = logits.logsumexp(-1)
+        return logits.sub_(normaliser.unsqueeze(-1)).exp_(), normaliser
+
+    def chunks(self) -> Iterator[tuple[slice, Float[torch.Tensor, "batch group head query key"]]]:
+        """The pattern in pieces that fit into memory: which queries (within their group), and their probabilities.
+
+        Every reduction here is a sum over these; write your own with them. Each piece is yours to change.
+        """
+        rows = at_a_time(4 * self.q.shape[:3].numel() * self.k.shape[-2])
+        for start in range(0, self.q.shape[3], rows):
+            within = slice(start, min(start + rows, self.q.shape[3]))
+            yield within, self._probabilities(within)[0]
