@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "Ablate",
     "ActivationCache",
+    "AttentionExplorer",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "Custom",
@@ -25,13 +26,16 @@ PUBLIC = {
     "HistoryGuidance",
     "HookedVideoDiT",
     "MaskAttention",
+    "NoisedClips",
     "Patch",
     "Result",
     "TokenGrid",
     "VideoDiTConfig",
     "VideoDiffusion",
+    "analysis",
     "data",
     "diffusion",
+    "explorer",
     "grid",
     "interventions",
     "list_checkpoints",
@@ -46,7 +50,7 @@ PUBLIC = {
     "training",
     "vae",
 }
-HEAVY = ["diffusers", "sklearn", "ray", "crafter", "torchvision", "kaleido", "nnsight"]
+HEAVY = ["anywidget", "diffusers", "sklearn", "ray", "crafter", "torchvision", "kaleido", "nnsight"]
 
 
 def in_fresh_process(code: str) -> str:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdinterp import (
+        analysis,
         data,
         diffusion,
+        explorer,
         grid,
         interventions,
         models,
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
         training,
         vae,
     )
+    from vdinterp.analysis import NoisedClips
     from vdinterp.diffusion import ClassifierFreeGuidance, ClassifierGuidance, DiffusionConfig, HistoryGuidance
+    from vdinterp.explorer import AttentionExplorer
     from vdinterp.grid import TokenGrid
     from vdinterp.interventions import Ablate, Custom, Freeze, MaskAttention, Patch
     from vdinterp.models import ActivationCache, HookedVideoDiT, VideoDiTConfig
@@ -31,10 +35,12 @@ if TYPE_CHECKING:
     from vdinterp.results import Result
 
 _HOME = {
+    "NoisedClips": "analysis",
     "ClassifierFreeGuidance": "diffusion",
     "ClassifierGuidance": "diffusion",
     "DiffusionConfig": "diffusion",
     "HistoryGuidance": "diffusion",
+    "AttentionExplorer": "explorer",
     "TokenGrid": "grid",
     "Ablate": "interventions",
     "Custom": "interventions",
@@ -51,8 +57,10 @@ _HOME = {
     "Result": "results",
 }
 _SUBMODULES = (
+    "analysis",
     "data",
     "diffusion",
+    "explorer",
     "grid",
     "interventions",
     "models",
@@ -68,6 +76,7 @@ _SUBMODULES = (
 __all__ = [
     "Ablate",
     "ActivationCache",
+    "AttentionExplorer",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "Custom",
@@ -76,13 +85,16 @@ __all__ = [
     "HistoryGuidance",
     "HookedVideoDiT",
     "MaskAttention",
+    "NoisedClips",
     "Patch",
     "Result",
     "TokenGrid",
     "VideoDiTConfig",
     "VideoDiffusion",
+    "analysis",
     "data",
     "diffusion",
+    "explorer",
     "grid",
     "interventions",
     "list_checkpoints",

@@ -127,14 +127,16 @@ class NoisedClips:
         return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
 
     @torch.no_grad()
-    def caches(self, level: float, names: Names, *interventions: Intervention) -> Iterator[ActivationCache]:
+    def cache(self, level: float, names: Names, clips: slice) -> ActivationCache:
+        """The activations of some clips."""
+        given = self.inputs(level, clips)
+        k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
+        noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
+        return self.model.run_with_cache(noisy, k, **given, names=names)[1]
+
+    def caches(self, level: float, names: Names) -> Iterator[ActivationCache]:
         """The activations of one batch of clips after the other."""
-        for clips in self.batches:
-            given = self.inputs(level, clips)
-            k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
-            noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
-            with self.model.intervene(*interventions):
-                yield self.model.run_with_cache(noisy, k, **given, names=names)[1]
+        return (self.cache(level, names, clips) for clips in self.batches)
 
     def patterns(self, level: float) -> Iterator[list[AttentionPattern]]:
         """The self-attention pattern of every layer, for one batch of clips after the other."""
