@@ -5,30 +5,46 @@ from vdinterp.analysis.bootstrap import Interval, bootstrap_mean
 from vdinterp.analysis.correspondence import correspondence
 from vdinterp.analysis.head_statistic import HeadStatistic
 from vdinterp.analysis.heads import HeadTable, head_table
+from vdinterp.analysis.massive_activations import MassiveActivations, massive_activations
 from vdinterp.analysis.metrics import deviation, motion_error, psnr, ssim, x0_error
 from vdinterp.analysis.noised import NoisedClips
 from vdinterp.analysis.patch_crossing import PatchCrossing, patch_crossing
+from vdinterp.analysis.redundancy import HeadConsensus, StepRedundancy, head_consensus, step_redundancy
+from vdinterp.analysis.rope_reliance import RopeReliance, rope_reliance
 from vdinterp.analysis.scroll import ScrollHeads, scroll_heads
+from vdinterp.analysis.sinks import Sinks, sinks
+from vdinterp.analysis.spatial_temporal import spatial_temporal
 
 __all__ = [
+    "HeadConsensus",
     "HeadStatistic",
     "HeadTable",
     "Interval",
+    "MassiveActivations",
     "NoisedClips",
     "PatchCrossing",
+    "RopeReliance",
     "ScrollHeads",
+    "Sinks",
+    "StepRedundancy",
     "bootstrap_mean",
     "chunk_mass",
     "correspondence",
     "deviation",
     "displacement_kernel",
     "frame_mass",
+    "head_consensus",
     "head_table",
+    "massive_activations",
     "motion_error",
     "patch_crossing",
     "psnr",
+    "rope_reliance",
     "scroll_heads",
+    "sinks",
+    "spatial_temporal",
     "ssim",
+    "step_redundancy",
     "synopsis",
     "x0_error",
 ]
