@@ -246,3 +246,14 @@ def test_a_video_under_attention_has_a_slider_that_starts_at_the_query() -> None
     assert cell[2 : half - 2, half + 2 :].mean() > cell[half + 2 :, 2 : half - 2].mean()
     with pytest.raises(ValueError, match="are no attention weights"):
         plotting.attention_video(frames, -weights, title="t")
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_label_of_a_level_stands_on_its_line(log: bool) -> None:
+    options = {"title": "t", "x_title": "x", "y_title": "error (MSE)", "reference": {"chance": 0.5}}
+    bars = plotting.bars(ROWS[ROWS.against == "truth"], x="condition", y="error", horizontal=False, log=log, **options)
+    lines = plotting.lines(ROWS, x="low", y="error", color="against", log_y=log, **options)
+    for figure in (bars, lines):
+        (note,) = figure.layout.annotations
+        assert note.text == "chance" and note.y == pytest.approx(np.log10(0.5) if log else 0.5)
+        assert figure.layout.shapes[0].y0 == 0.5

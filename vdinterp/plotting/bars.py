@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from vdinterp.plotting.template import INK, PALETTE, finish, need_columns
+from vdinterp.plotting.template import INK, PALETTE, finish, level_line, need_columns
 
 
 def bars(
@@ -81,7 +81,7 @@ def bars(
             position = float(np.log10(value)) if log else value  # annotations on a log axis are placed by exponent
             figure.add_annotation(x=position, y=len(conditions) - 0.2 + 0.6 * index, xshift=3, **note)
         else:
-            figure.add_hline(y=value, line=line, annotation_text=label, annotation_position="top right")
+            level_line(figure, value, label, log=log)
     category = {"type": "category", "categoryorder": "array", "categoryarray": conditions}
     row = max(24, 15 * len(groups) + 8)
     height = max(300, 150 + int((len(conditions) + strip) * row)) if horizontal else 460

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from vdinterp.plotting.template import INK, PALETTE, finish, need_columns
+from vdinterp.plotting.template import PALETTE, finish, level_line, need_columns
 
 MOST_LOG_TICKS = 14  # up to here a logarithmic axis is labelled with the measured values themselves
 
@@ -69,13 +69,7 @@ def lines(
             hovertemplate=f"{x_title} %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
         )
     for label, value in (reference or {}).items():
-        figure.add_hline(
-            y=value,
-            line={"dash": "dash", "color": INK, "width": 1.2},
-            annotation_text=label,
-            annotation_position="top right",
-            annotation_font_size=12,
-        )
+        level_line(figure, value, label, log=log_y)
     finish(figure, title=title, x_title=x_title, y_title=y_title, height=440)
     if log_x:
         measured = sorted(set(table[x]))

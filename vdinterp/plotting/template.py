@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import Any
 
@@ -84,6 +85,14 @@ def finish(
         room = max(12, ((height or 450) - 150) // 9)
         figure.update_yaxes(title={"text": "<br>".join(textwrap.wrap(y_title, room))})
     return figure
+
+
+def level_line(figure: go.Figure, value: float, label: str, *, log: bool) -> None:
+    """A labelled dashed level across the figure, at a value of the upright axis."""
+    figure.add_hline(y=value, line={"dash": "dash", "color": INK, "width": 1.2})
+    position = math.log10(value) if log else value  # annotations on a log axis are placed by exponent
+    note = {"text": label, "font": {"size": 12}, "showarrow": False, "xanchor": "right", "yanchor": "bottom"}
+    figure.add_annotation(x=1, xref="x domain", y=position, **note)
 
 
 def color_bar(title: str, height: int) -> dict[str, Any]:
