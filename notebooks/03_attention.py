@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Attention over space and time
 #
-# A clip has thousands of tokens, so an attention pattern is never made whole. It is asked questions, and the answers are
-# exact. Here: who looks where in `tiny-crafter`, a world model of a game, and does it matter?
+# A clip has thousands of tokens, so an attention pattern is never made whole. It is asked questions, and the answers
+# are exact. Here: who looks where in `tiny-crafter`, a world model of a game, and does it matter?
 #
 # The clips' first seven frames are clean; the last one is nearly pure noise and has to be guessed from the history and
 # the player's action.
@@ -37,8 +37,8 @@ noised
 # %% [markdown]
 # ## From frame to frame
 #
-# Each small matrix is a head: from which frame (down) to which frame (across) its attention goes. It rides along with an
-# ordinary forward pass.
+# Each small matrix is a head: from which frame (down) to which frame (across) its attention goes. It rides along with
+# an ordinary forward pass.
 
 # %%
 mass = analysis.frame_mass(noised)

@@ -26,6 +26,12 @@ PLACES = {
     "blocked, same cell": "move blocked: the own cell",
     "stayed, same cell": "no move: the own cell",
 }
+FOLLOWS = {
+    "action": "it follows the **action**",
+    "outcome": "it follows the **outcome**",
+    "unclear": "which of the two it follows is **unclear**",
+    "scroll": "it follows the **scroll**; no move was blocked, so action and outcome are one",
+}
 SCROLLS = 0.3  # mass on the implied cell after a move that makes a scroll head
 CLEARLY = 3.0  # times as much as on the opposite cell
 
@@ -64,7 +70,7 @@ class ScrollHeads(Result):
                     f"- noise level {level:g}, head {row['layer']}.{row['head']}: {row['moved, implied']:.2f} on the "
                     f"cell the picture came from ({row['moved, opposite']:.3f} on the opposite one); when the move is "
                     f"blocked, {row['blocked, implied']:.2f} where the action points and "
-                    f"{row['blocked, same cell']:.2f} on its own cell: it follows the **{row['follows']}**."
+                    f"{row['blocked, same cell']:.2f} on its own cell: {FOLLOWS[row['follows']]}."
                 )
         return "\n".join(lines) or "No head follows the scroll."
 
