@@ -96,23 +96,34 @@ def test_one_head_looks_where_the_action_implies_and_is_needed_there(bench, wind
     layer, head = divmod(int(masses.argmax()), bench.model.cfg.n_heads)
     assert masses[layer, head] >= 0.5
     assert head_masses(bench, moved, -shift, 0.9, SEED)[layer, head] <= 0.05
-    rise = ablation_effects(bench, (layer, head), {"moved": moved}, windows[:24], 0.9, SEED)
+    still = windows[(~game.moved(windows) & ~game.blocked(windows))[:, -1].nonzero()[:24, 0]]
+    rise = ablation_effects(bench, (layer, head), {"moved": moved, "still": still}, windows[:24], 0.9, SEED)
     assert rise["moved"] >= 0.05
+    assert rise["still"] < rise["moved"] / 3
+
+
+def test_another_head_copies_from_the_same_cell_at_a_wall(bench, windows):
+    walls = windows[game.blocked(windows)[:, -1].nonzero()[:24, 0]]
+    same = head_masses(bench, walls, torch.zeros(len(walls), 2, dtype=torch.long), 0.9, SEED)
+    scroll, copy = (bench.pipe.meta["figures"]["heads"][name] for name in ("scroll", "copy"))
+    assert (scroll["layer"], scroll["head"]) != (copy["layer"], copy["head"])
+    assert same[copy["layer"], copy["head"]] >= 0.5
+    moved = windows[game.moved(windows)[:, -1].nonzero()[:24, 0]]
+    shift = game.implied(moved)[:, -1]
+    assert head_masses(bench, moved, shift, 0.9, SEED)[copy["layer"], copy["head"]] <= 0.1
 
 
 def test_cutting_one_displacement_hurts_only_where_the_content_comes_from_there(bench, windows):
-    """The head points at where the content was: a step away after a move, the same cell at a wall."""
-    layer, head = 2, 2
+    """After a move the scroll head is needed for the cell a step away, and for no other."""
+    scroll = bench.pipe.meta["figures"]["heads"]["scroll"]
+    layer, head = scroll["layer"], scroll["head"]
     moved = windows[game.moved(windows)[:, -1].nonzero()[:24, 0]]
-    walls = windows[game.blocked(windows)[:, -1].nonzero()[:24, 0]]
-    for clips, source in ((moved, True), (walls, False)):
-        implied = game.implied(clips)[:, -1]
-        there, opposite, here = (
-            cut_effect(bench, layer, [head], clips, shift, 0.9, SEED) for shift in (implied, -implied, 0 * implied)
-        )
-        comes_from, other = (there, here) if source else (here, there)
-        assert comes_from >= 0.05
-        assert abs(other) < comes_from / 3 and abs(opposite) < comes_from / 3
+    implied = game.implied(moved)[:, -1]
+    there, opposite, here = (
+        cut_effect(bench, layer, [head], moved, shift, 0.9, SEED) for shift in (implied, -implied, 0 * implied)
+    )
+    assert there >= 0.05
+    assert abs(here) < there / 3 and abs(opposite) < there / 3
 
 
 def test_scrolling_a_frame():

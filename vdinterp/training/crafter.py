@@ -44,17 +44,20 @@ class Stage:
 class Recipe:
     """All settings of a run; stored beside the weights."""
 
-    seed: int = 0
+    seed: int = 1
     residual: Literal["pre", "normed"] = "normed"
     d_model: int = 96
     n_layers: int = 4
     n_heads: int = 3
     codec_steps: int = 1500
     codec_batch: int = 256
-    # Each round has a learning rate schedule of its own. After the first, the model scrolls but runs through walls.
+    # Each round has a learning rate schedule of its own and starts from the averaged weights of the one before. After
+    # the first, the model scrolls but runs through walls; after the second, one head both scrolls and copies.
     rounds: tuple[tuple[Stage, ...], ...] = (
         (Stage(800, 2, 24), Stage(1800, 2, 24, 0.35), Stage(1600, 8, 8, 0.12)),
         (Stage(2400, 2, 24, 0.5, high=True), Stage(900, 8, 8, 0.3)),
+        (Stage(2000, 8, 8, 0.4, high=True),),
+        (Stage(1600, 8, 8, 0.15),),
     )
     lr: float = 2e-3
     single_frame: float = 0.1  # share of batches made of single frames
@@ -281,7 +284,7 @@ def _meta(name: str, recipe: Recipe) -> dict[str, Any]:
         "actions": list(game.ACTIONS),
         "recipe": {
             **dataclasses.asdict(recipe),
-            "optimizer": "AdamW, one schedule over all stages; betas .9 .99, weight decay .02, EMA .999, warmup 200, "
+            "optimizer": "AdamW, one schedule a round; betas .9 .99, weight decay .02, EMA .999, warmup 200, "
             "linear decay over the last quarter",
             "noise": CrafterBatches.levels.__doc__,
         },
