@@ -60,7 +60,9 @@ def figures_table() -> pd.DataFrame:
         )
     found, name = load("tiny-crafter").meta["figures"], "tiny-crafter"
     shifts = ", ".join(f"{found['shift'][kind]['accuracy']:.0%}" for kind in ("moved", "still", "blocked"))
-    rollout = found["rollout"]
+    rollout, scroll = found["rollout"], found["heads"]["scroll"]
+    masses = f"{scroll['implied']:.2f}; {scroll['opposite']:.3f}"
+    rises = f"{scroll['rise']['moved']:.2f}; {scroll['rise']['still']:.2f}"
     rows += [
         (name, "codec: PSNR; cells that survive", f"{found['codec']['psnr']:.1f} dB; {found['codec']['cells']:.0%}"),
         (
@@ -74,6 +76,8 @@ def figures_table() -> pd.DataFrame:
             "{true:.3f}; {shuffled:.2f}".format(**found["action_moved"]),
         ),
         (name, "picture scrolls as it should: after a move, no move, a wall", shifts),
+        (name, "scroll head: attention on the cell the action implies; on the opposite one", masses),
+        (name, "error that removing it adds: after a move; when nothing moves", rises),
         (name, "cells right 4 frames on; by copying", f"{rollout['plus_4']:.0%}; {rollout['copying']:.0%}"),
     ]
     return pd.DataFrame(rows, columns=["model", "measured", "result"])
