@@ -14,6 +14,7 @@ from vdinterp.plotting.template import color_bar, finish
 
 COLORSCALE = "Inferno"
 QUERY_COLOR = (0, 200, 255)
+LOWEST_WITH_SCALE = 230  # shown pixels of a figure that a colour scale and its title fit into
 LARGEST_VIDEO, VIDEO_WIDTH = 420, 640  # shown pixels of a video with a slider
 
 
@@ -35,6 +36,8 @@ def attention_strip(
     """
     rows, top = overlaid(frames, weights, queries=queries, max_weight=max_weight)
     figure = strip_figure(list(rows.values()), list(rows), title=title)
+    layout: Any = figure.layout
+    figure.update_layout(height=max(layout.height, LOWEST_WITH_SCALE))
     _add_scale(figure, top)
     return figure
 
