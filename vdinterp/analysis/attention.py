@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,16 @@ def head_names(n_layers: int, n_heads: int) -> list[str]:
     return [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
 
 
+def tidy(values: torch.Tensor, **axes: Sequence[Any] | None) -> pd.DataFrame:
+    """A table with one row a number (`value`), and for each axis, in order, its label there (None: the index)."""
+    index = np.indices(values.shape).reshape(values.ndim, -1)
+    columns = {
+        name: at if labels is None else np.asarray(labels, dtype=object if isinstance(labels[0], str) else None)[at]
+        for (name, labels), at in zip(axes.items(), index, strict=True)
+    }
+    return pd.DataFrame({**columns, "value": values.flatten().numpy()})
+
+
 # Frame to frame
 
 
@@ -44,13 +54,11 @@ class FrameMass(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a number: `level layer head query_frame key_frame value chance`."""
-        index = np.indices(self.mass.shape).reshape(5, -1)
-        names = ("level", "layer", "head", "query_frame", "key_frame")
-        table = pd.DataFrame(dict(zip(names, index, strict=True)))
-        table["level"] = np.asarray(self.levels)[index[0]]
-        table["value"] = self.mass.flatten().numpy()
-        table["chance"] = self.chance[index[1], index[3], index[4]].numpy()
-        return table
+        frames = range(self.mass.shape[-1])
+        chance = self.chance[None, :, None].expand_as(self.mass)
+        return tidy(self.mass, level=self.levels, layer=None, head=None, query_frame=frames, key_frame=frames).assign(
+            chance=chance.flatten().numpy()
+        )
 
     def plot(self) -> dict[str, go.Figure]:
         """A matrix for every head, layers under one another, at every noise level."""
@@ -179,14 +187,10 @@ class DisplacementKernels(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a number: `group level layer head frame row col value`."""
-        index = np.indices(self.kernel.shape).reshape(7, -1)
-        table = pd.DataFrame(dict(zip(("group", "level", "layer", "head", "frame", "row", "col"), index, strict=True)))
-        table["group"] = np.asarray(self.groups, dtype=object)[index[0]]
-        table["level"] = np.asarray(self.levels)[index[1]]
-        for axis, reach in zip(("frame", "row", "col"), self.reach, strict=True):
-            table[axis] -= reach
-        table["value"] = self.kernel.flatten().numpy()
-        return table
+        steps = {
+            axis: range(-reach, reach + 1) for axis, reach in zip(("frame", "row", "col"), self.reach, strict=True)
+        }
+        return tidy(self.kernel, group=self.groups, level=self.levels, layer=None, head=None, **steps)
 
     def plot(self, frame: int | None = None) -> dict[str, go.Figure]:
         """At every noise level, a tile for every group (down) and head (across); layer x head if there is one group.
@@ -286,13 +290,11 @@ class Synopsis(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a number: `level layer head from to value chance`."""
-        index = np.indices(self.mass.shape).reshape(5, -1)
-        table = pd.DataFrame({"level": np.asarray(self.levels)[index[0]], "layer": index[1], "head": index[2]})
-        names = np.asarray(self.regions, dtype=object)
-        table["from"], table["to"] = names[index[3]], names[index[4]]
-        table["value"] = self.mass.flatten().numpy()
-        table["chance"] = self.chance[index[1], index[3], index[4]].numpy()
-        return table
+        chance = self.chance[None, :, None].expand_as(self.mass)
+        places = {"from": self.regions, "to": self.regions}
+        return tidy(self.mass, level=self.levels, layer=None, head=None, **places).assign(
+            chance=chance.flatten().numpy()
+        )
 
     def plot(self) -> dict[str, go.Figure]:
         """A matrix for every head at every noise level: attention beyond that of uniform attention."""
