@@ -75,6 +75,7 @@ def test_noised_clips_are_clean_up_to_the_target_and_the_same_at_every_call(give
         ({"n_context": 4}, "at least 5 are needed"),
         ({"n_context": -1}, "n_context >= 0"),
         ({"batch": 0}, "batch >= 1"),
+        ({"levels": 0.9}, "give a list or tuple"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message) -> None:
@@ -133,7 +134,7 @@ def test_kernels_equal_dense_means_and_separate_groups(given) -> None:
             close(found.at(*step)[1, index], values.mean(0))
             close(found.at(*step)[0, index], values[:2].mean(0))
     assert found.at(1, 0, 0).abs().max() == 0  # no frame after the last
-    assert found.chance == 1 / 48
+    close(found.chance[:, 2], torch.full((2, 3, 3), 1 / 48))  # one frame back
     table = found.to_frame()
     picked = table[(table["group"] == "all") & (table["level"] == 0.5) & (table["frame"] == -1) & (table["row"] == 0)]
     picked = picked[(picked["col"] == 1) & (picked["layer"] == 1)]
@@ -317,3 +318,52 @@ def test_over_time_only_nothing_crosses() -> None:
     time = planted.pipe(period=(BlockSpec(axis="time"),), rope={"time": Rope(dims=(4, 0, 0))})
     with pytest.raises(ValueError, match="attends over time only"):
         patch_crossing(NoisedClips(time, planted.clips(), levels=(0.9,)))
+
+
+def test_chance_is_that_of_each_layer_and_its_mask() -> None:
+    for kind, expected in (("space_time", [1 / 12, 0.0]), ("causal", [1 / 48, 1 / 48])):
+        found = displacement_kernel(noised(kind), radius=(0, 1, 0))
+        close(found.chance[:, 0, 2, 0], torch.tensor(expected))  # one row down, in the own frame
+    early = displacement_kernel(noised("causal"), frames=[1], radius=(0, 0, 0))
+    close(early.chance.flatten(), torch.full((2,), 1 / 24))  # sees two frames
+
+
+def test_what_cannot_be_measured_is_refused_or_said(caplog) -> None:
+    grey = planted.clips(1)
+    grey = vd.data.Clips(kind="file", video=grey.video * 0 + 0.5)
+    with pytest.raises(ValueError, match="every frame is the same"):
+        head_table(NoisedClips(planted.pipe(), grey, levels=(0.9,)))
+    one = NoisedClips(planted.pipe(), planted.clips(1), levels=(0.9,))
+    assert 0 < one.x0_error(0.9).item() < 1e3  # one clip with one noised frame has a unit, too
+    with pytest.raises(ValueError, match="takes text"):
+        NoisedClips(planted.pipe("cross"), planted.clips())
+    with pytest.raises(ValueError, match="takes a pipeline and clips"):
+        NoisedClips(planted.pipe().model, planted.clips())  # type: ignore[arg-type]
+    silent = NoisedClips(planted.pipe("table"), planted.clips())
+    assert "takes actions and these clips have none" in caplog.text
+    assert silent.meta()["actions"] == "none: the model ran without" and "actions" not in one.meta()
+    with pytest.raises(ValueError, match="steps smaller than the picture"):
+        scroll_heads(one, torch.tensor([[3, 0]]), torch.tensor([[3, 0]]))
+
+
+def test_correspondence_leaves_out_what_a_mask_hides() -> None:
+    given = noised("causal", n_context=1)
+    tracks = torch.arange(12).view(1, 12, 1).expand(5, -1, 4).clone()
+    future = tracks.clone()
+    future[:, :, 2:] = -1  # frame 1 cannot see these
+    one, other = (correspondence(given, points, frame=1) for points in (tracks, future))
+    close(torch.tensor(one.values("accuracy", 0.9)), torch.tensor(other.values("accuracy", 0.9)))
+    close(torch.tensor(one.table[one.table["score"] == "cross-frame mass"]["chance"].to_numpy()), torch.full((8,), 0.5))
+    for frame, message in ((0, "sees no other frame"), (9, "the clips have 4 frames")):
+        with pytest.raises(ValueError, match=message):
+            correspondence(given, tracks, frame=frame)
+    with pytest.raises(ValueError, match=r"tracks hold cells -2\.\.11"):
+        correspondence(given, tracks.where(tracks > 0, -2))
+
+
+def test_patch_crossing_without_adaln_gates() -> None:
+    from vdinterp.models import BlockSpec, Sublayer
+
+    plain = planted.pipe(period=(BlockSpec(attn=Sublayer("plain", None)),), norm_affine=True)
+    found = patch_crossing(NoisedClips(plain, planted.clips(), levels=(0.9,)))
+    assert found.pick("value-weighted share")["value"].between(0, 1).all()

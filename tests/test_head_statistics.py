@@ -100,7 +100,7 @@ def test_head_statistic(tmp_path) -> None:
     close(result.values(), values.mean(0))
     close(result.values("s", 0.9), 2 * values.mean(0))
     assert result.table["chance"].tolist() == [1, 1, 2, 2] * 2
-    assert (result.table["low"] <= result.table["value"]).all() and "1.1 (7)" in result.summary()
+    assert (result.table["low"] <= result.table["value"]).all() and "1.1 (7, uniform attention 2)" in result.summary()
     assert len({figure.data[0].zmax for figure in result.plot().values()}) == 1  # one scale for all levels
     with pytest.raises(KeyError, match=r"no score 't'.*there are s at 0\.3, 0\.9"):
         result.values("t")

@@ -182,7 +182,12 @@ def test_only_the_queries_of_some_frames(kind, layer) -> None:
         (lambda p: p.mass(torch.zeros(5, dtype=torch.long)), r"\[18\]"),
         (lambda p: p.mass(torch.zeros(18)), "float32"),
         (lambda p: p.top_keys(19), "1..18"),
-        (lambda p: p.heads([2]), "there are 2"),
+        (lambda p: p.heads([2]), "heads 2..2 lie outside the 2"),
+        (lambda p: p.heads([]), "No head was given"),
+        (lambda p: p.rows([1.5]), "whole numbers"),
+        (lambda p: p.rows(torch.tensor([True, False])), r"\[18\]; got \[2\]"),
+        (lambda p: p.displacement_kernel(radius=(1, 1)), "three numbers"),
+        (lambda p: p.head_scores({"a": [(0, 1)]}), "give a function"),
         (lambda p: p.displacement_kernel(radius=(-1, 0, 0)), "radius"),
         (lambda p: p.head_scores({}), "No relation"),
         (lambda p: p.head_scores({"a": torch.zeros(3, 3, dtype=torch.long)}), r"\[n 2\]"),
@@ -200,3 +205,11 @@ def test_text_has_no_place_in_the_video() -> None:
     for ask in (lambda: found.displacement_kernel(), lambda: found.mass("frame")):
         with pytest.raises(ValueError, match="Text tokens"):
             ask()
+
+
+def test_booleans_choose_tokens_and_frames() -> None:
+    found, _, dense, grid = case("3d", 0, "attn")
+    mask = grid.frame_of() == 1
+    close(found.rows(mask), dense[:, :, mask])
+    frames = torch.tensor([False, True, False])
+    close(found.displacement_kernel(frames=frames), found.displacement_kernel(frames=[1]))

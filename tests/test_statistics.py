@@ -91,3 +91,20 @@ def test_a_statistic_cannot_be_changed() -> None:
         model.run_with_stats(**inputs(model), stats=["frame_mas"])
     with pytest.raises(ValueError, match="'z' is no statistic; there are frame_mass"):
         model.run_with_stats(**inputs(model), stats=["z"])
+
+
+def test_statistics_of_a_pattern_that_a_hook_changed_are_refused() -> None:
+    model = tiny_model()
+    change = vd.Custom(("pattern", 0), lambda pattern, hook: pattern.flip(-1))
+    for name in NAMES:
+        with pytest.raises(ValueError, match=r"A hook changed blocks\.0\.attn\.hook_pattern"), model.intervene(change):
+            model.run_with_stats(**inputs(model), stats=name)
+
+
+def test_a_key_that_nobody_may_see_receives_nothing() -> None:
+    model = tiny_model()
+    allow = torch.ones(18, 18, dtype=torch.bool)
+    allow[:, 3] = False
+    with model.intervene(vd.MaskAttention(allow=allow)):
+        _, stats = model.run_with_stats(**inputs(model), stats=["sinks"])
+    assert stats["sinks"].isfinite().all() and (stats["sinks"][..., 3] == 0).all()

@@ -1,6 +1,14 @@
 """From tensors to numbers: scores of generated clips with their intervals, and statistics of attention and streams."""
 
-from vdinterp.analysis.attention import chunk_mass, displacement_kernel, frame_mass, synopsis
+from vdinterp.analysis.attention import (
+    DisplacementKernels,
+    FrameMass,
+    Synopsis,
+    chunk_mass,
+    displacement_kernel,
+    frame_mass,
+    synopsis,
+)
 from vdinterp.analysis.bootstrap import Interval, bootstrap_mean
 from vdinterp.analysis.correspondence import correspondence
 from vdinterp.analysis.head_statistic import HeadStatistic
@@ -16,6 +24,8 @@ from vdinterp.analysis.sinks import Sinks, sinks
 from vdinterp.analysis.spatial_temporal import spatial_temporal
 
 __all__ = [
+    "DisplacementKernels",
+    "FrameMass",
     "HeadConsensus",
     "HeadStatistic",
     "HeadTable",
@@ -27,6 +37,7 @@ __all__ = [
     "ScrollHeads",
     "Sinks",
     "StepRedundancy",
+    "Synopsis",
     "bootstrap_mean",
     "chunk_mass",
     "correspondence",

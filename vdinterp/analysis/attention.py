@@ -168,8 +168,8 @@ class DisplacementKernels(Result):
     title = "Attention by displacement"
     kernel: Float[torch.Tensor, "group level layer head frame row col"]
     groups: tuple[str, ...]
+    chance: Float[torch.Tensor, "layer frame row col"]
     levels: tuple[float, ...]
-    chance: float
 
     @property
     def reach(self) -> tuple[int, int, int]:
@@ -186,11 +186,14 @@ class DisplacementKernels(Result):
         return self.kernel[..., frames + frame, rows + row, cols + col]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a number: `group level layer head frame row col value`."""
+        """One row a number: `group level layer head frame row col value chance`."""
         steps = {
             axis: range(-reach, reach + 1) for axis, reach in zip(("frame", "row", "col"), self.reach, strict=True)
         }
-        return tidy(self.kernel, group=self.groups, level=self.levels, layer=None, head=None, **steps)
+        chance = self.chance[None, None, :, None].expand_as(self.kernel)
+        return tidy(self.kernel, group=self.groups, level=self.levels, layer=None, head=None, **steps).assign(
+            chance=chance.flatten().numpy()
+        )
 
     def plot(self, frame: int | None = None) -> dict[str, go.Figure]:
         """At every noise level, a tile for every group (down) and head (across); layer x head if there is one group.
@@ -230,10 +233,10 @@ class DisplacementKernels(Result):
             layer, head, place = np.unravel_index(best, tuple(flat.shape[1:]))
             dt, dy, dx = np.unravel_index(int(place), tuple(self.kernel.shape[4:]))
             moved = tuple(int(d) - r for d, r in zip((dt, dy, dx), self.reach, strict=True))
-            value = float(flat[group, layer, head, place])
+            value, chance = float(flat[group, layer, head, place]), float(self.chance[layer].flatten()[place])
             lines.append(
                 f"- **{name}**: head {layer}.{head} looks at {moved} (frames, rows, columns) with {value:.2f} of its "
-                f"attention; uniform attention has {self.chance:.3g} there."
+                f"attention; uniform attention has {chance:.3g} there."
             )
         return "\n".join(lines)
 
@@ -246,14 +249,14 @@ def displacement_kernel(
 ) -> DisplacementKernels:
     """Mean attention by displacement `(frame, row, col)`, key minus query, of all heads; by group of clips.
 
-    `K[d] = mean over queries q for which q + d is in the clip of A[q, q + d]`. Range 0 to 1. Chance: one over the
-    number of keys, everywhere. `groups`: names of sets of clips, for example by action (they may overlap; an empty one
-    raises); `frames`: whose queries count (default: the noised ones); `radius` (frames, rows, cols) limits the
-    displacements. Misleads at the rim, where few queries have the key; and an average over clips that do different
-    things shows all of them at once.
+    `K[d] = mean over queries q for which q + d is in the clip of A[q, q + d]`. Range 0 to 1. Chance: the kernel of
+    uniform attention, one over the number of keys where there is no mask. `groups`: names of sets of clips, for example
+    by action (they may overlap; an empty one raises); `frames`: whose queries count (default: the noised ones);
+    `radius` (frames, rows, cols) limits the displacements. Misleads at the rim, where few queries have the key; and an
+    average over clips that do different things shows all of them at once.
     """
     everything = {"all clips": torch.ones(len(noised.clips), dtype=torch.bool)}
-    groups = everything if groups is None else dict(groups)
+    groups = everything if groups is None else {name: torch.as_tensor(chosen) for name, chosen in groups.items()}
     for name, chosen in groups.items():
         if chosen.shape != (len(noised.clips),) or chosen.dtype != torch.bool or not chosen.any():
             raise ValueError(
@@ -261,6 +264,9 @@ def displacement_kernel(
                 f"{chosen.dtype} {list(chosen.shape)}, {int(chosen.sum())} clips"
             )
     frames = noised.target if frames is None else frames
+    # Bad frames and radii are found out here, before the model runs.
+    uniform = [noised.uniform_pattern(layer) for layer in range(noised.model.cfg.n_layers)]
+    chance = torch.stack([pattern.displacement_kernel(radius, frames)[0, 0] for pattern in uniform]).cpu()
     found = []
     for level in noised.levels:
         parts = [
@@ -271,7 +277,7 @@ def displacement_kernel(
         found.append(torch.stack([kernels[chosen].mean(0) for chosen in groups.values()]))
     return DisplacementKernels(
         kernel=torch.stack(found, 1), groups=tuple(groups), levels=noised.levels,
-        chance=1 / noised.uniform_pattern(0).k.shape[-2], meta=noised.meta(query_frames=list(frames)),
+        chance=chance, meta=noised.meta(query_frames=list(frames)),
     )  # fmt: skip
 
 
@@ -323,7 +329,8 @@ def synopsis(noised: NoisedClips, regions: Int[torch.Tensor, "clip frame row col
     """
     shape = (len(noised.clips), *noised.grid.shape)
     if regions.shape != shape or regions.is_floating_point():
-        raise ValueError(f"regions must be integers {list(shape)} (clip frame row col), got {list(regions.shape)}")
+        given = f"{regions.dtype} {list(regions.shape)}"
+        raise ValueError(f"regions must be integers {list(shape)} (clip frame row col), got {given}")
     labels = regions.flatten(1).long()
     missing = [name for index, name in enumerate(names) if not (labels == index).any()]
     if missing or int(labels.min()) < 0 or int(labels.max()) >= len(names):

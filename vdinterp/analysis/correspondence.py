@@ -34,34 +34,41 @@ def correspondence(
     another model; here from a noised frame, with the true tracks. There a match may be off by some pixels; here a token
     is right or wrong.
 
-    Raises ValueError for attention that sees its own frame only, and tracks that do not fit.
+    Frames that a causal mask hides are left out. Raises ValueError for attention that sees its own frame only, and for
+    tracks that do not fit.
     """
     grid = noised.grid
+    if not -noised.n_frames <= frame < noised.n_frames:
+        raise ValueError(f"frame={frame}: the clips have {noised.n_frames} frames")
     start = range(noised.n_frames)[frame]
     tracks = cell_tracks(noised.clips, grid, frame) if tracks is None else tracks
     if tracks.ndim != 3 or (len(tracks), tracks.shape[2]) != (len(noised.clips), noised.n_frames):
         wanted = [len(noised.clips), "point", noised.n_frames]
         raise ValueError(f"tracks must be {wanted} (clip point frame), got {list(tracks.shape)}")
-    if int(tracks.max()) >= grid.tokens_per_frame:
-        raise ValueError(f"tracks hold cell {int(tracks.max())}; a frame has {grid.tokens_per_frame}")
+    if int(tracks.max()) >= grid.tokens_per_frame or int(tracks.min()) < -1:
+        held = f"{int(tracks.min())}..{int(tracks.max())}"
+        raise ValueError(f"tracks hold cells {held}; a frame has 0..{grid.tokens_per_frame - 1}, and -1 is not seen")
     layers = [i for i in range(noised.model.cfg.n_layers) if noised.model.sublayer(i).axis != "space"]
     if len(layers) < noised.model.cfg.n_layers:
         raise ValueError(f"only the layers {layers} see other frames: correspondence needs attention across frames")
+    visible = torch.stack([noised.uniform_pattern(layer).frame_mass()[0, 0, start].cpu() for layer in layers])
+    hidden = (visible == 0).any(0)  # by a causal mask: nothing can be matched there
+    if hidden.sum() >= noised.n_frames - 1:
+        raise ValueError(f"frame {start} sees no other frame: choose a later one")
+    tracks = torch.where(hidden, -1, tracks)
     rows = []
-    cell = 1 / grid.tokens_per_frame
+    cell = torch.full((len(layers),), 1 / grid.tokens_per_frame)
+    away = 1 - visible[:, start]
     for level in noised.levels:
         found: dict[str, list[torch.Tensor]] = {score: [] for score in UNITS}
         for clips, patterns in zip(noised.batches, noised.patterns(level), strict=True):
             parts = [_scores(pattern, tracks[clips], start) for pattern in patterns]
             for score in UNITS:
                 found[score].append(torch.stack([part[score] for part in parts], 1))
-        own = noised.uniform_pattern(0).frame_mass()[0, 0, start, start].item()
-        chance = {"accuracy": cell, "confidence": cell, "cross-frame mass": 1 - own}
-        chance["harmonic mean"] = 3 / sum(1 / max(value, 1e-9) for value in chance.values())
+        chance = {"accuracy": cell, "confidence": cell, "cross-frame mass": away}
+        chance["harmonic mean"] = 3 / (2 / cell + 1 / away)
         for score, values in found.items():
-            rows.append(
-                head_rows(torch.cat(values), level=level, score=score, chance=torch.full((len(layers),), chance[score]))
-            )
+            rows.append(head_rows(torch.cat(values), level=level, score=score, chance=chance[score]))
     return head_statistic("Correspondence", rows, UNITS, noised.meta(query_frame=start))
 
 

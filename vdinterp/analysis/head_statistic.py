@@ -62,10 +62,12 @@ class HeadStatistic(Result):
         for score, unit in self.units.items():
             first = rows_of(self.table, score=score, level=self.table["level"].iloc[0])
             top = first.nlargest(3, "value")
-            named = ", ".join(f"{row.layer}.{row.head} ({row.value:.3g})" for row in top.itertuples())
-            chance = first["chance"].iloc[0]
-            against = "" if np.isnan(chance) else f"; uniform attention scores {chance:.3g}"
-            lines.append(f"- **{score}** ({unit}): highest in heads {named}{against}.")
+            named = ", ".join(
+                f"{row.layer}.{row.head} ({row.value:.3g}"
+                + (")" if np.isnan(row.chance) else f", uniform attention {row.chance:.3g})")
+                for row in top.itertuples()
+            )
+            lines.append(f"- **{score}** ({unit}): highest in heads {named}.")
         return "\n".join(lines)
 
 

@@ -111,6 +111,7 @@ def head_table(
     reference = noised if reference is None else reference
     if reference.model is not noised.model or not set(noised.levels) <= set(reference.levels):
         raise ValueError("reference must be NoisedClips of the same model and at the same noise levels")
+    _ = noised.variance  # refuses clips that all look the same, before anything is measured
     n_layers, n_heads = noised.model.cfg.n_layers, noised.model.cfg.n_heads
     chance = [_scores(noised, noised.uniform_pattern(i), slice(0, len(noised.clips)), implied) for i in range(n_layers)]
     rows, effects, errors = [], [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,8 @@ from vdinterp.models import ActivationCache, AttentionPattern
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 
+log = logging.getLogger("vdinterp")
+
 
 class NoisedClips:
     """Clips whose first `n_context` frames are clean and whose other frames, the target, are at one noise level.
@@ -24,7 +27,8 @@ class NoisedClips:
     >>> vd.analysis.frame_mass(noised).plot()
 
     Args:
-        pipe: the model. `clips`: with actions where the model takes them.
+        pipe: the model. `clips`: with actions where the model takes them (else it runs without, and a warning is
+            logged).
         levels: noise levels in (0, 1] (shares of the model's number of levels), each measured apart.
         n_context: clean frames; default all but the last. 0 noises every frame.
         seed: of the noise; a clip has the same noise at every level and under every intervention.
@@ -43,6 +47,11 @@ class NoisedClips:
         seed: int = 0,
         batch: int = 16,
     ) -> None:
+        if not isinstance(pipe, VideoDiffusion) or not isinstance(clips, Clips):
+            raise ValueError(
+                "NoisedClips takes a pipeline and clips (vd.load(..), vd.data.make_clips(..)), got "
+                f"{type(pipe).__name__} and {type(clips).__name__}"
+            )
         self.n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
         self.n_context = self.n_frames - 1 if n_context is None else n_context
         check_fit(pipe, clips, self.n_context)
@@ -51,6 +60,8 @@ class NoisedClips:
             raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
         self.pipe, self.clips, self.seed, self.batch = pipe, clips, seed, batch
         self.levels = tuple(float(level) for level in levels)
+        if self.model.cfg.d_action and clips.action is None:
+            log.warning("%s takes actions and these clips have none: it runs without", self.model.cfg.model_name)
 
     def __repr__(self) -> str:
         return (
@@ -67,6 +78,11 @@ class NoisedClips:
     def grid(self) -> Any:
         """How the tokens of these clips lie."""
         return self.model.grid(self.n_frames)
+
+    @property
+    def has_actions(self) -> bool:
+        """Whether the model takes actions and the clips have them."""
+        return self.model.cfg.d_action > 0 and self.clips.action is not None
 
     @property
     def target(self) -> list[int]:
@@ -90,9 +106,13 @@ class NoisedClips:
 
     @cached_property
     def variance(self) -> float:
-        """Mean squared distance of the target frames to their mean frame: the unit of changes and errors of x0."""
-        latents = self.latents[:, self.n_context :]
-        return float((latents - latents.mean((0, 1))).square().mean())
+        """Mean squared distance of all frames to their mean frame: the unit of changes and errors of x0."""
+        found = float((self.latents - self.latents.mean((0, 1))).square().mean())
+        if not found > 0:
+            raise ValueError(
+                f"{self!r}: every frame is the same, so errors have no unit; give clips that show something"
+            )
+        return found
 
     def meta(self, **more: Any) -> dict[str, Any]:
         """How numbers measured on these clips were made."""
@@ -104,6 +124,7 @@ class NoisedClips:
             "context frames": self.n_context,
             "levels": list(self.levels),
             "seed": self.seed,
+            **({} if self.has_actions or not self.model.cfg.d_action else {"actions": "none: the model ran without"}),
             **more,
         }
 
@@ -117,7 +138,8 @@ class NoisedClips:
         k = torch.full(latents.shape[:2], -1)
         k[:, self.n_context :] = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
         given: dict[str, Any] = {"noisy": self.pipe.add_noise(latents, k, self.noise[clips]), "noise_levels": k}
-        if self.model.cfg.d_action and self.clips.action is not None:
+        if self.has_actions:
+            assert self.clips.action is not None
             given["cond"] = self.clips.action[clips, : self.n_frames]
         return given
 
@@ -157,7 +179,7 @@ class NoisedClips:
         return torch.cat([part[:, self.n_context :].float().cpu() for part in made])
 
     def x0_error(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, " clip"]:
-        """Squared error of that estimate over the variance: 0 perfect, 1 what the mean frame gets."""
+        """Squared error of that estimate over the variance: 0 perfect, about 1 what the mean frame gets."""
         return self._distance(self.x0(level, *interventions), self.latents[:, self.n_context :])
 
     def x0_change(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, " clip"]:
@@ -176,6 +198,8 @@ class NoisedClips:
 
 def check_levels(levels: Sequence[float]) -> None:
     """Raise `ValueError` unless there are noise levels, in (0, 1], each once."""
+    if not isinstance(levels, Sequence):
+        raise ValueError(f"levels is {levels!r}; give a list or tuple of noise levels, for example ({levels!r},)")
     if not levels or not all(0 < level <= 1 for level in levels) or len(set(levels)) < len(levels):
         raise ValueError(f"levels are noise levels in (0, 1], at least one, each once; got {tuple(levels)}")
 
@@ -183,6 +207,10 @@ def check_levels(levels: Sequence[float]) -> None:
 def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str = "clips") -> None:
     """Raise `ValueError` unless the model can denoise the clips after `n_context` frames. Encodes one frame to see."""
     cfg = pipe.model.cfg
+    if cfg.d_text:
+        raise ValueError(
+            f"{cfg.model_name} takes text, and {what} have none: statistics on clips are for models without"
+        )
     n_frames = min(clips.n_frames, cfg.n_frames)
     if n_context < 0 or n_frames <= n_context:
         raise ValueError(

@@ -117,7 +117,8 @@ def patch_crossing(noised: NoisedClips) -> PatchCrossing:
     rows = []
     for level in noised.levels:
         per_layer: list[list[dict[str, dict[str, torch.Tensor]]]] = []
-        for cache in noised.caches(level, ["rot_q", "rot_k", "v", "mod.gate"]):
+        gates = [name for name in model.hook_names if name.endswith(".attn.mod.hook_gate")]
+        for cache in noised.caches(level, ["rot_q", "rot_k", "v", *gates]):
             per_layer.append([_parts(noised, cache, layer) for layer in range(model.cfg.n_layers)])
         for layer in range(model.cfg.n_layers):
             for quantity in ("attention mass", "value-weighted share"):
@@ -137,7 +138,9 @@ def _parts(noised: NoisedClips, cache: ActivationCache, layer: int) -> dict[str,
     pattern, model = cache["pattern", layer], noised.model
     target = noised.target_tokens
     ones = torch.ones(len(pattern.q), pattern.n_keys, 1, device=pattern.q.device)
-    gate = cache["mod.gate", layer, "attn"].repeat_interleave(noised.grid.tokens_per_frame, 1)
+    gate: torch.Tensor | float = 1.0  # a sublayer without AdaLN has none
+    if f"blocks.{layer}.attn.mod.hook_gate" in cache:
+        gate = cache["mod.gate", layer, "attn"].repeat_interleave(noised.grid.tokens_per_frame, 1)
     mass, norms = {}, {}
     for part, relation in PARTS.items():
         values = torch.cat([cache["v", layer].float(), ones[:, :, None].expand(-1, -1, pattern.n_heads, -1)], -1)

@@ -158,10 +158,10 @@ class StepRedundancy(Result):
         for score in self.table["score"].unique():
             off = np.diagonal(self.values(score), 1, 1, 2)
             control = np.diagonal(self.values(score, "other_clip"), 1, 1, 2)
-            lines.append(
-                f"- **{score}**: {off.min():.2f} to {off.max():.2f} between neighbouring levels, over layers; "
-                f"{np.nanmin(control):.2f} to {np.nanmax(control):.2f} between one clip and the next."
-            )
+            line = f"- **{score}**: {off.min():.2f} to {off.max():.2f} between neighbouring levels, over layers"
+            if np.isfinite(control).any():
+                line += f"; {np.nanmin(control):.2f} to {np.nanmax(control):.2f} between one clip and the next"
+            lines.append(f"{line}.")
         return "\n".join(lines)
 
 

@@ -67,12 +67,16 @@ class ScrollHeads(Result):
             for _, row in rows_of(self.table, level=level).iterrows():
                 if row["follows"] == "nothing":
                     continue
-                lines.append(
+                line = (
                     f"- noise level {level:g}, head {row['layer']}.{row['head']}: {row['moved, implied']:.2f} on the "
-                    f"cell the picture came from ({row['moved, opposite']:.3f} on the opposite one); when the move is "
-                    f"blocked, {row['blocked, implied']:.2f} where the action points and "
-                    f"{row['blocked, same cell']:.2f} on its own cell: {FOLLOWS[row['follows']]}."
+                    f"cell the picture came from ({row['moved, opposite']:.3f} on the opposite one); "
                 )
+                if row["follows"] != "scroll":
+                    line += (
+                        f"when the move is blocked, {row['blocked, implied']:.2f} where the action points and "
+                        f"{row['blocked, same cell']:.2f} on its own cell: "
+                    )
+                lines.append(f"{line}{FOLLOWS[row['follows']]}.")
         return "\n".join(lines) or "No head follows the scroll."
 
 
@@ -95,6 +99,12 @@ def scroll_heads(
     for name, given in (("implied", implied), ("actual", actual)):
         if given.shape != (len(noised.clips), 2) or given.is_floating_point():
             raise ValueError(f"{name} must be integers {[len(noised.clips), 2]} (clip, (row, col)), got {given.shape}")
+    reach = int(implied.abs().max())
+    if noised.n_frames < 2 or reach >= min(noised.grid.shape[1:]):
+        raise ValueError(
+            f"a scroll needs two frames and steps smaller than the picture, got {noised.n_frames} frames and steps up "
+            f"to {reach} in {noised.grid.n_rows} x {noised.grid.n_cols} cells"
+        )
     goes = (implied != 0).any(1)
     moved, blocked = goes & (actual == implied).all(1), goes & (actual == 0).all(1)
     if not moved.any():
@@ -108,7 +118,6 @@ def scroll_heads(
         "blocked, same cell": (blocked, zero),
         "stayed, same cell": (~goes, zero),
     }
-    reach = int(implied.abs().max())
     rows = []
     for level in noised.levels:
         kernels = torch.cat(

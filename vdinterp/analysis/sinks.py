@@ -59,16 +59,15 @@ class Sinks(Result):
         """The strongest sinks at the first noise level."""
         first = self.table.loc[self.table["level"] == self.table["level"].iloc[0]]
         lines = []
-        for index in first["received"].nlargest(3).index:
-            row = self.table.loc[index].to_dict()
+        for row in first.sort_values("received", ascending=False).head(3).itertuples():
             line = (
-                f"- Head {row['layer']}.{row['head']}: token {row['key']} (frame {row['frame']}, row {row['row']}, "
-                f"column {row['col']}) receives {row['received']:.3g} times what uniform attention gives it; its "
-                f"value is {row['value_norm']:.2g} times as long as the median"
+                f"- Head {row.layer}.{row.head}: token {row.key} (frame {row.frame}, row {row.row}, column {row.col}) "
+                f"receives {row.received:.3g} times what uniform attention gives it; its value is "
+                f"{row.value_norm:.2g} times as long as the median"
             )
-            if pd.notna(row["x0_change"]):
-                line += f"; without it x0 changes by {row['x0_change']:.2g}, without a random other by "
-                line += f"{row['control_change']:.2g}"
+            if pd.notna(row.x0_change):
+                line += f"; without it x0 changes by {row.x0_change:.2g}, without a random other by "
+                line += f"{row.control_change:.2g}"
             lines.append(f"{line}.")
         return "\n".join(lines)
 

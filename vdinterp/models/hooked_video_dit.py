@@ -233,13 +233,14 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         memory: the pattern is never made and no activation is kept. `inputs`: cond, cond_mask, text.
         Raises MemoryError with the byte count where `estimate_stats` says that it would not fit.
         """
+        stats = [stats] if isinstance(stats, str) else list(stats)
         for name in stats:
             if not self.hook_dict[self.resolve_names(name)[0]].read_only:
                 raise ValueError(f"{name!r} is no statistic; there are {', '.join(STATISTICS)}.")
         needed = self.estimate_stats(stats, *latents.shape[:2])
         total = needed["result_bytes"] + needed["working_bytes"]
         check_fits(total, self.device, f"{', '.join(stats)} of all heads", "Use fewer clips or statistics at a time.")
-        pred, cache = self.run_with_cache(latents, noise_levels, names=list(stats), **inputs)
+        pred, cache = self.run_with_cache(latents, noise_levels, names=stats, **inputs)
         return pred, {name: cache.stack(name) for name in stats}
 
     @contextmanager

@@ -65,6 +65,7 @@ class AttentionPattern(QueryKeys):
         One fused attention call whose values are one-hot over the keys. Takes `n_queries * len(keys)` numbers a head.
         """
         wanted = self._tokens(keys, self.n_keys, "key token")
+        self._check(2 * len(wanted) * self.n_queries, f"{len(wanted)} columns", "Ask for fewer keys, or heads().")
         one_hot = F.one_hot(wanted, self.n_keys).t().float()
         return self.weighted(one_hot.expand(len(self.q), -1, -1))
 
@@ -109,6 +110,8 @@ class AttentionPattern(QueryKeys):
                 f"values {list(values.shape)}: [batch key _] or [batch key head _] is needed, with {len(self.q)} clips "
                 f"and {self.n_keys} keys."
             )
+        width = values.shape[-1]
+        self._check(2 * width * self.n_queries, f"Sums of {width} numbers a key", "Give narrower values.")
         grouped = values[:, self._key_groups()]  # batch group key (head) width
         grouped = grouped.unsqueeze(2) if values.ndim == 3 else grouped.transpose(2, 3)
         if relation is None:
@@ -139,6 +142,7 @@ class AttentionPattern(QueryKeys):
                 raise ValueError("Text tokens lie in no frame: give one integer label a text token.")
             labels, n_parts = self._keys().frame, self.grid.n_frames
         else:
+            partition = torch.as_tensor(partition)
             if partition.shape != (self.n_keys,) or partition.is_floating_point() or int(partition.min()) < 0:
                 raise ValueError(
                     f"A partition is one integer label from 0 a key, [{self.n_keys}]; got {partition.dtype} "
@@ -157,7 +161,7 @@ class AttentionPattern(QueryKeys):
 
     def received(self) -> Float[torch.Tensor, "batch head key"]:
         """What a key gets from all queries that could see it, in units of what it would get if all attention were
-        uniform: 1 for every key then, and large for an attention sink."""
+        uniform: 1 for every key then, and large for an attention sink; 0 for a key that nobody may see."""
         got = self.k.new_zeros(self.k.shape[:-1], dtype=torch.float32)
         for _, part in self.chunks():
             got += part.sum(-2)
@@ -166,7 +170,7 @@ class AttentionPattern(QueryKeys):
         else:
             allowed = self.mask.float().expand(*self.mask.shape[:-2], self.q.shape[3], -1)
             expected = (allowed / allowed.sum(-1, keepdim=True)).sum(-2)
-        return self._by_token(got / expected, self.key_tokens)
+        return self._by_token(torch.where(expected > 0, got / expected, 0.0), self.key_tokens)
 
     def entropy(self) -> Float[torch.Tensor, "batch head query"]:
         """Entropy of every row in nats: 0 for a single key, `log(number of keys it may see)` for uniform attention."""
@@ -188,23 +192,22 @@ class AttentionPattern(QueryKeys):
         return self._by_token(values, self.query_tokens), self._by_token(keys, self.query_tokens)
 
     def displacement_kernel(
-        self, radius: tuple[int, int, int] | None = None, frames: Sequence[int] | None = None
+        self, radius: tuple[int, int, int] | None = None, frames: Sequence[int] | torch.Tensor | None = None
     ) -> Float[torch.Tensor, "batch head frame row col"]:
         """Mean probability by displacement (key minus query): `[2T-1, 2H-1, 2W-1]`, 0 displacement in the middle.
 
         The mean is over the queries for which that key exists, so a head that always looks one frame back at the same
-        place has 1 there; uniform attention has `1 / n_keys` everywhere, and a displacement that no pair has (or that
-        the attention's axis never sees) has 0. `radius` (frames, rows, cols) keeps only displacements up to that;
-        `frames` takes only the queries of these frames.
+        place has 1 there; uniform attention has one over the keys a query may see, and a displacement that no pair has
+        (or that the attention's axis never sees) has 0. `radius` (frames, rows, cols) keeps only displacements up to
+        that; `frames` takes only the queries of these frames.
         Misleads at the rim: large displacements average over few queries.
         """
         if self.cross:
             raise ValueError("Text tokens have no place in the video: there is no displacement to them.")
         shape = self.grid.shape
-        wanted = (n - 1 for n in shape) if radius is None else radius
-        reach = [min(r, n - 1) for r, n in zip(wanted, shape, strict=True)]
-        if min(reach) < 0:
+        if radius is not None and (len(radius) != 3 or min(radius) < 0):
             raise ValueError(f"radius {radius}: three numbers from 0 are needed (frames, rows, cols).")
+        reach = [n - 1 if radius is None else min(radius[axis], n - 1) for axis, n in enumerate(shape)]
         sizes = [2 * r + 1 for r in reach]
         n_bins = sizes[0] * sizes[1] * sizes[2]
         self._check(2 * n_bins, "The kernel", "Give a radius (frames, rows, cols).")
@@ -228,7 +231,9 @@ class AttentionPattern(QueryKeys):
         return mean.t().reshape(len(self.q), self.n_heads, *sizes)
 
     def head_scores(
-        self, relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]], frames: Sequence[int] | None = None
+        self,
+        relations: Mapping[str, Relation | Int[torch.Tensor, "_ 2"]],
+        frames: Sequence[int] | torch.Tensor | None = None,
     ) -> dict[str, Float[torch.Tensor, "batch head"]]:
         """Mean mass on related keys, for each named relation: in [0, 1], averaged over the queries that have any.
 

@@ -98,10 +98,7 @@ class QueryKeys:
 
     def heads(self, heads: Sequence[int]) -> Self:
         """The same pattern, of some heads only."""
-        for head in heads:
-            if not -self.n_heads <= head < self.n_heads:
-                raise ValueError(f"No head {head}: there are {self.n_heads}, so 0..{self.n_heads - 1} or negative.")
-        chosen = [head % self.n_heads for head in heads]
+        chosen = token_indices(heads, self.n_heads, "head", self.q.device)
         mask = self.mask if self.mask is None or self.mask.shape[2] == 1 else self.mask[:, :, chosen]
         return replace(self, q=self.q[:, :, chosen], k=self.k[:, :, chosen], mask=mask)
 
@@ -130,7 +127,7 @@ class QueryKeys:
         return x if self.axis != "time" or self.cross else x[:, :, tokens.flatten().argsort()]
 
     def _tokens(self, given: Sequence[int] | torch.Tensor, size: int, what: str) -> Int[torch.Tensor, " _"]:
-        return token_indices(torch.as_tensor(given, dtype=torch.long, device=self.q.device).flatten(), size, what)
+        return token_indices(given, size, what, self.q.device)
 
     def _keys(self) -> Tokens:
         if not self.cross:
@@ -146,12 +143,13 @@ class QueryKeys:
     def _key_groups(self) -> torch.Tensor:
         return self.key_tokens.expand(self.q.shape[1], -1)
 
-    def _asked(self, frame_of_query: torch.Tensor, frames: Sequence[int] | None) -> Bool[torch.Tensor, "group query"]:
+    def _asked(
+        self, frame_of_query: torch.Tensor, frames: Sequence[int] | torch.Tensor | None
+    ) -> Bool[torch.Tensor, "group query"]:
         """The queries of some frames; None: all of them."""
         if frames is None:
             return torch.ones_like(frame_of_query, dtype=torch.bool)
-        given = torch.as_tensor(frames, dtype=torch.long, device=self.q.device).flatten()
-        return torch.isin(frame_of_query, token_indices(given, self.grid.n_frames, "frame"))
+        return torch.isin(frame_of_query, token_indices(frames, self.grid.n_frames, "frame", self.q.device))
 
     # One chunk of queries at a time
 

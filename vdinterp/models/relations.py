@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,12 @@ Relation = Callable[[Tokens, Tokens], torch.Tensor]
 
 
 def related(name: str, relation: Any, query: Tokens, key: Tokens) -> Bool[torch.Tensor, "..."]:
-    """Which pairs a relation holds for. Raises `ValueError` if it gives anything but booleans."""
+    """Which pairs a relation holds for. Raises `ValueError` if it is no function, or gives anything but booleans."""
+    if not callable(relation):
+        raise ValueError(
+            f"The relation {name!r} is {type(relation).__name__}; give a function (query, key) -> bool, or a tensor of "
+            "pairs [n 2]."
+        )
     pairs = relation(query, key)
     if not isinstance(pairs, torch.Tensor) or pairs.dtype != torch.bool:
         given = pairs.dtype if isinstance(pairs, torch.Tensor) else type(pairs).__name__
@@ -38,13 +43,24 @@ def listed(name: str, pairs: torch.Tensor, n_queries: int, n_keys: int) -> Int[t
     return query * n_keys + token_indices(pairs[:, 1], n_keys, "key token")
 
 
-def token_indices(tokens: Int[torch.Tensor, " _"], size: int, what: str) -> Int[torch.Tensor, " _"]:
-    """Indices of tokens (or frames), negative ones counted from the end. Raises `ValueError` for none, or outside."""
-    if not len(tokens):
+def token_indices(
+    given: Sequence[int] | torch.Tensor, size: int, what: str, device: torch.device | None = None
+) -> Int[torch.Tensor, " _"]:
+    """Indices of tokens (or frames), negative ones counted from the end; or a boolean for each of them.
+
+    Raises `ValueError` for none, for those outside, and for what is neither whole numbers nor a boolean each.
+    """
+    found = torch.as_tensor(given, device=device)
+    if found.dtype == torch.bool and found.shape != (size,):
+        raise ValueError(f"A boolean choice of {what}s needs one value each, [{size}]; got {list(found.shape)}.")
+    found = found.nonzero()[:, 0] if found.dtype == torch.bool else found.flatten()
+    if not len(found):
         raise ValueError(f"No {what} was given.")
-    if int(tokens.min()) < -size or int(tokens.max()) >= size:
+    if found.is_floating_point():
+        raise ValueError(f"{what}s are whole numbers (or a boolean each), got {found.dtype}.")
+    if int(found.min()) < -size or int(found.max()) >= size:
         raise ValueError(
-            f"{what}s {int(tokens.min())}..{int(tokens.max())} lie outside the {size} there are; "
-            "grid.index(frame, row, col) gives a token's index."
+            f"{what}s {int(found.min())}..{int(found.max())} lie outside the {size} there are: 0..{size - 1}, or "
+            "negative from the end."
         )
-    return tokens % size
+    return found.long() % size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+log = logging.getLogger("vdinterp")
 RADIUS = (1, 3, 3)  # frames, rows, cols of the displacements that are shown
 
 
@@ -79,7 +81,11 @@ def heads(bench: Bench) -> HeadStudy:
         asked["chunks"] = partial(chunk_mass, noised)
     if implied is not None:
         actual = crafter.displacement(bench.clips)[:, noised.n_frames - 1]
-        asked["scroll"] = partial(scroll_heads, noised, implied[:, -1], actual)
+        if ((actual == implied[:, -1]) & (actual != 0)).any():
+            asked["scroll"] = partial(scroll_heads, noised, implied[:, -1], actual)
+        else:
+            log.warning("no clip moved in its last step: whether heads follow the scroll was not measured")
+    _ = noised.variance  # refuses clips that all look the same, before anything is measured
     parts = {}
     for name, compute in tqdm(asked.items(), desc="heads", unit="statistic"):
         parts[name] = bench.ledger.result(name.replace(" ", "-"), compute)

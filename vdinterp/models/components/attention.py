@@ -183,6 +183,11 @@ class Attention(HeadProjections):
         # Half precision would round the masses to three digits, so there they take a float32 pass of their own.
         rides = "frame_mass" in wanted and v.dtype == torch.float32
         out = self._weighted(q, k, with_frame_columns(v, pattern) if rides else v, mask, grid)
+        if changed := [point.name for point in (self.hook_attn_scores, self.hook_pattern) if point.edited]:
+            raise ValueError(
+                f"A hook changed {' and '.join(map(str, changed))}: statistics come from queries and keys, and would "
+                "be of what the model did not use. Record `pattern` and reduce it yourself."
+            )
         with torch.no_grad():
             for name, point in wanted.items():
                 if name == "frame_mass" and rides:
