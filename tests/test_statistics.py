@@ -28,7 +28,7 @@ def test_statistics_equal_those_of_the_pattern(kind, masked) -> None:
     torch.testing.assert_close(pred, plain, atol=1e-5, rtol=0)
     for layer in range(model.cfg.n_layers):
         for name in NAMES:
-            expected = STATISTICS[name].compute(kept["pattern", layer])
+            expected = STATISTICS[name].compute(kept["pattern", layer], "frame")
             torch.testing.assert_close(cache[name, layer], expected, atol=1e-5, rtol=1e-5)
             assert cache[name, layer].shape == model.hook_shape(f"blocks.{layer}.attn.hook_{name}", batch=2)
     torch.testing.assert_close(cache.stack("frame_mass").sum(-1), torch.ones(2, 2, 2, 3))
@@ -108,3 +108,36 @@ def test_a_key_that_nobody_may_see_receives_nothing() -> None:
     with model.intervene(vd.MaskAttention(allow=allow)):
         _, stats = model.run_with_stats(**inputs(model), stats=["sinks"])
     assert stats["sinks"].isfinite().all() and (stats["sinks"][..., 3] == 0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["3d", "space_time", "causal"])
+def test_the_mass_on_any_partition_rides_along(kind, dtype) -> None:
+    model = tiny_model(kind).to(dtype)
+    given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs(model).items()}
+    labels = torch.arange(18) % 5
+    pred, stats = model.run_with_stats(**given, stats=["mass", "frame_mass"], partition=labels)
+    _, cache = model.run_with_cache(**given, names=["rot_q", "rot_k"])
+    assert stats["mass"].shape == (2, 2, 2, 18, 5) and stats["mass"].dtype == torch.float32
+    for layer in range(2):
+        torch.testing.assert_close(stats["mass"][layer], cache["pattern", layer].mass(labels), atol=1e-5, rtol=0)
+        torch.testing.assert_close(stats["frame_mass"][layer], cache["pattern", layer].frame_mass(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pred, model(**given), atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0)
+    needed = model.estimate_stats(["mass"], batch=2, partition=labels)
+    assert needed["result_bytes"] == stats["mass"].numel() * 4
+    assert model.sublayer(0).partition == "frame"  # put back
+
+
+@torch.no_grad()
+def test_the_mass_on_a_partition_at_every_step_and_wrong_partitions() -> None:
+    pipe = vd.load("tiny-induction")
+    labels = pipe.model.grid().cell_of()
+    with pipe.model.key_partition(labels):
+        sample = pipe.sample(vd.data.make_clips("snippet", 2).latents[:, :15], steps=2, record=["mass"])
+    assert sample.record[1].stack("mass").shape == (4, 2, 4, 64, 4)
+    model = tiny_model()
+    for wrong, message in ((torch.zeros(5, dtype=torch.long), r"\[18\]"), ("frames", "Unknown partition")):
+        with pytest.raises(ValueError, match=message):
+            model.run_with_stats(**inputs(model), stats=["mass"], partition=wrong)
+    assert model.sublayer(0).partition == "frame"

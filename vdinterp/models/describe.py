@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vdinterp.grid import TokenGrid
+from vdinterp.models.components.statistics import STATISTICS
 from vdinterp.models.hooks import HookPoint, Names, unknown_hook
+from vdinterp.models.pattern import Partition, count_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +72,7 @@ class HookDescriptions:
             "query": group, "key": n_text if getattr(parent, "cross", False) else group,
             "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
             "2T-1": 2 * grid.n_frames - 1, "2H-1": 2 * grid.n_rows - 1, "2W-1": 2 * grid.n_cols - 1,
-            "channel": cfg.out_channels, "height": cfg.height, "width": cfg.width,
+            "part": grid.n_frames, "channel": cfg.out_channels, "height": cfg.height, "width": cfg.width,
         }  # fmt: skip
         return tuple(sizes[dim] for dim in self.hook_dict[name].dims)
 
@@ -86,21 +88,27 @@ class HookDescriptions:
         shapes = [(name, self.hook_shape(name, batch, n_frames, n_text)) for name in self.cacheable_names(names)]
         return sum(math.prod(shape) * (1 if name.endswith("hook_mask") else width) for name, shape in shapes)
 
-    def estimate_stats(self, stats: Sequence[str], batch: int = 1, n_frames: int | None = None) -> dict[str, int]:
+    def estimate_stats(
+        self, stats: Sequence[str], batch: int = 1, n_frames: int | None = None, partition: Partition = "frame"
+    ) -> dict[str, int]:
         """What `run_with_stats(stats=...)` would need beyond the forward pass itself, without running anything.
 
         `result_bytes`: of the statistics, all layers; `working_bytes`: held at a time, of one layer; `flops`: of the
-        passes over the patterns (`frame_mass` in float32 rides along and takes none of its own, only wider values).
+        passes over the patterns (masses in float32 ride along and take none of their own, only wider values).
         Raises `KeyError` for unknown names.
         """
+        grid = self.grid(n_frames)
+        n_parts = count_parts(partition, grid)
         result = working = flops = 0
         for name in self.resolve_names(list(stats)):
-            grid, width = self.grid(n_frames), math.prod(self.hook_shape(name, batch, n_frames)) * 4
             attention = self.mod_dict[name.rpartition(".")[0]]
+            parted = "part" in self.hook_dict[name].dims
+            shape = self.hook_shape(name, batch, n_frames)
+            result += 4 * math.prod((*shape[:-1], n_parts) if parted else shape)
             queries = torch.empty(batch, grid.n_tokens, attention.n_heads, attention.d_head, device="meta")
             cost = attention.pattern(queries, queries, grid).estimate()
-            rides = name.endswith(".hook_frame_mass")
-            columns = 4 * batch * attention.n_heads * grid.n_tokens * grid.n_frames
-            result, working = result + width, max(working, 3 * columns if rides else 2 * cost["chunk_bytes"])
+            rides = STATISTICS[name.rpartition(".hook_")[2]].rides
+            columns = 4 * batch * attention.n_heads * grid.n_tokens * (n_parts if parted else grid.n_frames)
+            working = max(working, 3 * columns if rides else 2 * cost["chunk_bytes"])
             flops += 0 if rides and self.dtype == torch.float32 else cost["flops"]
         return {"result_bytes": result, "working_bytes": working, "flops": flops}

@@ -33,6 +33,7 @@ from vdinterp.models.describe import HookDescriptions
 from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
 from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
+from vdinterp.models.pattern import Partition
 from vdinterp.models.weights import WeightViews
 
 
@@ -224,11 +225,13 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         noise_levels: Shaped[torch.Tensor, "batch frame"],
         *,
         stats: Sequence[str],
+        partition: Partition = "frame",
         **inputs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The prediction and statistics of every head's attention, stacked over layers: `[layer batch head ...]`.
 
-        `stats`: some of "frame_mass" (`[.. frame frame]`), "sinks" (`[.. key]`), "entropy" (`[.. query]`),
+        `stats`: some of "frame_mass" (`[.. frame frame]`), "mass" (`[.. query part]`, on each part of a `partition` of
+        the tokens: a label 0, 1, .. for every one, or "frame"), "sinks" (`[.. key]`), "entropy" (`[.. query]`),
         "displacement_kernel"; `describe_hooks()` says what they are. They are computed during the pass, in little
         memory: the pattern is never made and no activation is kept. `inputs`: cond, cond_mask, text.
         Raises MemoryError with the byte count where `estimate_stats` says that it would not fit.
@@ -237,11 +240,28 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         for name in stats:
             if not self.hook_dict[self.resolve_names(name)[0]].read_only:
                 raise ValueError(f"{name!r} is no statistic; there are {', '.join(STATISTICS)}.")
-        needed = self.estimate_stats(stats, *latents.shape[:2])
+        needed = self.estimate_stats(stats, *latents.shape[:2], partition=partition)
         total = needed["result_bytes"] + needed["working_bytes"]
         check_fits(total, self.device, f"{', '.join(stats)} of all heads", "Use fewer clips or statistics at a time.")
-        pred, cache = self.run_with_cache(latents, noise_levels, names=stats, **inputs)
+        with self.key_partition(partition):
+            pred, cache = self.run_with_cache(latents, noise_levels, names=stats, **inputs)
         return pred, {name: cache.stack(name) for name in stats}
+
+    @contextmanager
+    def key_partition(self, partition: Partition) -> Iterator[Any]:
+        """What the statistic `mass` is the mass on, in every call inside the block: a label a token, or "frame".
+
+        For recording it while sampling: `with model.key_partition(labels): pipe.sample(..., record=["mass"])`.
+        """
+        attentions: list[Any] = [block.attn for block in self.blocks]
+        before = [attention.partition for attention in attentions]
+        for attention in attentions:
+            attention.partition = partition
+        try:
+            yield self
+        finally:
+            for attention, old in zip(attentions, before, strict=True):
+                attention.partition = old
 
     @contextmanager
     def record(self, names: Names | None = None, device: torch.device | str | None = None) -> Iterator[Recording]:

@@ -117,11 +117,16 @@ class GuardedHook:
                 f"The hook on {hook.name} returned {returned.dtype}; the activation is {activation.dtype}. "
                 f"{'True lets a query see a key.' if self.broadcasts else 'Return result.to(activation).'}"
             )
-        hook.edited = True
+        # Only on-demand activations are asked whether they were edited; there an identity is none.
+        hook.edited |= not hook.lazy or not _same(returned, activation)
         return returned
 
     def __repr__(self) -> str:
         return f"GuardedHook({getattr(self.function, '__name__', type(self.function).__name__)})"
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
 
 
 def _edited_in_place(given: torch.Tensor, activation: torch.Tensor) -> bool:

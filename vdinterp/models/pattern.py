@@ -15,11 +15,21 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 
+from vdinterp.grid import TokenGrid
 from vdinterp.models.memory import check_fits
 from vdinterp.models.query_keys import QueryKeys, at_a_time, fused
 from vdinterp.models.relations import Relation, Tokens, listed, related
 
 Partition = Int[torch.Tensor, " _"] | Literal["frame"]
+
+
+def count_parts(partition: Partition, grid: TokenGrid) -> int:
+    """How many parts a partition has. Raises `ValueError` for the name of none."""
+    if not isinstance(partition, str):
+        return int(partition.max()) + 1
+    if partition != "frame":
+        raise ValueError(f"Unknown partition {partition!r}: give 'frame', or one integer label a key.")
+    return grid.n_frames
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -136,11 +146,10 @@ class AttentionPattern(QueryKeys):
     def one_hot(self, partition: Partition = "frame") -> Float[torch.Tensor, "group _ _"]:
         """A column for each part of the keys: attention over these values is the mass on the parts."""
         if isinstance(partition, str):
-            if partition != "frame":
-                raise ValueError(f"Unknown partition {partition!r}: give 'frame', or one integer label a key.")
+            n_parts = count_parts(partition, self.grid)
             if self.cross:
                 raise ValueError("Text tokens lie in no frame: give one integer label a text token.")
-            labels, n_parts = self._keys().frame, self.grid.n_frames
+            labels = self._keys().frame
         else:
             partition = torch.as_tensor(partition)
             if partition.shape != (self.n_keys,) or partition.is_floating_point() or int(partition.min()) < 0:
@@ -148,15 +157,21 @@ class AttentionPattern(QueryKeys):
                     f"A partition is one integer label from 0 a key, [{self.n_keys}]; got {partition.dtype} "
                     f"{list(partition.shape)}."
                 )
-            labels, n_parts = partition.to(self.q.device).long()[self.key_tokens], int(partition.max()) + 1
+            labels, n_parts = partition.to(self.q.device).long()[self.key_tokens], count_parts(partition, self.grid)
         return F.one_hot(labels.expand(self.q.shape[1], -1), n_parts).float()
+
+    def by_query(
+        self, values: Float[torch.Tensor, "batch group head query ..."]
+    ) -> Float[torch.Tensor, "batch head _ ..."]:
+        """What was computed for every query of every group, in the order of the clip's tokens."""
+        return self._by_token(values, self.query_tokens)
 
     def frame_mass(self, mass: torch.Tensor | None = None) -> Float[torch.Tensor, "batch head frame _"]:
         """Mean mass that the tokens of a frame (rows) give to each frame (columns); rows sum to 1.
 
         `mass`: that of every query on every frame, `[batch group head query frame]`, where it is known already.
         """
-        by_token = self.mass("frame") if mass is None else self._by_token(mass, self.query_tokens)
+        by_token = self.mass("frame") if mass is None else self.by_query(mass)
         return by_token.unflatten(2, (self.grid.n_frames, -1)).mean(3)
 
     def received(self) -> Float[torch.Tensor, "batch head key"]:

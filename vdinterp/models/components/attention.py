@@ -16,10 +16,17 @@ from torch import nn
 from vdinterp.grid import TokenGrid
 from vdinterp.models.components.projections import HeadProjections
 from vdinterp.models.components.rope import Table, rotate
-from vdinterp.models.components.statistics import STATISTICS, add_statistics, wanted_statistics, with_frame_columns
+from vdinterp.models.components.statistics import (
+    STATISTICS,
+    add_statistics,
+    ridden,
+    riding_columns,
+    wanted_statistics,
+)
 from vdinterp.models.config import Axis, Rope, Sublayer, VideoDiTConfig
 from vdinterp.models.hooks import HookPoint
-from vdinterp.models.pattern import AttentionPattern, fused
+from vdinterp.models.pattern import AttentionPattern, Partition
+from vdinterp.models.query_keys import fused
 
 # Tokens are grouped before attention: whole clip, one frame at a time, or one place over time.
 FOLD = {
@@ -48,6 +55,7 @@ class Attention(HeadProjections):
         super().__init__(cfg, spec, cross)
         self.axis: Axis = axis
         self.causal_block = causal_block
+        self.partition: Partition = "frame"  # of the keys, for the statistic `mass`
         self.rope: Rope | None = None if cross else cfg.rope.get(axis)
         self.q_norm, self.k_norm = _qk_norm(cfg), _qk_norm(cfg)
 
@@ -181,20 +189,22 @@ class Attention(HeadProjections):
             whole = mask.unflatten(0, (-1, *groups) if len(mask) > 1 else (1, 1))
         pattern = self._pattern(q, k, whole, grid)
         # Half precision would round the masses to three digits, so there they take a float32 pass of their own.
-        rides = "frame_mass" in wanted and v.dtype == torch.float32
-        out = self._weighted(q, k, with_frame_columns(v, pattern) if rides else v, mask, grid)
+        columns = riding_columns(wanted, pattern, self.partition, v) if v.dtype == torch.float32 else {}
+        out = self._weighted(q, k, torch.cat([v, *columns.values()], dim=-1) if columns else v, mask, grid)
         if changed := [point.name for point in (self.hook_attn_scores, self.hook_pattern) if point.edited]:
             raise ValueError(
                 f"A hook changed {' and '.join(map(str, changed))}: statistics come from queries and keys, and would "
                 "be of what the model did not use. Record `pattern` and reduce it yourself."
             )
         with torch.no_grad():
+            z, *masses = out.split([self.d_head, *(column.shape[-1] for column in columns.values())], dim=-1)
+            known = dict(zip(columns, masses, strict=True))
             for name, point in wanted.items():
-                if name == "frame_mass" and rides:
-                    point(pattern.frame_mass(out[..., self.d_head :].unflatten(0, (-1, *groups))))
+                if name in known:
+                    point(ridden(name, known[name].unflatten(0, (-1, *groups)), pattern))
                 else:
-                    point(STATISTICS[name].compute(pattern))
-        return out[..., : self.d_head]
+                    point(STATISTICS[name].compute(pattern, self.partition))
+        return z
 
     def _scores(self, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, grid: TokenGrid) -> torch.Tensor:
         scores = (q @ k.transpose(-1, -2)) * self.scale
