@@ -33,6 +33,7 @@ notebooks: $(VENV)/.dev       ## run every notebook from its text form and keep 
 bench: $(VENV)/.dev $(VENV)/.bench
 	$(PY) benchmarks/import_time.py
 	$(PY) benchmarks/forward.py
+	$(PY) benchmarks/attention_stats.py
 
 constraints: $(VENV)/.dev     ## pin what is installed now
 	$(PY) tools/pin_constraints.py > constraints.txt.new && mv constraints.txt.new constraints.txt

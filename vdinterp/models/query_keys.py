@@ -78,7 +78,8 @@ class QueryKeys:
         """What answers cost: `flops` of one pass over the pattern, `chunk_bytes` of probabilities held at a time,
         `row_bytes` of one query's row (all clips and heads), `dense_bytes` of the whole that only `materialize` makes.
 
-        Whatever would take more than half of the free memory raises MemoryError, with the byte count, before it starts.
+        An answer that would take more than half of the free memory raises MemoryError, with the byte count, before
+        it starts.
         """
         rows = self.q.shape[:-1].numel()
         least = self.k.shape[-2] * 4 * self.q.shape[:3].numel()
