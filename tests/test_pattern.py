@@ -213,3 +213,25 @@ def test_booleans_choose_tokens_and_frames() -> None:
     close(found.rows(mask), dense[:, :, mask])
     frames = torch.tensor([False, True, False])
     close(found.displacement_kernel(frames=frames), found.displacement_kernel(frames=[1]))
+
+
+@pytest.mark.usefixtures("chunked")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_text_tokens_of_joint_attention_are_a_part_of_their_own(dtype) -> None:
+    grid, generator = TokenGrid(3, 2, 3), torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 1, 2, 18 + 4, 8, generator=generator).to(dtype) for _ in range(2))
+    found = AttentionPattern(q, k, 0.5, None, grid)
+    dense = (q.float()[:, 0] @ k.float()[:, 0].transpose(-1, -2) * 0.5).softmax(-1)
+    assert found.n_text == 4 and found.n_keys == 22
+    close(found.materialize(), dense)
+    close(found.rows([20, 3]), dense[:, :, [20, 3]])
+    parts = [*(slice(6 * frame, 6 * frame + 6) for frame in range(3)), slice(18, 22)]
+    mass = torch.stack([dense[..., part].sum(-1) for part in parts], -1)
+    close(found.mass(), mass)
+    close(found.frame_mass(), mass[:, :, :18].unflatten(2, (3, 6)).mean(3))
+    kernel = found.displacement_kernel()
+    for step in [(0, 0, 0), (-1, 0, 1), (2, -1, -2)]:
+        dt, dy, dx = (d + n - 1 for d, n in zip(step, grid.shape, strict=True))
+        close(kernel[:, :, dt, dy, dx], dense[:, :, :18, :18][:, :, grid.displaced(*step)].mean(-1))
+    text = found.head_scores({"text": lambda q, k: (k.frame < 0) & (q.frame >= 0)})["text"]
+    close(text, dense[:, :, :18, 18:].sum(-1).mean(-1))

@@ -235,6 +235,8 @@ def _check_patterns(patterns: Mapping[str, Sequence[Any]]) -> None:
                     f"Layer {layer} of pass {name!r} is {type(pattern).__name__}, not an AttentionPattern; a cache "
                     'gives one as cache["pattern", layer] when it recorded rot_q and rot_k, but not pattern itself.'
                 )
+            if pattern.n_text and not pattern.cross:
+                raise ValueError(f"Layer {layer} of pass {name!r} attends to text as well, which lies in no frame.")
             if pattern.cross:
                 raise ValueError(
                     f"Layer {layer} of pass {name!r} is cross-attention: its keys are text, which lies in no frame. "

@@ -44,6 +44,9 @@ class AttentionPattern(QueryKeys):
         grid: how the clip's tokens lie.
         axis: what is attended over. `cross`: the keys are text tokens.
 
+    In joint attention over a clip and its text, the text tokens follow the clip's in `q` and `k` (`axis="3d"`): they
+    are the tokens from `grid.n_tokens` on, lie in no frame, and are a part of their own beside the frames.
+
     Queries and keys are always given and returned as token indices of the clip (text tokens: of the text), whatever the
     axis; what attention of that axis never sees has probability 0.
     """
@@ -150,6 +153,8 @@ class AttentionPattern(QueryKeys):
             if self.cross:
                 raise ValueError("Text tokens lie in no frame: give one integer label a text token.")
             labels = self._keys().frame
+            if self.n_text:
+                labels, n_parts = torch.where(labels < 0, n_parts, labels), n_parts + 1
         else:
             partition = torch.as_tensor(partition)
             if partition.shape != (self.n_keys,) or partition.is_floating_point() or int(partition.min()) < 0:
@@ -167,12 +172,13 @@ class AttentionPattern(QueryKeys):
         return self._by_token(values, self.query_tokens)
 
     def frame_mass(self, mass: torch.Tensor | None = None) -> Float[torch.Tensor, "batch head frame _"]:
-        """Mean mass that the tokens of a frame (rows) give to each frame (columns); rows sum to 1.
+        """Mean mass that the tokens of a frame (rows) give to each frame (columns); rows sum to 1. The text of joint
+        attention is a last column.
 
         `mass`: that of every query on every frame, `[batch group head query frame]`, where it is known already.
         """
         by_token = self.mass("frame") if mass is None else self.by_query(mass)
-        return by_token.unflatten(2, (self.grid.n_frames, -1)).mean(3)
+        return by_token[:, :, : self.grid.n_tokens].unflatten(2, (self.grid.n_frames, -1)).mean(3)
 
     def received(self) -> Float[torch.Tensor, "batch head key"]:
         """What a key gets from all queries that could see it, in units of what it would get if all attention were
@@ -229,7 +235,7 @@ class AttentionPattern(QueryKeys):
         total = self.q.new_zeros(n_bins + 1, len(self.q) * self.n_heads, dtype=torch.float32)
         count = self.q.new_zeros(len(total), dtype=torch.float32)
         keys, queries = self._keys(), self._places(self.query_tokens)
-        asked = self._asked(queries.frame, frames)
+        asked = self._asked(queries.frame, frames) & (queries.frame >= 0)
         for within, part in self.chunks():
             for group in asked[:, within].any(1).nonzero()[:, 0].tolist():
                 steps = [
@@ -237,7 +243,7 @@ class AttentionPattern(QueryKeys):
                     for axis in ("frame", "row", "col")
                 ]
                 inside = torch.stack([step.abs() <= r for step, r in zip(steps, reach, strict=True)]).all(0)
-                inside &= asked[group, within, None]
+                inside &= asked[group, within, None] & (keys.frame[group] >= 0)
                 index = ((steps[0] + reach[0]) * sizes[1] + steps[1] + reach[1]) * sizes[2] + steps[2] + reach[2]
                 index = torch.where(inside, index, n_bins).flatten()  # the last bin takes what lies outside
                 total.index_add_(0, index, part[:, group].flatten(0, 1).flatten(1).t())

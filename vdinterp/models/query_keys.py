@@ -65,6 +65,11 @@ class QueryKeys:
         return self.q.shape[1] * self.q.shape[3]
 
     @property
+    def n_text(self) -> int:
+        """Text tokens that follow the clip's among queries and keys alike (joint attention)."""
+        return self.n_queries - self.grid.n_tokens
+
+    @property
     def n_keys(self) -> int:
         """Key tokens of a clip, or of the text."""
         return self.k.shape[-2] if self.cross else self.n_queries
@@ -137,9 +142,9 @@ class QueryKeys:
         return Tokens(self.key_tokens, outside, outside, outside)
 
     def _places(self, tokens: torch.Tensor) -> Tokens:
-        frame = tokens // self.grid.tokens_per_frame
         cell = tokens % self.grid.tokens_per_frame
-        return Tokens(tokens, frame, cell // self.grid.n_cols, cell % self.grid.n_cols)
+        places = tokens // self.grid.tokens_per_frame, cell // self.grid.n_cols, cell % self.grid.n_cols
+        return Tokens(tokens, *(torch.where(tokens < self.grid.n_tokens, place, -1) for place in places))
 
     def _key_groups(self) -> torch.Tensor:
         return self.key_tokens.expand(self.q.shape[1], -1)
