@@ -110,7 +110,7 @@ class Strip:
 
     def picture(self) -> bytes:
         """The strip as drawn, once it has been."""
-        self.page.wait_for_timeout(150)
+        self.page.locator('[aria-busy="false"] .strip').wait_for()
         return self.page.locator(".strip").screenshot()
 
     def at(self, frame: int, row: int, col: int) -> dict[str, Any]:

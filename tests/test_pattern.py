@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from factories import inputs, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vdinterp import MaskAttention
 from vdinterp.grid import TokenGrid
@@ -31,10 +33,10 @@ def over_clip(dense: torch.Tensor, axis: str, grid: TokenGrid) -> torch.Tensor:
 def case(kind: str, layer: int, sublayer: str, dtype: torch.dtype = torch.float32, masked: bool = False):
     """A pattern, and the dense one as the model computes it (float32 logits of the very same queries and keys)."""
     model = tiny_model(kind)
-    given = inputs(model)
+    given_inputs = inputs(model)
     interventions = [MaskAttention("own_frame", heads=[1])] if masked else []
     with torch.no_grad(), model.intervene(*interventions):
-        _, cache = model.run_with_cache(**given)
+        _, cache = model.run_with_cache(**given_inputs)
     attention = model.sublayer(layer, sublayer)
     cached = cache.to(dtype=dtype)
     found = cached["pattern", layer, sublayer]
@@ -235,3 +237,55 @@ def test_text_tokens_of_joint_attention_are_a_part_of_their_own(dtype) -> None:
         close(kernel[:, :, dt, dy, dx], dense[:, :, :18, :18][:, :, grid.displaced(*step)].mean(-1))
     text = found.head_scores({"text": lambda q, k: (k.frame < 0) & (q.frame >= 0)})["text"]
     close(text, dense[:, :, :18, 18:].sum(-1).mean(-1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4)),
+    batch=st.integers(1, 2),
+    n_heads=st.integers(1, 3),
+    d_head=st.integers(1, 9),
+    axis=st.sampled_from(["3d", "space", "time"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    masked=st.sampled_from(["no", "causal", "per head"]),
+    chunk=st.sampled_from([64, 2**20]),
+    seed=st.integers(0, 1000),
+)
+def test_reductions_equal_dense_ones_for_any_shape(
+    sizes, batch, n_heads, d_head, axis, dtype, masked, chunk, seed
+) -> None:
+    grid, generator = TokenGrid(*sizes), torch.Generator().manual_seed(seed)
+    groups = {"3d": 1, "space": grid.n_frames, "time": grid.tokens_per_frame}[axis]
+    within = grid.n_tokens // groups
+    q, k = (torch.randn(batch, groups, n_heads, within, d_head, generator=generator).to(dtype) for _ in range(2))
+    mask = None
+    if masked == "causal":
+        mask = torch.ones(within, within, dtype=torch.bool).tril()[None, None, None]
+    elif masked == "per head":
+        mask = torch.rand(1, 1, n_heads, within, within, generator=generator) < 0.6
+        mask |= torch.eye(within, dtype=torch.bool)
+    logits = q.float() @ k.float().transpose(-1, -2) * 0.7
+    shaped = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
+    dense = over_clip(shaped[:, 0] if axis == "3d" else shaped, axis, grid)
+    found = AttentionPattern(q, k, 0.7, mask, grid, axis)
+    before, module.CHUNK_BYTES = module.CHUNK_BYTES, chunk
+    try:
+        close(found.materialize(), shaped[:, 0] if axis == "3d" else shaped)
+        everything = range(grid.n_tokens)
+        close(found.rows(everything), dense)
+        close(found.columns(everything), dense)
+        close(found.entropy(), torch.special.entr(dense).sum(-1))
+        labels = torch.arange(grid.n_tokens) % 3
+        close(found.mass(labels), dense @ torch.nn.functional.one_hot(labels).float())
+        kernel = found.displacement_kernel()
+        middle = tuple(size - 1 for size in sizes)
+        close(kernel[:, :, middle[0], middle[1], middle[2]], dense.diagonal(dim1=2, dim2=3).mean(-1))
+        values = torch.randn(batch, grid.n_tokens, n_heads, 2, generator=generator)
+        summed = dense @ values.transpose(1, 2)
+        close(found.weighted(values), summed)
+        split = [lambda q, k: k.token % 2 == 0 + 0 * q.token, lambda q, k: k.token % 2 == 1 + 0 * q.token]
+        close(sum(found.weighted(values, relation) for relation in split), summed)
+        received = dense.sum(-2) / found.uniform().rows(everything).sum(-2)
+        close(found.received(), torch.where(received.isfinite(), received, 0.0))
+    finally:
+        module.CHUNK_BYTES = before

@@ -223,6 +223,7 @@ async function mount(el, source) {
     describe();
     if (asking) return;
     asking = true;
+    root.ariaBusy = "true"; // for readers of the screen, and whoever waits for the picture
     const slow = setTimeout(() => (status.textContent = "Waiting for Python ..."), 800);
     try {
       while (!shown || !same(shown.wish, wish)) {
@@ -240,6 +241,7 @@ async function mount(el, source) {
     } finally {
       clearTimeout(slow);
       asking = false;
+      root.ariaBusy = "false";
     }
   }
 
