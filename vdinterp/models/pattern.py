@@ -270,7 +270,7 @@ class AttentionPattern(QueryKeys):
         keys, queries = self._keys(), self._places(self.query_tokens)
         asked = self._asked(queries.frame, frames)
         codes = {
-            name: listed(name, relation, self.n_queries, self.n_keys)
+            name: listed(name, relation.to(self.q.device), self.n_queries, self.n_keys)
             for name, relation in relations.items()
             if isinstance(relation, torch.Tensor)
         }
