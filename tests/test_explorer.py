@@ -264,3 +264,5 @@ def test_of_noised_clips_shows_every_level_of_one_clip() -> None:
     np.testing.assert_allclose(explorer.values("noise level 0.9", 1, 1, token), row, atol=1e-6)
     with pytest.raises(ValueError, match="clip"):
         vd.AttentionExplorer.of(noised, clip=5)
+    with pytest.raises(ValueError, match="three numbers are needed"):
+        vd.AttentionExplorer.of(noised, query=(0, 0))  # type: ignore[arg-type]

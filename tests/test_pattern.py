@@ -190,6 +190,7 @@ def test_only_the_queries_of_some_frames(kind, layer) -> None:
         (lambda p: p.rows(torch.tensor([True, False])), r"\[18\]; got \[2\]"),
         (lambda p: p.displacement_kernel(radius=(1, 1)), "three numbers"),
         (lambda p: p.head_scores({"a": [(0, 1)]}), "give a function"),
+        (lambda p: p.head_scores({"a": lambda q, k: (k.token == q.token)[None]}), "same for every clip and head"),
         (lambda p: p.displacement_kernel(radius=(-1, 0, 0)), "radius"),
         (lambda p: p.head_scores({}), "No relation"),
         (lambda p: p.head_scores({"a": torch.zeros(3, 3, dtype=torch.long)}), r"\[n 2\]"),

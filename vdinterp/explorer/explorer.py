@@ -67,6 +67,8 @@ class AttentionExplorer:
         self.head = _index("head", head, self.n_heads)
         self.pinned = query is not None
         middle = (-1, self.grid.n_rows // 2, self.grid.n_cols // 2)
+        if query is not None and len(query) != 3:
+            raise ValueError(f"query={query}: three numbers are needed, (frame, row, col).")
         self.token = self.grid.index(*(middle if query is None else query))
         for name, layers in self.patterns.items():
             self.patterns[name] = [_of_clip(pattern, _index("clip", clip, len(pattern.q))) for pattern in layers]

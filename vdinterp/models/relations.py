@@ -32,6 +32,11 @@ def related(name: str, relation: Any, query: Tokens, key: Tokens) -> Bool[torch.
     if not isinstance(pairs, torch.Tensor) or pairs.dtype != torch.bool:
         given = pairs.dtype if isinstance(pairs, torch.Tensor) else type(pairs).__name__
         raise ValueError(f"The relation {name!r} gave {given}; it must give booleans.")
+    if pairs.ndim > 3:
+        raise ValueError(
+            f"The relation {name!r} gave {list(pairs.shape)}; it is the same for every clip and head, so what it gives "
+            "must broadcast to [group query key]."
+        )
     return pairs
 
 
