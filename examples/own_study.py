@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
-
-import torch
 
 import vdinterp as vd
 from vdinterp.studies import INTACT, Bench, Condition, StudyResult, build, study
-
-
-def scaled(gate: torch.Tensor, hook: object, by: float) -> torch.Tensor:
-    return gate * by
 
 
 @study("gate sweep")
@@ -20,7 +13,7 @@ def gate_sweep(bench: Bench, factors: tuple[float, ...] = (0.0, 0.5, 0.9, 1.1, 2
     """Multiply every attention gate by a factor; 1 is the intact model."""
     conditions = [INTACT]
     for factor in factors:
-        change = vd.Custom("attn.mod.gate", partial(scaled, by=factor))
+        change = vd.Ablate("attn.mod.gate", mode="scaled", factor=factor)
         conditions.append(Condition(ablation="attention gates", variant=f"times {factor:g}", interventions=(change,)))
     return build(StudyResult, bench, bench.measure(conditions), "Gate sweep")
 

@@ -15,10 +15,11 @@ from vdinterp.analysis import NoisedClips
 from vdinterp.analysis.head_statistic import head_rows, head_statistic
 from vdinterp.analysis.massive_activations import massive_activations
 from vdinterp.analysis.redundancy import head_consensus, step_redundancy
-from vdinterp.analysis.rope_reliance import altered_position, coordinates_moved, no_fixed_point, rope_reliance, turn
+from vdinterp.analysis.rope_reliance import rope_reliance
 from vdinterp.analysis.sinks import sinks, without_key
 from vdinterp.analysis.spatial_temporal import spatial_temporal
 from vdinterp.data import Clips
+from vdinterp.interventions.rope import no_fixed_point
 from vdinterp.models import Rope
 from vdinterp.models.components import RotaryEmbedding, rotate
 
@@ -216,8 +217,7 @@ def test_other_angles_by_hook_equal_other_coordinates(name, way, monkeypatch) ->
     noised = noised_clips(kind, levels=(0.9,), **settings)
     model, grid, axis = noised.model, noised.grid, "col" if kind == "3d" else "row"
     layers = [i for i in range(2) if model.cfg.rope[model.cfg.blocks[i].axis].dims[("frame", "row", "col").index(axis)]]
-    altered = [one for layer in layers for one in altered_position(model, grid, layer, axis, way)]
-    found = noised.x0(0.9, *altered)
+    found = noised.x0(0.9, vd.RotateRope(axis, way))
 
     place = ("frame", "row", "col").index(axis)
     own = RotaryEmbedding.coordinates
@@ -254,10 +254,8 @@ def test_nothing_altered_changes_nothing() -> None:
     noised = noised_clips("space_time")
     rotary, grid = noised.model.rope["time"], noised.grid
     x = torch.randn(2, 30, 2, 12)
-    zero = turn(rotary, grid, "frame", torch.zeros(5))(x, None)
-    assert torch.equal(zero, x)
-    no_channels = turn(rotary, grid, "row", coordinates_moved(rotary, grid, "row", "permuted"))(x, None)
-    assert torch.equal(no_channels, x)  # its channels are the frames' alone
+    assert torch.equal(rotary.moved(x, grid, 0, torch.zeros(5)), x)
+    assert torch.equal(rotary.moved(x, grid, 1, torch.ones(2)), x)  # its channels are the frames' alone
     for size in range(2, 9):
         permutation = no_fixed_point(size, seed=size)
         assert (permutation != torch.arange(size)).all() and permutation.sort().values.tolist() == list(range(size))
@@ -265,10 +263,9 @@ def test_nothing_altered_changes_nothing() -> None:
 
 def test_one_head_is_altered_alone() -> None:
     noised = noised_clips()
-    altered = altered_position(noised.model, noised.grid, 0, "frame", "frozen", heads=[1])
     names = ["rot_q", "rot_k"]
     plain = next(iter(noised.caches(0.9, names)))
-    with noised.model.intervene(*altered):
+    with noised.model.intervene(vd.RotateRope("frame", "frozen", layers=[0], heads=[1])):
         changed = next(iter(noised.caches(0.9, names)))
     for name in names:
         moved = (plain[name, 0] != changed[name, 0]).any(-1).any(0)  # pos head

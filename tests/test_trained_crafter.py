@@ -7,6 +7,7 @@ import torch
 
 import vdinterp.data.crafter as game
 from vdinterp.data import Clips, sample_clips
+from vdinterp.interventions import MaskAttention
 from vdinterp.pipeline import load
 from vdinterp.training import train
 from vdinterp.training.evaluate_crafter import (
@@ -19,7 +20,6 @@ from vdinterp.training.evaluate_crafter import (
     free_cell_actions,
     head_masses,
     latent_variance,
-    own_frame_only,
     relative_error,
     scrolled,
     shift_accuracy,
@@ -68,7 +68,7 @@ def test_the_history_is_used(bench, windows):
         return relative_error(x0, latents[:, -1], variance).mean().item()
 
     oracle, _ = scrolled(latents[:, -2], game.displacement(clips)[:, -1])
-    full, alone = error(0.9), error(0.9, own_frame_only(bench.model, 8))
+    full, alone = error(0.9), error(0.9, MaskAttention("own_frame").hooks(bench.model))
     assert full < relative_error(oracle, latents[:, -1], variance).mean()
     assert full < 0.15
     assert alone > 4 * full

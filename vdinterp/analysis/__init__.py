@@ -9,14 +9,20 @@ from vdinterp.analysis.attention import (
     frame_mass,
     synopsis,
 )
+from vdinterp.analysis.attribution_patching import AttributionResult, attribution_patch
 from vdinterp.analysis.bootstrap import Interval, bootstrap_mean
+from vdinterp.analysis.contrast import Contrast
 from vdinterp.analysis.correspondence import correspondence
+from vdinterp.analysis.edge_attribution import CircuitCurve, EdgeResult, edge_attribution, faithfulness
+from vdinterp.analysis.edges import Graph, PatchEdges
 from vdinterp.analysis.head_statistic import HeadStatistic
 from vdinterp.analysis.heads import HeadTable, head_table
 from vdinterp.analysis.massive_activations import MassiveActivations, massive_activations
 from vdinterp.analysis.metrics import deviation, motion_error, psnr, ssim, x0_error
 from vdinterp.analysis.noised import NoisedClips
 from vdinterp.analysis.patch_crossing import PatchCrossing, patch_crossing
+from vdinterp.analysis.patching import PatchingResult, activation_patch
+from vdinterp.analysis.path_patching import PathResult, path_patch
 from vdinterp.analysis.redundancy import HeadConsensus, StepRedundancy, head_consensus, step_redundancy
 from vdinterp.analysis.rope_reliance import RopeReliance, rope_reliance
 from vdinterp.analysis.scroll import ScrollHeads, scroll_heads
@@ -24,8 +30,13 @@ from vdinterp.analysis.sinks import Sinks, sinks
 from vdinterp.analysis.spatial_temporal import spatial_temporal
 
 __all__ = [
+    "AttributionResult",
+    "CircuitCurve",
+    "Contrast",
     "DisplacementKernels",
+    "EdgeResult",
     "FrameMass",
+    "Graph",
     "HeadConsensus",
     "HeadStatistic",
     "HeadTable",
@@ -33,22 +44,30 @@ __all__ = [
     "MassiveActivations",
     "NoisedClips",
     "PatchCrossing",
+    "PatchEdges",
+    "PatchingResult",
+    "PathResult",
     "RopeReliance",
     "ScrollHeads",
     "Sinks",
     "StepRedundancy",
     "Synopsis",
+    "activation_patch",
+    "attribution_patch",
     "bootstrap_mean",
     "chunk_mass",
     "correspondence",
     "deviation",
     "displacement_kernel",
+    "edge_attribution",
+    "faithfulness",
     "frame_mass",
     "head_consensus",
     "head_table",
     "massive_activations",
     "motion_error",
     "patch_crossing",
+    "path_patch",
     "psnr",
     "rope_reliance",
     "scroll_heads",

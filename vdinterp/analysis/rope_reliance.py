@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float, Int
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.noised import NoisedClips
-from vdinterp.grid import TokenGrid
-from vdinterp.interventions import Ablate, Custom
-from vdinterp.models.components import RotaryEmbedding, rotate
+from vdinterp.interventions import Ablate, RotateRope
+from vdinterp.interventions.rope import AXES, WAYS
 from vdinterp.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-RopeAxis = Literal["frame", "row", "col"]
-Way = Literal["shifted", "frozen", "permuted"]
-AXES: tuple[RopeAxis, ...] = get_args(RopeAxis)
-WAYS: tuple[Way, ...] = get_args(Way)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,12 +85,11 @@ def rope_reliance(
 ) -> RopeReliance:
     """How far x0 of the target frames moves when one axis of the rotary position is altered in one place.
 
-    `x0_change = mean (x0_altered - x0)^2 / variance`: 0 without any reliance, no upper end. `ways`: "shifted" rotates
-    queries, not keys, one step further along the axis, so everything seems one step nearer or further; "frozen" gives
-    all tokens the coordinate of index 0, so position along the axis is gone; "permuted" permutes the coordinates (by
-    `seed`), so position is there and wrong. `by`: "layer" alters all heads of a layer at once, "head" one at a time.
-    The rest of the model keeps its positions. Layers whose rotation has no channels for the axis, and axes of size 1,
-    are left out.
+    `x0_change = mean (x0_altered - x0)^2 / variance`: 0 without any reliance, no upper end. `ways`: those of
+    `RotateRope`: "shifted" makes everything seem one step nearer or further, "frozen" takes position along the axis
+    away, "permuted" (by `seed`) makes it wrong. `by`: "layer" alters all heads of a layer, "head" one at a time. The
+    rest of the model keeps its positions. Layers whose rotation has no channels for the axis, and axes of size 1, are
+    left out.
 
     Chance: 0 exactly. The yardstick `without_attention` is the change when the same output is zeroed: reliance near it
     says that without that axis this attention is worth nothing. Misleads: each alteration makes logits the model never
@@ -137,8 +128,8 @@ def rope_reliance(
             for layer in dict.fromkeys(layer for layer, _ in places)
         }
         for (layer, axis), way in product(places, ways):
-            altered = altered_position(noised.model, grid, layer, axis, way, heads, seed)
-            interval = bootstrap_mean(noised.x0_change(level, *altered))
+            altered = RotateRope(axis, way, seed=seed, layers=[layer], heads=heads)  # type: ignore[arg-type]
+            interval = bootstrap_mean(noised.x0_change(level, altered))
             where = {"level": level, "layer": layer, **({"head": heads[0]} if heads else {}), "axis": axis, "way": way}
             ends = {"low": float(interval.low), "high": float(interval.high)}
             rows.append({**where, "x0_change": float(interval.value), **ends, "without_attention": zeroed[layer]})
@@ -148,54 +139,3 @@ def rope_reliance(
 def _check(what: str, given: Sequence[str], known: tuple[str, ...]) -> None:
     if isinstance(given, str) or not given or not set(given) <= set(known) or len(set(given)) < len(given):
         raise ValueError(f"{what}={given!r}: some of {', '.join(known)} are needed, each once")
-
-
-def altered_position(
-    model: Any, grid: TokenGrid, layer: int, axis: str, way: str, heads: Sequence[int] | None = None, seed: int = 0
-) -> list[Custom]:
-    """Interventions that give a layer (or some heads of it) other positions along one axis."""
-    rotary = model.rope[model.cfg.blocks[layer].axis]
-    turned = [("rot_q", turn(rotary, grid, axis, coordinates_moved(rotary, grid, axis, way, seed)))]
-    if way != "shifted":
-        turned.append(("rot_k", turned[0][1]))
-    return [Custom((site, layer), function, heads=heads) for site, function in turned]
-
-
-def coordinates_moved(
-    rotary: RotaryEmbedding, grid: TokenGrid, axis: str, way: str, seed: int = 0
-) -> Float[torch.Tensor, " size"]:
-    """By how much each index's coordinate changes along the axis."""
-    coords = rotary.coordinates(grid)[AXES.index(axis)]
-    if way == "shifted":
-        return (coords[1] - coords[0]).expand(len(coords))
-    if way == "frozen":
-        return coords[0] - coords
-    return coords[no_fixed_point(len(coords), seed)] - coords
-
-
-def turn(
-    rotary: RotaryEmbedding, grid: TokenGrid, axis: str, moved: Float[torch.Tensor, " size"]
-) -> Callable[..., torch.Tensor]:
-    """A hook function for rotated queries or keys: rotations add up, so the difference of the angles will do."""
-    index = AXES.index(axis)
-    at = grid.all_coordinates()[:, index]
-    angles = torch.cat(
-        [
-            (moved[at] if place == index else torch.zeros(len(at)))[:, None] * rates
-            for place, rates in enumerate(rotary.frequencies())
-        ],
-        dim=-1,
-    ).unsqueeze(1)
-
-    def rotated(x: torch.Tensor, hook: Any) -> torch.Tensor:
-        return rotate(x, rotary.rope, (angles.cos().to(x), angles.sin().to(x)))
-
-    return rotated
-
-
-def no_fixed_point(size: int, seed: int) -> Int[torch.Tensor, " size"]:
-    """A random permutation that leaves no index in its place (a single cycle); any `size` above 1 has one."""
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    permutation = torch.empty_like(order)
-    permutation[order] = order.roll(1)
-    return permutation

@@ -12,7 +12,7 @@ from vdinterp.diffusion.guidance import (
     level_to_k,
     make_branches,
 )
-from vdinterp.diffusion.noise import GivenNoise, NoiseSource, SeededNoise
+from vdinterp.diffusion.noise import GivenNoise, NoiseSource, RepeatedNoise, SeededNoise
 from vdinterp.diffusion.objective import amplitudes, convert, join_prediction, split_prediction, target, to_eps, to_x0
 from vdinterp.diffusion.sampler import SamplerState, denoise_step, initial_state, sample_steps
 from vdinterp.diffusion.schedule import NoiseSchedule, levels, make_schedule
@@ -40,6 +40,7 @@ __all__ = [
     "HistorySegment",
     "NoiseSchedule",
     "NoiseSource",
+    "RepeatedNoise",
     "SamplerState",
     "SeededNoise",
     "amplitudes",

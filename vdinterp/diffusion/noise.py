@@ -7,7 +7,7 @@ size, not on the device, not on how many guidance branches there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -89,3 +89,22 @@ class GivenNoise:
 
     def ancestral(self, step: int, shape: Sequence[int]) -> torch.Tensor:
         return self._rest.ancestral(step, shape)
+
+
+class RepeatedNoise:
+    """Another source's noise, the same for `n` sets of its clips that follow one another in the batch."""
+
+    def __init__(self, source: NoiseSource, n: int) -> None:
+        self._source, self._n = source, n
+
+    def _repeat(self, draw: Callable[[tuple[int, ...]], torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+        return draw((shape[0] // self._n, *shape[1:])).repeat(self._n, *[1] * (len(shape) - 1))
+
+    def initial(self, shape: Sequence[int]) -> torch.Tensor:
+        return self._repeat(self._source.initial, shape)
+
+    def history(self, step: int, branch: int, shape: Sequence[int]) -> torch.Tensor:
+        return self._repeat(lambda one: self._source.history(step, branch, one), shape)
+
+    def ancestral(self, step: int, shape: Sequence[int]) -> torch.Tensor:
+        return self._repeat(lambda one: self._source.ancestral(step, one), shape)

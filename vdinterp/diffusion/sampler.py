@@ -158,6 +158,7 @@ def sample_steps(
     cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
     cond_mask: Bool[torch.Tensor, "batch"] | None = None,
     eta: float = 0.0,
+    first_step: int = 0,
 ) -> Iterator[SamplerState]:
     """Walk down a scheduling matrix, one `SamplerState` a step.
 
@@ -171,10 +172,12 @@ def sample_steps(
         matrix: output of `~vdinterp.diffusion.scheduling_matrix.with_mask`.
         guidances: output of `~vdinterp.diffusion.guidance.as_guidances`.
         cond_mask: clips whose condition is dropped in every branch.
+        first_step: resume here; `latents` are then the state before this step. Draws belong to their step, so what
+            follows is what an uninterrupted run does.
     """
     x, mask = latents, mask.clone()
     classifiers = [g for g in guidances if isinstance(g, ClassifierGuidance)]
-    for step in range(len(matrix) - 1):
+    for step in range(first_step, len(matrix) - 1):
         cur, nxt = matrix[step], matrix[step + 1]
         mask = torch.where((mask == 0) & (cur == -1), 2, mask)
         branches = make_branches(guidances, mask, len(schedule), has_cond=cond is not None)

@@ -17,6 +17,7 @@ from torch import nn
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
+from vdinterp.models.checks import check_inputs, check_resume
 from vdinterp.models.components import (
     ActionEmbed,
     Block,
@@ -72,18 +73,27 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
         cond_mask: Bool[torch.Tensor, "batch"] | None = None,
         text: Float[torch.Tensor, "batch key d_text"] | None = None,
-    ) -> Float[torch.Tensor, "batch frame channel height width"]:
+        *,
+        start_at_layer: int = 0,
+        stop_at_layer: int | None = None,
+        resid_pre: Float[torch.Tensor, "batch pos d_model"] | None = None,
+    ) -> Float[torch.Tensor, "batch ..."]:
         """The prediction, in the shape of the latents.
 
         `noise_levels`: of each frame, as the network was trained to receive them: integers 0..K-1 (a negative one, a
         clean frame, counts as 0), or scaled log-SNRs for models trained on continuous levels.
         `cond`: the action that led to each frame; None adds no condition. `cond_mask`: clips whose condition is
         dropped. `text`: token embeddings, for models with cross-attention.
-        Raises `ValueError` when a shape does not fit the model.
+
+        As in TransformerLens, `start_at_layer` resumes at a block, of which `resid_pre` is then the stream (blocks
+        before it, and the patch embedding, are not run and their hooks do not fire); `n_layers` resumes at the final
+        layer. `stop_at_layer` returns the stream before that block instead of a prediction.
+        Raises `ValueError` when a shape or a layer does not fit the model.
         """
+        inputs = (latents, noise_levels, cond, cond_mask, text, start_at_layer, stop_at_layer, resid_pre)
         if torch.compiler.is_compiling() and self.has_live_hooks:
-            return self._eager(latents, noise_levels, cond, cond_mask, text)  # pyright: ignore[reportCallIssue]
-        return self._forward(latents, noise_levels, cond, cond_mask, text)
+            return self._eager(*inputs)
+        return self._forward(*inputs)
 
     def _forward(
         self,
@@ -92,13 +102,14 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         cond: torch.Tensor | None,
         cond_mask: torch.Tensor | None,
         text: torch.Tensor | None,
+        start: int,
+        stop: int | None,
+        resid_pre: torch.Tensor | None,
     ) -> torch.Tensor:
-        self._check(latents, noise_levels, cond, cond_mask, text)
+        check_inputs(self, latents, noise_levels, cond, cond_mask, text)
+        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), start, stop, resid_pre)
         grid = self.grid(latents.shape[1])
-        x = self.hook_patch_embed(self.patch_embed(latents))
-        if self.cfg.abs_pos is not None:
-            position = self.pos_embed.repeat(grid.n_frames, 1).expand(len(latents), -1, -1)
-            x = x + self.hook_pos_embed(position)
+        x = self._embed(latents, grid) if resid_pre is None else resid_pre
 
         condition = self.hook_noise_embed(self.noise_embed(noise_levels))
         if self.action_embed is not None and cond is not None:
@@ -107,9 +118,19 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         shared = self.shared_modulation(condition) if self.shared_modulation is not None else None
 
         tables = {axis: rope(grid, like=x) for axis, rope in self.rope.items()}
-        for block in self.blocks:
+        for block in self.blocks[start:stop]:
             x = block(x, condition, grid, shared, tables.get(block.axis), text)
+        if stop is not None:
+            return x
         return self.hook_pred(unpatchify(self.final(x, condition), self.cfg))
+
+    def _embed(self, latents: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        """The stream before the first block."""
+        x = self.hook_patch_embed(self.patch_embed(latents))
+        if self.cfg.abs_pos is not None:
+            position = self.pos_embed.repeat(grid.n_frames, 1).expand(len(latents), -1, -1)
+            x = x + self.hook_pos_embed(position)
+        return x
 
     def _eager(self, *inputs: Any) -> Any:
         """Compiled code would skip hooks without a word, so a hooked model runs uncompiled."""
@@ -138,48 +159,6 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         if not isinstance(found, nn.Module):
             raise KeyError(f"Block {layer} has no {name!r}; it has {', '.join(self.cfg.blocks[layer].sublayers)}.")
         return found
-
-    def _check(
-        self,
-        latents: torch.Tensor,
-        noise_levels: torch.Tensor,
-        cond: torch.Tensor | None,
-        cond_mask: torch.Tensor | None,
-        text: torch.Tensor | None,
-    ) -> None:
-        cfg = self.cfg
-        wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
-        if latents.ndim != 5 or latents.shape[2:] != (cfg.in_channels, cfg.height, cfg.width):
-            raise ValueError(f"latents {list(latents.shape)} do not fit {cfg.model_name}: it takes {wanted}.")
-        if not 1 <= latents.shape[1] <= cfg.n_frames:
-            raise ValueError(f"{latents.shape[1]} frames: {cfg.model_name} takes {wanted}. For more: pipe.rollout().")
-        if latents.dtype != self.dtype and not torch.is_autocast_enabled(latents.device.type):
-            raise ValueError(
-                f"latents are {latents.dtype}, {cfg.model_name} is {self.dtype}: use latents.to(model.dtype)."
-            )
-        batch, frames = latents.shape[:2]
-        if not isinstance(noise_levels, torch.Tensor):
-            raise ValueError(
-                f"noise_levels is {noise_levels!r}: a tensor with one level per frame is needed, [{batch}, {frames}]."
-            )
-        if noise_levels.shape != (batch, frames):
-            raise ValueError(
-                f"noise_levels {list(noise_levels.shape)}: one level per frame is needed, [{batch}, {frames}]."
-            )
-        if cond is not None and not cfg.d_action:
-            raise ValueError(f"{cfg.model_name} takes no actions; leave cond out.")
-        if cond is not None and cond.shape != (batch, frames, cfg.d_action):
-            raise ValueError(
-                f"cond {list(cond.shape)}: one action a frame is needed, [{batch}, {frames}, {cfg.d_action}]."
-            )
-        if cond_mask is not None and cond_mask.shape != (batch,):
-            raise ValueError(f"cond_mask {list(cond_mask.shape)}: one boolean per clip is needed, [{batch}].")
-        needs_text = any(block.cross_attn for block in cfg.period)
-        if text is not None and not needs_text:
-            raise ValueError(f"{cfg.model_name} has no cross-attention; leave text out.")
-        if needs_text and (text is None or text.ndim != 3 or (len(text), text.shape[-1]) != (batch, cfg.d_text)):
-            given = None if text is None else list(text.shape)
-            raise ValueError(f"text {given}: {cfg.model_name} needs text embeddings [{batch}, tokens, {cfg.d_text}].")
 
     # Reading and changing activations
 

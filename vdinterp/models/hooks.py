@@ -267,6 +267,11 @@ class HookedModule(HookedRootModule):
         layers = [int(name.split(".")[1]) for name in self.hook_dict if name.startswith("blocks.")]
         return max(layers, default=-1) + 1
 
+    @staticmethod
+    def recorder(keep: Callable[[torch.Tensor, HookPoint], None]) -> Recorder:
+        """A hook that only looks, after all hooks that change something: `keep(activation, hook)`."""
+        return Recorder(keep)
+
     def add_hook(self, name: Names, hook: HookFn, *args: Any, **kwargs: Any) -> None:
         """As in TransformerLens, for every hook that `name` resolves to. Raises `KeyError` when there is none."""
         for full in self.resolve_names(name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ class StepState:
         cache: activations of this step, if `record` was given. With guidance its batch axis holds all branches: clip
             `i` of branch `j` is entry `j * n_clips + i`. A padded clip shows its padding frames here.
         n_branches: forward passes a clip.
+        full_latents: `latents` with the padding frames of a short clip.
     """
 
     step: int
@@ -58,6 +59,7 @@ class StepState:
     x0: torch.Tensor
     cache: ActivationCache | None
     n_branches: int
+    full_latents: torch.Tensor = field(repr=False)
 
     def __repr__(self) -> str:
         cache = "no cache" if self.cache is None else repr(self.cache)
@@ -241,8 +243,18 @@ def make_plan(
     )
 
 
-def run_plan(pipe: VideoDiffusion, plan: SamplingPlan) -> Iterator[StepState]:
-    """Run a plan step by step. Only the current step's activations are alive, unless the caller keeps them."""
+def run_plan(
+    pipe: VideoDiffusion,
+    plan: SamplingPlan,
+    first_step: int = 0,
+    latents: torch.Tensor | None = None,
+    resume: Mapping[str, Any] | None = None,
+) -> Iterator[StepState]:
+    """Run a plan step by step. Only the current step's activations are alive, unless the caller keeps them.
+
+    `first_step` with `latents`, a state's `full_latents` before that step, continues a run; `resume`
+    (`start_at_layer`, `resid_pre`, of all branches) continues inside that step's forward pass.
+    """
     model, schedule = pipe.model, pipe.schedule
     caches: list[ActivationCache] = []
 
@@ -262,12 +274,13 @@ def run_plan(pipe: VideoDiffusion, plan: SamplingPlan) -> Iterator[StepState]:
                 stack.enter_context(model.intervene(*active))
             # entered last: what is recorded is what the interventions left
             recording = stack.enter_context(model.record(plan.record)) if plan.record is not None else None
-            pred = model(latents, schedule.network_level(noise_levels), cond=cond, cond_mask=cond_mask)
+            inside = resume if resume is not None and step == first_step else {}
+            pred = model(latents, schedule.network_level(noise_levels), cond=cond, cond_mask=cond_mask, **inside)
             if recording is not None:
                 caches.append(recording[step])
         return pred
 
-    start = initial_state(schedule, plan.context, plan.mask, plan.noise)
+    start = initial_state(schedule, plan.context, plan.mask, plan.noise) if latents is None else latents
     states = sample_steps(
         network,
         schedule,
@@ -279,6 +292,7 @@ def run_plan(pipe: VideoDiffusion, plan: SamplingPlan) -> Iterator[StepState]:
         plan.cond,
         plan.cond_mask,
         plan.eta,
+        first_step,
     )
     n = plan.n_frames
     for state in states:
@@ -291,6 +305,7 @@ def run_plan(pipe: VideoDiffusion, plan: SamplingPlan) -> Iterator[StepState]:
             x0=state.x0[:, :n],
             cache=caches.pop() if caches else None,
             n_branches=state.n_branches,
+            full_latents=state.latents,
         )
 
 

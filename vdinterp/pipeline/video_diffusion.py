@@ -122,10 +122,13 @@ class VideoDiffusion:
         noise_levels: Int[torch.Tensor, "batch frame"],
         cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
         cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+        **resume: Any,
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
         """One forward pass, as an estimate of the clean latents `x0` (whatever the objective).
 
-        Frames at level -1 are returned unchanged. Hooks, interventions and autograd apply as to the model itself.
+        Frames at level -1 are returned unchanged. Hooks, interventions and autograd apply as to the model itself;
+        `hook.ctx` shows the `noise_levels`.
+        `resume`: `start_at_layer` and `resid_pre`, to run the model from a block on.
 
         Raises:
             ValueError: a shape that does not fit the model, or a level outside `[-1, K-1]`.
@@ -141,7 +144,11 @@ class VideoDiffusion:
         check_cond(cond, cfg, batch, frames, frames)
         check_cond_mask(cond_mask, batch)
         noisy, k = noisy.to(device=self.device, dtype=self.dtype), noise_levels.to(self.device)
-        pred = self.model(noisy, self.schedule.network_level(k), cond=cond, cond_mask=cond_mask)
+        self.model.set_hook_ctx(noise_levels=k)
+        try:
+            pred = self.model(noisy, self.schedule.network_level(k), cond=cond, cond_mask=cond_mask, **resume)
+        finally:
+            self.model.clear_hook_ctx("noise_levels")
         if self.diffusion.objective == "eps":
             pred = pred.clamp(-self.diffusion.clip, self.diffusion.clip)
         x0, _ = split_prediction(self.diffusion.objective, pred, noisy, *self.schedule.coefficients(k.clamp(min=0)))

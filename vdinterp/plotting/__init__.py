@@ -2,9 +2,12 @@
 
 from vdinterp.plotting.attention import attention_strip, attention_video
 from vdinterp.plotting.bars import bars
+from vdinterp.plotting.circuit_graph import circuit_graph
 from vdinterp.plotting.filmstrip import filmstrip
 from vdinterp.plotting.heatmap import heatmap, layer_head
 from vdinterp.plotting.lines import lines
+from vdinterp.plotting.scatter import scatter
+from vdinterp.plotting.sliced import sliced_heatmap
 from vdinterp.plotting.template import CONFIG, PALETTE, TEMPLATE, finish
 from vdinterp.plotting.tiles import tiles
 
@@ -15,10 +18,13 @@ __all__ = [
     "attention_strip",
     "attention_video",
     "bars",
+    "circuit_graph",
     "filmstrip",
     "finish",
     "heatmap",
     "layer_head",
     "lines",
+    "scatter",
+    "sliced_heatmap",
     "tiles",
 ]

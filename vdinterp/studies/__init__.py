@@ -9,11 +9,11 @@ from vdinterp.studies.ablations import ablations
 from vdinterp.studies.bench import METRICS, Bench, Measurement, Moment
 from vdinterp.studies.clips import held_out_clips
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
-from vdinterp.studies.fingerprint import fingerprint
 from vdinterp.studies.heads import HeadStudy, heads
 from vdinterp.studies.ledger import Ledger
 from vdinterp.studies.registry import NAMES, run, study
 from vdinterp.studies.result import StudyResult, build, tabulate
+from vdinterp.sweep import fingerprint
 
 __all__ = [
     "INTACT",

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from vdinterp.interventions import Ablate, Freeze, Intervention, MaskAttention
+from vdinterp.interventions import Ablate, Freeze, Intervention, MaskAttention, SetCondition
 from vdinterp.models import HookedVideoDiT
 from vdinterp.studies.ablation_result import AblationResult
 from vdinterp.studies.bench import Bench, Moment
@@ -118,9 +118,10 @@ def no_adaln(bench: Bench, modes: Sequence[str]) -> list[Condition]:
                 )
             )
     if bench.has_cond:
-        conditions.append(condition(variant="no action", site="condition", cond="dropped"))
+        no_action = SetCondition(None)
+        conditions.append(condition(variant="no action", site="condition", interventions=(no_action,)))
         if len(bench.clips) > 1:
-            conditions.append(condition(variant="another clip's action", site="condition", cond="swapped"))
+            conditions.append(condition(variant="another clip's action", site="condition", interventions=swapped))
     return conditions
 
 
@@ -157,6 +158,16 @@ def frozen(moment: Moment, sites: Sequence[str], at: float) -> list[Intervention
     last."""
     steps = moment.bench.references.own(sites, None, moment.clips)
     return [Ablate(list(sites), mode="frozen", reference=steps[int(at * len(steps))])]
+
+
+def swapped(moment: Moment) -> list[Intervention]:
+    """The actions of the clip before; to the model's full length, to which a sampler pads, with the last one."""
+    bench = moment.bench
+    action = bench.actions(bench.clips)
+    assert action is not None
+    missing = bench.pipe.model.cfg.n_frames - action.shape[1]
+    action = torch.cat([action, action[:, -1:].expand(-1, missing, -1)], dim=1)
+    return [SetCondition(action.roll(1, dims=0)[moment.clips])]
 
 
 # 4. No attention

@@ -164,7 +164,7 @@ class Bench:
 
     def _is_intact(self, condition: Condition) -> bool:
         steps = condition.steps in (None, self.steps)
-        return not condition.interventions and condition.cond == "true" and steps and condition.protocol != "given"
+        return not condition.interventions and steps and condition.protocol != "given"
 
     def settings(self) -> dict[str, Any]:
         """How the numbers were made, for the `meta` of a result."""
@@ -253,7 +253,7 @@ class Bench:
             steps=condition.steps or self.steps,
             noise=self.noise[clips],
             interventions=self._interventions(condition, Moment(self, clips)),
-            **self.cond(condition, clips),
+            **self.cond(clips),
         ).latents
 
     @torch.no_grad()
@@ -261,7 +261,7 @@ class Bench:
         noisy, levels = self.noised(self.truth[clips], self.noise[clips], level)
         interventions = self._interventions(condition, Moment(self, clips, level))
         with self.pipe.model.intervene(*interventions):
-            return self.pipe.denoise(noisy, levels, **self.cond(condition, clips))
+            return self.pipe.denoise(noisy, levels, **self.cond(clips))
 
     @staticmethod
     def _interventions(condition: Condition, moment: Moment) -> Sequence[Intervention]:
@@ -279,16 +279,10 @@ class Bench:
         """The noise levels of protocol "denoise" as integers."""
         return [max(0, level_to_k(level, self.pipe.diffusion.n_levels)) for level in self.levels]
 
-    def cond(self, condition: Condition, clips: slice) -> dict[str, Any]:
-        """`cond` and `cond_mask` as the model takes them; empty for a model or clips without actions."""
+    def cond(self, clips: slice) -> dict[str, Any]:
+        """`cond` as the model takes it; empty for a model or clips without actions."""
         action = self.actions(self.clips)
-        if action is None or not self.has_cond:
-            return {}
-        if condition.cond == "swapped":
-            action = action.roll(1, dims=0)
-        n = clips.stop - clips.start
-        mask = torch.ones(n, dtype=torch.bool) if condition.cond == "dropped" else None
-        return {"cond": action[clips], "cond_mask": mask}
+        return {} if action is None or not self.has_cond else {"cond": action[clips]}
 
     def actions(self, clips: Clips) -> torch.Tensor | None:
         """One action a frame, None where the clips have none."""

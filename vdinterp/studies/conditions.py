@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 Interventions = Sequence[Intervention] | Callable[["Moment"], Sequence[Intervention]]
 PROTOCOLS = ("sample", "denoise", "given")
-CONDS = ("true", "dropped", "swapped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,6 @@ class Condition:
     `protocol`: "sample", the target frames are generated from the context in `steps` steps (None: the bench's);
     "denoise", one forward pass at each of the bench's noise levels, all target frames noised alike, x0 estimates judged
     (cheap, and nothing accumulates over steps); "given", no model at all but `latents(bench, clips)`.
-
-    `cond`: the true condition (action), none, or that of another clip.
     """
 
     ablation: str
@@ -42,14 +39,11 @@ class Condition:
     interventions: Interventions = ()
     protocol: Literal["sample", "denoise", "given"] = "sample"
     steps: int | None = None
-    cond: Literal["true", "dropped", "swapped"] = "true"
     latents: Callable | None = None
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"{self.label}: unknown protocol {self.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-        if self.cond not in CONDS:
-            raise ValueError(f"{self.label}: unknown cond {self.cond!r}; choose one of {', '.join(CONDS)}")
         if (self.protocol == "given") != (self.latents is not None):
             raise ValueError(f"{self.label}: protocol 'given' and latents=... go together")
         if self.steps is not None and (self.protocol != "sample" or self.steps < 1):

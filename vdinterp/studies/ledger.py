@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vdinterp.results import Result
-from vdinterp.studies.fingerprint import fingerprint
+from vdinterp.sweep import Records, fingerprint
 
 Tensors = dict[str, torch.Tensor]
 
@@ -82,25 +81,15 @@ class Ledger:
         file = f"{name[:24]}.safetensors"
         save_file({key: value.clone() for key, value in tensors.items()}, self.folder / f"{file}.part")
         os.replace(self.folder / f"{file}.part", self.folder / file)
-        with open(self._record, "a", encoding="utf-8") as record:
-            record.write(json.dumps({"id": name, "file": file, "what": label[:300]}) + "\n")
-            record.flush()
-            os.fsync(record.fileno())
+        self._record.append({"id": name, "file": file, "what": label[:300]})
         self._files[name] = file
 
     @property
-    def _record(self) -> Path:
+    def _record(self) -> Records:
         assert self.folder is not None
-        return self.folder / "records.jsonl"
+        return Records(self.folder / "records.jsonl")
 
     def _lines(self) -> list[dict[str, str]]:
-        """The whole lines; one that was cut off by a kill ends here, so that the next one starts on its own."""
+        """Records whose tensors are there."""
         assert self.folder is not None
-        if not self._record.exists():
-            return []
-        text = self._record.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            self._record.write_bytes(whole)
-        lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-        return [line for line in lines if (self.folder / line["file"]).is_file()]
+        return [line for line in self._record.read() if (self.folder / line["file"]).is_file()]

@@ -16,12 +16,13 @@ from vdinterp.results import Result
 from vdinterp.studies.bench import Bench
 from vdinterp.studies.clips import default_context, held_out_clips, kind_of, without_twin
 from vdinterp.studies.ledger import Ledger
+from vdinterp.sweep.fingerprint import code_of
 
 Study = Callable[..., Result]
 NAMES: dict[str, Study] = {}
 DEFAULTS: dict[str, dict[str, int | None]] = {}  # of studies that do not take the usual numbers
 SMALL = 128  # tokens a clip: below, a pass costs next to nothing, and more clips and steps are affordable
-CODE = ("interventions.py", "analysis/metrics.py", "studies/bench.py", "studies/conditions.py", "studies/references.py")
+CODE = ("interventions", "analysis/metrics.py", "studies/bench.py", "studies/conditions.py", "studies/references.py")
 
 
 def study(name: str, *, n_context: int | None = None, n_clips: int | None = None) -> Callable[[Study], Study]:
@@ -139,7 +140,6 @@ def _identity(pipe: VideoDiffusion) -> dict[str, Any]:
     """What measurements depend on besides clips and settings: weights, process, and this library's own code."""
     vae: Any = pipe.vae
     module = vae if isinstance(vae, torch.nn.Module) else getattr(vae, "vae", None)
-    package = Path(__file__).parent.parent
     return {
         "model": pipe.model.cfg.to_dict(),
         "weights": pipe.model.state_dict(),
@@ -147,5 +147,5 @@ def _identity(pipe: VideoDiffusion) -> dict[str, Any]:
         "vae weights": module.state_dict() if isinstance(module, torch.nn.Module) else None,
         "diffusion": pipe.diffusion.to_dict(),
         "latent_stats": pipe.latent_stats.to_dict(),
-        "code": {name: (package / name).read_text(encoding="utf-8") for name in CODE},
+        "code": code_of(*CODE),
     }

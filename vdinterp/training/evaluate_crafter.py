@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from vdinterp.data import crafter as game
 from vdinterp.data.clips import Clips
 from vdinterp.diffusion import levels
+from vdinterp.interventions import Ablate, MaskAttention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 
@@ -95,13 +96,6 @@ class Bench:
                 frames = x
             done.append(frames)
         return torch.cat(done)
-
-
-def own_frame_only(model: HookedVideoDiT, n_frames: int) -> Hooks:
-    """Hooks under which every token attends to its own frame alone."""
-    frame = model.grid(n_frames).frame_of()
-    same = frame[:, None] == frame[None, :]
-    return [(f"blocks.{i}.attn.hook_mask", lambda mask, hook: mask & same) for i in range(model.cfg.n_layers)]
 
 
 def scrolled(
@@ -261,15 +255,9 @@ def ablation_effects(
     assert reference.action is not None
     bench.last_x0(
         bench.encode(reference), reference.action, level, seed + 1,
-        [(name, lambda z, hook: seen.append(z[:, :, index].mean((0, 1))))],
+        [(name, lambda z, hook: seen.append(z))],
     )  # fmt: skip
-    mean = torch.stack(seen).mean(0)
-
-    def replace(z: torch.Tensor, hook) -> torch.Tensor:
-        z = z.clone()
-        z[:, :, index] = mean
-        return z
-
+    replaced = Ablate(name, "mean", {name: torch.cat(seen)}, heads=[index]).hooks(bench.model)
     rises = {}
     for key, clips in sets.items():
         latents = bench.encode(clips)
@@ -277,7 +265,7 @@ def ablation_effects(
         assert clips.action is not None
         errors = [
             relative_error(bench.last_x0(latents, clips.action, level, seed, hooks), latents[:, -1], variance).mean()
-            for hooks in ([(name, replace)], None)
+            for hooks in (replaced, None)
         ]
         rises[key] = (errors[0] - errors[1]).item()
     return rises
@@ -320,7 +308,7 @@ def crafter_figures(
     result: dict = {"n": n, "seed": seed, "codec": codec_figures(bench, natural)}
     latents, variance = bench.encode(natural), latent_variance(bench.encode(natural))
     assert natural.action is not None and moved.action is not None
-    own = own_frame_only(bench.model, natural.n_frames)
+    own = MaskAttention("own_frame").hooks(bench.model)
     oracle, _ = scrolled(latents[:, -2], game.displacement(natural)[:, -1])
     result["oracle_scroll"] = relative_error(oracle, latents[:, -1], variance).mean().item()
     for level in (0.9, 0.6):

@@ -117,3 +117,12 @@ class AdaLN(nn.Module):
         if self.ln is not None:
             x = self.ln(x)
         return self.hook_in(modulate(x, values["shift"], values["scale"])), values["gate"]
+
+    def entered(
+        self,
+        x: Float[torch.Tensor, "batch pos d_model"],
+        shift: Float[torch.Tensor, "batch frame d_model"] | None,
+        scale: Float[torch.Tensor, "batch frame d_model"] | None,
+    ) -> Float[torch.Tensor, "batch pos d_model"]:
+        """The input that another stream would give this sublayer under the same modulation, without any hook."""
+        return modulate(x if self.ln is None else self.ln.unhooked(x), shift, scale)

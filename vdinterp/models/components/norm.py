@@ -27,7 +27,13 @@ class Norm(nn.Module):
             # The fused kernel above gives no scale. An unchanged one makes this ratio exactly 1, so looking is free.
             scale = self._scale(x)
             normalized = normalized * (scale / self.hook_scale(scale))
-        normalized = self.hook_normalized(normalized)
+        return self._affine(self.hook_normalized(normalized))
+
+    def unhooked(self, x: Float[torch.Tensor, "... d_model"]) -> Float[torch.Tensor, "... d_model"]:
+        """The same of another stream, without any hook."""
+        return self._affine(self._normalize(x))
+
+    def _affine(self, normalized: torch.Tensor) -> torch.Tensor:
         if self.weight is not None:
             normalized = normalized * self.weight
         return normalized if self.bias is None else normalized + self.bias

@@ -65,6 +65,27 @@ class RotaryEmbedding(nn.Module):
         self._kept = key, table
         return table
 
+    def moved(
+        self,
+        x: Float[torch.Tensor, "batch pos head d_head"],
+        grid: TokenGrid,
+        axis: int,
+        by: Float[torch.Tensor, " size"],
+    ) -> Float[torch.Tensor, "batch pos head d_head"]:
+        """Rotated queries or keys, as if each index along `axis` (0 frame, 1 row, 2 col) lay `by` further.
+
+        Rotations add up, so this turns by the difference of the angles; by 0 it is the identity, bitwise.
+        """
+        at = grid.all_coordinates()[:, axis]
+        angles = torch.cat(
+            [
+                (by[at] if place == axis else torch.zeros(len(at)))[:, None] * rates
+                for place, rates in enumerate(self.frequencies())
+            ],
+            dim=-1,
+        ).unsqueeze(1)
+        return rotate(x, self.rope, (angles.cos().to(x), angles.sin().to(x)))
+
 
 def rotate(
     x: Float[torch.Tensor, "batch pos head d_head"], rope: Rope, table: Table

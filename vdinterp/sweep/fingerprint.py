@@ -32,6 +32,17 @@ def fingerprint(value: Any) -> str:
     return hasher.digest.hexdigest()
 
 
+def code_of(*parts: str) -> dict[str, str]:
+    """The text of some of this library's files, by path; a folder stands for all of its code."""
+    package = Path(_PACKAGE)
+    files = [
+        file
+        for part in parts
+        for file in ([package / part] if part.endswith(".py") else (package / part).rglob("*.py"))
+    ]
+    return {str(file.relative_to(package)): file.read_text(encoding="utf-8") for file in sorted(files)}
+
+
 class _Hasher:
     def __init__(self) -> None:
         self.digest = hashlib.sha256()

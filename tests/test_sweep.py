@@ -1,0 +1,346 @@
+"""The sweep engine: nothing is lost, nothing is done twice, and what fails says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from contrasts import QUIET, given
+from interrupted_sweep import run, trials
+
+import vdinterp as vd
+from vdinterp.analysis import Contrast
+from vdinterp.analysis.patch_metrics import Judge, recovered
+from vdinterp.interventions import Custom, MaskAttention, Patch
+from vdinterp.sweep import Records, Trial
+from vdinterp.sweep.start import Start, start_of
+from vdinterp.sweep.worker import Unit, Worker
+
+SCRIPT = Path(__file__).parent / "interrupted_sweep.py"
+KILLS = int(os.environ.get("VDINTERP_KILLS", "2"))
+
+
+def outcomes(folder: Path) -> list[str]:
+    """The ids of every recorded outcome, in order."""
+    text = "".join(file.read_text() for file in sorted(folder.glob("ledger*.jsonl")))
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [name for line in lines for name in line.get("outcomes", {})]
+
+
+def start_process(folder: Path, *options: str) -> subprocess.Popen:
+    """The interrupted sweep; its standard output says when it has begun."""
+    environment = {**os.environ, "VDINTERP_TYPECHECK": "0"}
+    command = [sys.executable, str(SCRIPT), str(folder), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def finish(process: subprocess.Popen) -> int:
+    process.communicate()
+    return process.returncode
+
+
+# Where trials start
+
+
+@pytest.mark.parametrize(
+    ("site", "layer"),
+    [("hook_patch_embed", 0), ("cond", 0), (("z", 1), 1), (("mod.gate", 1, "mlp"), 1), ("final.hook_in", 2),
+     ("hook_pred", 2), (["blocks.1.hook_mlp_out", "blocks.0.attn.hook_v"], 0)],
+)  # fmt: skip
+def test_a_trial_starts_at_the_first_block_that_it_changes(site: Any, layer: int) -> None:
+    pair = Contrast(**given())
+    trial = Trial(interventions=(Patch(site, "clean"),))
+    assert start_of(pair.model, trial, pair.cases()[0]) == Start(0, layer)
+
+
+def test_blocks_before_the_start_are_not_run() -> None:
+    pair = Contrast(**given(n=2))
+    calls: list[int] = []
+    for index, block in enumerate(pair.model.blocks):
+        block.register_forward_hook(lambda *_, index=index: calls.append(index))
+    trial = Trial(interventions=(Patch(("z", 1), "clean", heads=[0]),), label={"head": 0})
+    vd.sweep.run(pair.denoiser, pair.cases(), [trial] * 3, {"recovered": Judge(recovered)}, **QUIET)
+    assert calls == [0, 1, 0, 1] + [1] * 3, "two untouched runs, then block 1 alone"
+
+
+def test_trials_that_set_masks_run_alone_and_right() -> None:
+    pair = Contrast(**given(n=2))
+    made = [
+        Trial(interventions=(MaskAttention("own_frame", layers=[1], heads=[head]),), label={"head": head})
+        for head in (0, 1)
+    ]
+    metrics = {"recovered": Judge(recovered)}
+    one = vd.sweep.run(pair.denoiser, pair.cases(), made, metrics, **QUIET)
+    two = vd.sweep.run(pair.denoiser, pair.cases(), made, metrics, progress=False, trials_per_pass=2)
+    pd.testing.assert_frame_equal(one.table, two.table)
+    assert one.table["value"].abs().min() > 0
+
+
+# The ledger
+
+
+def test_what_is_recorded_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(None, 40)
+    run(tmp_path, 25)
+    first = outcomes(tmp_path)
+    more = run(tmp_path, 40)
+    pd.testing.assert_frame_equal(more.table, whole.table)
+    assert outcomes(tmp_path)[: len(first)] == first and len(set(outcomes(tmp_path))) == len(outcomes(tmp_path))
+    monkeypatch.setattr(Worker, "run", lambda *_: pytest.fail("everything was recorded"))
+    pd.testing.assert_frame_equal(run(tmp_path, 40).table, whole.table)
+
+
+def test_shards_together_are_the_whole(tmp_path: Path) -> None:
+    whole = run(None, 30)
+    parts = [run(tmp_path, 30, shard=(index, 3)) for index in (1, 2, 3)]
+    assert [part.missing for part in parts] == [40, 20, 0], "of 30 trials on two cases"
+    merged = run(tmp_path, 30)
+    assert merged.missing == 0
+    torch.testing.assert_close(
+        torch.tensor(merged.table["value"]), torch.tensor(whole.table["value"]), atol=1e-6, rtol=0
+    )
+    assert len(outcomes(tmp_path)) == 2 * 30 + 4, "later shards find the untouched runs recorded"
+
+
+def test_a_ledger_of_another_model_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, 4)
+    arguments = given(n=4)
+    arguments["model"].model.final.linear.weight.data += 1
+    pair = Contrast(**arguments)
+    with pytest.raises(ValueError, match="ledger of another model"):
+        vd.sweep.run(pair.denoiser, pair.cases(), trials(4), {"recovered": Judge(recovered)}, out=tmp_path, **QUIET)
+    fresh = vd.sweep.run(
+        pair.denoiser, pair.cases(), trials(4), {"recovered": Judge(recovered)}, out=tmp_path, resume=False, **QUIET
+    )
+    assert len(fresh.table) == 16
+    (tmp_path / "ledger.jsonl").write_text('{"format": 1, "mod\nel": 3}\n')
+    with pytest.raises(ValueError, match="JSON lines"):
+        run(tmp_path, 4)
+    with pytest.raises(ValueError, match="is a file"):
+        run(tmp_path / "ledger.jsonl", 4)
+
+
+def test_records_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    records = Records(tmp_path / "lines.jsonl")
+    records.append({"a": 1})
+    records.append({"b": 2})
+    whole = records.path.read_bytes()
+    for cut in range(len(whole) + 1):
+        records.path.write_bytes(whole[:cut])
+        there = records.read()
+        records.append({"c": 3})
+        assert records.read() == [*there, {"c": 3}]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full exists on Linux only")
+def test_a_full_disk_says_what_is_kept(tmp_path: Path) -> None:
+    run(tmp_path, 3)
+    kept = (tmp_path / "ledger.jsonl").read_text()
+    full = tmp_path / "ledger-1-of-2.jsonl"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="what was recorded before is kept"):
+        run(tmp_path, 6, shard=(1, 2))
+    full.unlink()
+    assert (tmp_path / "ledger.jsonl").read_text() == kept
+    assert run(tmp_path, 6).missing == 0
+
+
+def test_killed_at_any_moment_it_continues_and_the_table_is_the_same(tmp_path: Path) -> None:
+    whole = start_process(tmp_path / "whole")
+    began = time.perf_counter()
+    assert finish(whole) == 0
+    seconds = time.perf_counter() - began
+    wanted = (tmp_path / "whole" / "table.csv").read_bytes()
+    rng, killed = random.Random(0), tmp_path / "killed"
+    interrupted, seen = 0, []
+    for _ in range(KILLS):
+        process = start_process(killed)
+        time.sleep(rng.random() * seconds / max(2, KILLS / 2))
+        process.send_signal(signal.SIGKILL)
+        interrupted += finish(process) == -signal.SIGKILL
+        there = outcomes(killed) if killed.exists() else []
+        assert there[: len(seen)] == seen, "what was recorded stays"
+        seen = there
+    assert finish(start_process(killed)) == 0
+    assert (killed / "table.csv").read_bytes() == wanted
+    everything = outcomes(killed)
+    assert everything[: len(seen)] == seen and len(everything) == len(set(everything)) == 2 * 500 + 4
+    assert interrupted, "no run was killed before its end"
+
+
+# What fails
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
+    pair = Contrast(**given(n=2))
+
+    def hungry(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        return activation
+
+    made = [
+        Trial(
+            interventions=(Custom(("z", 1), hungry), Patch(("z", 1), "clean", heads=[i % 2], tokens=[i])),
+            label={"i": i},
+        )
+        for i in range(8)
+    ]
+    metrics = {"recovered": Judge(recovered)}
+    wanted = vd.sweep.run(pair.denoiser, pair.cases(), made, metrics, **QUIET)
+    denoise, sizes = type(pair.denoiser).denoise, []
+
+    def small_device(self: Any, noisy: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if len(noisy) > 2 * 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(noisy) // 2)
+        return denoise(self, noisy, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pair.denoiser), "denoise", small_device)
+        found = vd.sweep.run(pair.denoiser, pair.cases(), made, metrics, progress=False, trials_per_pass=8)
+    torch.testing.assert_close(
+        torch.tensor(found.table["value"]), torch.tensor(wanted.table["value"]), atol=1e-6, rtol=0
+    )
+    assert max(sizes) == 2 and sizes.count(2) == 4
+    assert not len(found.failures)
+
+
+def test_one_trial_that_does_not_fit_is_an_error() -> None:
+    pair = Contrast(**given(n=2))
+
+    def hungry(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trial = Trial(interventions=(Custom(("z", 1), hungry),))
+    with pytest.raises(torch.OutOfMemoryError):
+        vd.sweep.run(pair.denoiser, pair.cases(), [trial], {"recovered": Judge(recovered)}, **QUIET)
+
+
+def test_a_hook_function_that_fails_is_named_even_in_a_batch() -> None:
+    pair = Contrast(**given(n=2))
+
+    def broken(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        raise ValueError("no such thing")
+
+    made = [Trial(interventions=(Patch(("z", 1), "clean", heads=[i]),), label={"head": i}) for i in (0, 1)]
+    made.insert(1, Trial(interventions=(Custom(("z", 1), broken),), label={"head": -1}))
+    found = vd.sweep.run(
+        pair.denoiser, pair.cases(), made, {"recovered": Judge(recovered)}, progress=False, trials_per_pass=3
+    )
+    assert found.failures["error"].tolist() == ["ValueError: no such thing"]
+    assert found.table["head"].unique().tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"every trial failed; the first, head -1: ValueError: no such thing"):
+        vd.sweep.run(pair.denoiser, pair.cases(), made[1:2], {"recovered": Judge(recovered)}, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trials": []}, "at least one of each"),
+        ({"trials": [Trial(interventions=())]}, "at least one intervention"),
+        ({"metrics": {"a": 3}}, "give a function"),
+        ({"trials": [Trial(interventions=(Patch("z", "cleen"),))]}, "no run 'cleen'"),
+        ({"trials": [Trial(interventions=(Patch("z", "clean", heads=[9]),))]}, "0..1"),
+    ],
+)
+def test_refused_before_anything_runs(change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Contrast(**given(n=2))
+    arguments = {"trials": trials(2), "metrics": {"recovered": Judge(recovered)}, **change}
+    cases = pair.cases()
+    monkeypatch.setattr(pair.model, "forward", lambda *a, **k: pytest.fail("it ran"))
+    with pytest.raises((ValueError, KeyError), match=message):
+        vd.sweep.run(pair.denoiser, cases, **arguments)
+
+
+def test_what_would_not_fit_into_memory_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vdinterp.models.memory as memory
+
+    pair = Contrast(**given(n=2))
+    monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match="activations that this sweep keeps"):
+        vd.sweep.run(pair.denoiser, pair.cases(), trials(2), {"recovered": Judge(recovered)}, **QUIET)
+
+
+# How many at once
+
+
+def test_calibration_chooses_what_is_faster_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 0.0}
+    plain = Worker.run
+
+    def timed(self: Worker, unit: Unit) -> Any:
+        clock["now"] += 1.0 + 0.1 * len(unit.trials)  # a batch costs hardly more than one
+        return plain(self, unit)
+
+    monkeypatch.setattr(Worker, "run", timed)
+    monkeypatch.setattr("vdinterp.sweep.engine.time.perf_counter", lambda: clock["now"])
+    run(tmp_path, 120, trials_per_pass="auto")
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [line["batch"] for line in lines if "batch" in line] == [4]
+    clock["now"] = 0.0
+    run(tmp_path, 120, trials_per_pass="auto")
+    assert clock["now"] == 0, "everything is known, the batch too"
+
+
+# Other engines and devices
+
+
+def test_ray_gives_the_same_and_survives_a_killed_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
+    monkeypatch.setenv("VDINTERP_TYPECHECK", "0")
+    pair, marker = Contrast(**given(n=4)), str(tmp_path / "killed")
+
+    def deadly(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return activation
+
+    made = trials(60)
+    made[17] = Trial(interventions=(Custom(("z", 1), deadly), *made[17].interventions), label={"trial": 17})
+    metrics = {"recovered": Judge(recovered)}
+    Path(marker).touch()
+    wanted = vd.sweep.run(pair.denoiser, pair.cases(), made, metrics, progress=False, trials_per_pass=2)
+    os.unlink(marker)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        survived = vd.sweep.run(
+            pair.denoiser, pair.cases(), made, metrics, engine="ray", workers=2, out=tmp_path, progress=False,
+            trials_per_pass=2,
+        )  # fmt: skip
+    finally:
+        ray.shutdown()
+    assert os.path.exists(marker), "an actor was killed"
+    pd.testing.assert_frame_equal(survived.table, wanted.table)
+    assert len(outcomes(tmp_path)) == len(set(outcomes(tmp_path))) == 2 * 60 + 4
+
+
+def test_nothing_assumes_that_the_model_is_on_one_device(tmp_path: Path) -> None:
+    """Through accelerate, with half of the blocks' weights on disk."""
+    from accelerate import dispatch_model
+
+    wanted = run(None, 12)
+    arguments = given(n=4)
+    model = arguments["model"].model
+    places = {name: "cpu" for name, _ in model.named_children() if name != "blocks"}
+    places |= {"blocks.0": "cpu", "blocks.1": "disk"}
+    places |= {name: "cpu" for name, _ in model.named_parameters(recurse=False)}
+    dispatch_model(model, places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
+    pair = Contrast(**arguments)
+    found = vd.sweep.run(
+        pair.denoiser, pair.cases(), trials(12), {"recovered": Judge(recovered)}, progress=False, trials_per_pass=2
+    )
+    pd.testing.assert_frame_equal(found.table, wanted.table)

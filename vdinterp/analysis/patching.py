@@ -1,0 +1,288 @@
+"""Activation patching: put activations of one run into another and see how much of the difference comes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from vdinterp import plotting, sweep
+from vdinterp.analysis.bootstrap import bootstrap_mean
+from vdinterp.analysis.contrast import Contrast, Direction
+from vdinterp.analysis.patch_metrics import UNITS, Judge, find_metric
+from vdinterp.interventions import Intervention, Patch, TransferAttention
+from vdinterp.models import HookedVideoDiT
+from vdinterp.pipeline import VideoDiffusion
+from vdinterp.results import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+AXES = ("layer", "head", "frame", "region", "token", "level", "step")
+MOST_TRIALS = 200_000  # beyond this somebody meant something else
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatchingResult(Result):
+    """What patching did.
+
+    `values`: the metric, mean over clips, one axis for every name in `over` (NaN: not measured). `per_clip`: the same
+    with clips in front. `coordinates`: what the entries of each axis stand for. `table`, one row an entry: the names in
+    `over`, then `value low high n_clips` (95 % bootstrap interval over clips). `untouched`: the metric of the clean and
+    of the corrupted run. `failures`: what gave no number, and why. `missing`: trials that other shards have to do.
+    """
+
+    title: str  # pyright: ignore[reportIncompatibleVariableOverride]
+    over: tuple[str, ...]
+    values: Float[torch.Tensor, "..."]
+    per_clip: Float[torch.Tensor, "clip ..."]
+    coordinates: dict[str, list[Any]]
+    table: pd.DataFrame
+    untouched: dict[str, float]
+    unit: str
+    failures: pd.DataFrame
+    missing: int = 0
+
+    def plot(self) -> dict[str, go.Figure]:
+        """Bars for one axis, a heatmap for two (first axis down, second across), with a slider for further ones."""
+        base = self.untouched["corrupted"]
+        limits = {}
+        if self.unit == UNITS["recovered"]:
+            top = max(1.0, float(np.nanmax(np.abs(self.values.numpy()))))
+            limits = {"zmin": -top, "zmax": top, "diverging": True}
+        if len(self.over) == 1:
+            name = self.over[0]
+            figure = plotting.bars(
+                self.table.assign(**{name: self.table[name].astype(str)}), x=name, y="value", low="low", high="high",
+                title=self.title, x_title=name, y_title=self.unit, reference={"corrupted": base, **self._clean_line()},
+            )  # fmt: skip
+            return {self.title: figure}
+        y, x, *rest = self.over
+        labels = {name: [str(value) for value in self.coordinates[name]] for name in self.over}
+        axes = {"x": labels[x], "y": labels[y], "x_title": x, "y_title": y, "value_title": self.unit, **limits}
+        if not rest:
+            return {self.title: plotting.heatmap(self.values.numpy(), title=self.title, **axes)}
+        slices = self.values.flatten(2).movedim(-1, 0).numpy()
+        names = [
+            ", ".join(f"{name} {value}" for name, value in zip(rest, combination, strict=True))
+            for combination in product(*(labels[name] for name in rest))
+        ]
+        return {self.title: plotting.sliced_heatmap(slices, slices=names, title=self.title, **axes)}
+
+    def _clean_line(self) -> dict[str, float]:
+        return {"clean": self.untouched["clean"]}
+
+    def summary(self) -> str:
+        """The entries that matter most, with intervals."""
+        base = self.untouched["clean" if self.meta["direction"] == "noising" else "corrupted"]
+        ranked = self.table.assign(effect=(self.table["value"] - base).abs()).nlargest(5, "effect")
+        lines = [
+            f"- {', '.join(f'{name} {row[name]}' for name in self.over)}: {row['value']:.3g} "
+            f"({row['low']:.3g} to {row['high']:.3g})"
+            for row in ranked.to_dict("records")
+        ]
+        lead = (
+            f"{self.title}, {len(self.per_clip)} pairs of clips. Untouched: clean {self.untouched['clean']:.3g}, "
+            f"corrupted {self.untouched['corrupted']:.3g}. Furthest from the run that is patched:\n\n"
+        )
+        notes = f"\n\n{len(self.failures)} trials failed." if len(self.failures) else ""
+        notes += f"\n\n{self.missing} trials are not recorded yet." if self.missing else ""
+        return lead + "\n".join(lines) + notes
+
+
+def activation_patch(
+    model: VideoDiffusion | HookedVideoDiT,
+    clean: Any,
+    corrupted: Any,
+    noise_levels: Any = None,
+    *,
+    site: str = "z",
+    over: Sequence[str] = ("layer", "head"),
+    metric: Any = "recovered",
+    direction: Direction = "denoising",
+    regions: Mapping[str, Sequence[int]] | None = None,
+    at: Literal["step", "from"] = "step",
+    subspace: torch.Tensor | None = None,
+    engine: Literal["inline", "ray"] = "inline",
+    sweep_options: Mapping[str, Any] | None = None,
+    **contrast: Any,
+) -> PatchingResult:
+    """Patch one run's activations into the other, one place at a time.
+
+    >>> clips = vd.data.make_clips("one_off", n=16)
+    >>> vd.activation_patch(pipe, clips, clips.corrupt, 0.9, site="z", over=("layer", "head")).plot()
+
+    Args:
+        model, clean, corrupted, noise_levels: the two runs, and `contrast`: see `vdinterp.analysis.Contrast`.
+        site: what is patched, a hook name or alias: `resid_pre resid_mid attn_out mlp_out z q k v pattern mod.shift
+            mod.scale mod.gate cond`, or any other activation; `pattern` gives the other run's attention to the own
+            values (no N x N matrix is made unless queries are chosen).
+        over: the axes of the sweep, some of `layer head frame region token level step`. What is not named is patched
+            as a whole: without "head" all heads together, without "layer" all layers.
+        metric: "recovered" (0 the corrupted run, 1 the clean one), "error", "psnr", or `(x0, pair) -> [batch]`.
+        direction: "denoising" puts clean activations into the corrupted run (what is enough to restore?), "noising"
+            corrupted ones into the clean run (what is needed?). Heads with a backup show in the first, not the second.
+        regions: for "region": tokens by name.
+        at: for "step": patch at that step only, or from it on.
+        subspace: patch only the components in these directions, `[k channels]`.
+        engine, sweep_options: see `vdinterp.sweep.run` (`out`, `shard`, `trials_per_pass`, `workers`, ...).
+
+    Values are means over clips. Misleads: a patched activation meets others of a run it is not from, which no input may
+    ever cause; what one place carries, another may carry as well (Heimersheim & Nanda 2024, arXiv 2404.15255).
+    Source: causal tracing (Meng et al. 2022, arXiv 2202.05262); TransformerLens's `patching`.
+
+    Raises ValueError or KeyError before any compute for runs, sites, axes or metrics that do not fit.
+    """
+    pair = Contrast(model, clean, corrupted, noise_levels, **contrast)
+    name, function = find_metric(metric, pair.pipe)
+    cases = pair.cases(direction)
+    axes = patch_axes(pair, site, over, regions)
+    source = "clean" if direction == "denoising" else "corrupted"
+    trials = patch_trials(pair, site, axes, source, at, subspace)
+    found = sweep.run(pair.denoiser, cases, trials, {name: Judge(function)}, engine=engine, **dict(sweep_options or {}))
+    how = "clean into corrupted" if direction == "denoising" else "corrupted into clean"
+    title = f"{pair.model.cfg.model_name}: {site} patched, {how}"
+    meta = _meta(pair, site=site, metric=name, direction=direction, at=at)
+    return collect(pair, found, tuple(over), axes, title, UNITS.get(name, name), meta)
+
+
+def collect(
+    pair: Contrast,
+    found: sweep.SweepResult,
+    over: tuple[str, ...],
+    axes: Mapping[str, Mapping[Any, Any]],
+    title: str,
+    unit: str,
+    meta: dict[str, Any],
+) -> PatchingResult:
+    """A sweep's outcomes as an array over its axes."""
+    coordinates = {name: list(pair.levels if name == "level" else axes[name]) for name in over}
+    places = {name: {value: index for index, value in enumerate(values)} for name, values in coordinates.items()}
+    sums = np.zeros((len(pair), *(len(coordinates[name]) for name in over)))
+    counts = np.zeros_like(sums)
+    table = found.table
+    index = [
+        (table["first_clip"] + table["clip"]).to_numpy(),
+        *(table[name].map(places[name]).to_numpy() for name in over),
+    ]
+    np.add.at(sums, tuple(index), table["value"].to_numpy())
+    np.add.at(counts, tuple(index), 1)
+    per_clip = torch.from_numpy(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
+    interval = bootstrap_mean(per_clip)
+    rows = [
+        {**dict(zip(over, combination, strict=True)), "value": value, "low": low, "high": high, "n_clips": int(n)}
+        for combination, value, low, high, n in zip(
+            product(*coordinates.values()), interval.value.ravel(), interval.low.ravel(), interval.high.ravel(),
+            (~per_clip.isnan()).sum(0).flatten().tolist(), strict=True,
+        )
+    ]  # fmt: skip
+    untouched = found.runs.groupby("run")["value"].mean().to_dict()
+    return PatchingResult(
+        title=title, over=over, values=torch.from_numpy(interval.value), per_clip=per_clip, coordinates=coordinates,
+        table=pd.DataFrame(rows), untouched={name: float(untouched.get(name, np.nan)) for name in ("clean", "corrupted")},
+        unit=unit, failures=found.failures, missing=found.missing, meta=meta,
+    )  # fmt: skip
+
+
+def _meta(pair: Contrast, **more: Any) -> dict[str, Any]:
+    return {
+        "model": pair.model.cfg.model_name,
+        "clips": len(pair),
+        "levels": [str(level) for level in pair.levels],
+        "steps": pair.steps,
+        "context frames": pair.n_context,
+        "seed": pair.seed,
+        **more,
+    }
+
+
+def patch_axes(
+    pair: Contrast, site: str, over: Sequence[str], regions: Mapping[str, Sequence[int]] | None
+) -> dict[str, dict[Any, Any]]:
+    """For every axis of the sweep, what each of its entries means."""
+    if isinstance(over, str) or not over or len(set(over)) < len(over) or not set(over) <= set(AXES):
+        raise ValueError(f"over={over!r}: some of {', '.join(AXES)} are needed, each once")
+    model, grid = pair.model, pair.model.grid(pair.clean.shape[1])
+    if sum(name in over for name in ("frame", "region", "token")) > 1:
+        raise ValueError(f"over={tuple(over)}: frame, region and token all say where; choose one of them")
+    if ("region" in over) != (regions is not None):
+        raise ValueError("over 'region' and regions={name: tokens} go together")
+    if "level" in over and (pair.steps is not None or "given" in pair.levels):
+        raise ValueError("over 'level' needs noise_levels that are shares, e.g. (0.3, 0.6, 0.9)")
+    if "step" in over and pair.steps is None:
+        raise ValueError("over 'step' needs trajectories: steps=... instead of noise_levels")
+    sizes = {
+        "head": range(model.cfg.n_heads), "frame": range(grid.n_frames), "token": range(grid.n_tokens),
+        "step": range(pair.steps or 0), "layer": _layers(model, site) if "layer" in over else (),
+        "region": regions or {}, "level": pair.levels,
+    }  # fmt: skip
+    axes = {name: {entry: entry for entry in sizes[name]} for name in over}
+    if regions is not None:
+        for name, tokens in regions.items():
+            if not len(tokens) or not all(0 <= int(token) < grid.n_tokens for token in tokens):
+                raise ValueError(f"region {name!r}: tokens lie in 0..{grid.n_tokens - 1}, at least one")
+        axes["region"] = {name: [int(token) for token in tokens] for name, tokens in regions.items()}
+    n_trials = int(np.prod([len(entries) for name, entries in axes.items() if name != "level"]))
+    if n_trials > MOST_TRIALS:
+        raise ValueError(f"over={tuple(over)} makes {n_trials:,} trials; patch regions or frames instead of tokens")
+    return axes
+
+
+def _layers(model: HookedVideoDiT, site: str) -> list[int]:
+    """Layers that have the site."""
+    names = model.resolve_names("z" if site == "pattern" else site)
+    layers = sorted({int(name.split(".")[1]) for name in names if name.startswith("blocks.")})
+    if not layers:
+        raise ValueError(f"{site!r} is {names[0]}, the same for all layers: leave 'layer' out of over")
+    return layers
+
+
+def patch_trials(
+    pair: Contrast,
+    site: str,
+    axes: Mapping[str, Mapping[Any, Any]],
+    source: str,
+    at: str = "step",
+    subspace: Any = None,
+) -> list[sweep.Trial]:
+    if at not in ("step", "from"):
+        raise ValueError(f"at={at!r}: patch at one 'step', or 'from' it on")
+    own = {name: entries for name, entries in axes.items() if name != "level"}
+    trials = []
+    for combination in product(*own.values()):
+        label = dict(zip(own, combination, strict=True))
+        where: dict[str, Any] = {}
+        if "head" in label:
+            where["heads"] = [label["head"]]
+        if "frame" in label:
+            where["frames"] = [label["frame"]]
+        if "token" in label:
+            where["tokens"] = [label["token"]]
+        if "region" in label:
+            where["tokens"] = axes["region"][label["region"]]
+        if "step" in label:
+            where["steps"] = [label["step"]] if at == "step" else range(label["step"], pair.steps or 0)
+        trials.append(
+            sweep.Trial(interventions=(_patch(pair.model, site, label, source, where, subspace),), label=label)
+        )
+    return trials
+
+
+def _patch(
+    model: HookedVideoDiT, site: str, label: Mapping[str, Any], source: str, where: dict[str, Any], subspace: Any
+) -> Intervention:
+    layer = label.get("layer")
+    if site == "pattern":
+        if subspace is not None:
+            raise ValueError("a pattern has no channels: subspace is for other sites")
+        return TransferAttention(source, layers=None if layer is None else [layer], **where)
+    names = model.resolve_names(site)
+    if layer is not None:
+        names = [name for name in names if name.startswith(f"blocks.{layer}.")]
+    return Patch(names, source, subspace=subspace, **where)

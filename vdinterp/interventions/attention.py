@@ -1,0 +1,170 @@
+"""Who attends to whom: attention forbidden, or taken from another run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from vdinterp.interventions.base import HookPair, Intervention, Run, check_choice, check_list, chosen_layers
+from vdinterp.interventions.replace import Patch
+from vdinterp.interventions.site import Computed, SiteIntervention
+from vdinterp.interventions.stored import check_holds, fitted
+
+
+@dataclass(frozen=True)
+class MaskAttention(Intervention):
+    """Forbid attention without computing a pattern: the mask goes into the fused kernel.
+
+    `allow`: "own_frame" (a token sees its frame only), "same_position" (its own place in every frame only), a boolean
+    tensor `[query key]` over all tokens of a clip, or None when only `cut` is wanted.
+    `cut`: (query frames, key frames) between which no attention passes.
+    `layers`, `heads`: where (None: everywhere). The model's own causal mask stays in force. `noise_levels` are those of
+    the queries' frames.
+    """
+
+    allow: Literal["own_frame", "same_position"] | torch.Tensor | None = None
+    cut: tuple[Sequence[int], Sequence[int]] | None = None
+    layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.allow is None and self.cut is None:
+            raise ValueError("MaskAttention needs allow= ('own_frame', 'same_position' or a mask) or cut=.")
+        if isinstance(self.allow, str) and self.allow not in ("own_frame", "same_position"):
+            raise ValueError(f"Unknown allow={self.allow!r}; choose 'own_frame', 'same_position' or a boolean tensor.")
+        if self.cut is not None and len(self.cut) != 2:
+            raise ValueError(f"cut={self.cut!r}: give two lists, (query frames, key frames).")
+        if self.cut is not None and set(self.cut[0]) & set(self.cut[1]):
+            raise ValueError("cut=(query frames, key frames) must not share frames: a token would not see itself.")
+
+    def hooks(self, model: Any) -> list[HookPair]:
+        cfg = model.cfg
+        axes = {layer: cfg.blocks[layer].axis for layer in chosen_layers(self.layers, model)}
+        check_choice("heads", self.heads, cfg.n_heads, cfg.model_name)
+        for frames in self.cut or ():
+            check_choice("frames", frames, cfg.n_frames, cfg.model_name)
+        if isinstance(self.allow, torch.Tensor) and any(axis != "3d" for axis in axes.values()):
+            raise ValueError("A mask over all tokens fits 3d attention only; use 'own_frame', 'same_position' or cut=.")
+        touched = {layer: axis for layer, axis in axes.items() if self._matters(axis)}
+        if not touched:
+            raise ValueError(f"allow={self.allow!r}, cut={self.cut!r} forbids nothing that these layers do.")
+
+        def restricted(mask: torch.Tensor, hook: Any, axis: str) -> torch.Tensor:
+            return mask & self._allowed(mask.shape[-1], axis, model).to(mask.device)
+
+        parts = [
+            Computed(f"blocks.{layer}.attn.hook_mask", partial(restricted, axis=axis), heads=self.heads, **self.when)
+            for layer, axis in touched.items()
+        ]
+        return [pair for part in parts for pair in part.hooks(model)]
+
+    def _matters(self, axis: str) -> bool:
+        """Spatial attention never leaves its frame, temporal attention never its place: nothing to forbid there."""
+        if axis == "space":
+            return self.allow == "same_position"
+        return axis == "3d" or self.allow == "own_frame" or self.cut is not None
+
+    def _allowed(self, n_keys: int, axis: str, model: Any) -> torch.Tensor:
+        """`[query key]` of one attention group: all tokens, one frame's, or one place's over time."""
+        if isinstance(self.allow, torch.Tensor):
+            if self.allow.shape != (n_keys, n_keys):
+                raise ValueError(f"The mask is {list(self.allow.shape)}; this clip has {n_keys} tokens.")
+            return self.allow.bool()
+        per_frame = {"3d": model.cfg.n_rows * model.cfg.n_cols, "space": n_keys, "time": 1}[axis]
+        index = torch.arange(n_keys)
+        frame, cell = index // per_frame, index % per_frame
+        allowed = torch.ones(n_keys, n_keys, dtype=torch.bool)
+        if self.allow == "own_frame":
+            allowed = frame[:, None] == frame[None, :]
+        elif self.allow == "same_position":
+            allowed = cell[:, None] == cell[None, :]
+        if self.cut is not None and axis != "space":
+            queries, keys = (torch.isin(frame, torch.tensor(list(frames))) for frames in self.cut)
+            allowed = allowed & ~(queries[:, None] & keys[None, :])
+        return allowed
+
+
+@dataclass(frozen=True)
+class TransferAttention(Intervention):
+    """Attend as another run did, to this run's own values: the rest of it keeps its content, only the routing changes.
+
+    `source`: that run's cache, with `rot_q` and `rot_k`, or its name in a sweep. `layers`, `heads`: where (None:
+    everywhere). Its rotated queries and keys are put in, and its mask where the cache holds one (as it does when an
+    intervention masked that run), so no N x N tensor is made, and a mask that is set in this run still holds.
+
+    `frames`, `tokens`, `noise_levels`: the rows of these queries only; other queries attend as they do here, for which
+    the pattern is computed. So it is where the cache holds the pattern itself, which is then what is taken.
+    """
+
+    RUNS: ClassVar[tuple[str, ...]] = ("source",)
+
+    source: Run
+    layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    frames: Sequence[int] | None = None
+    tokens: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("layers", "heads", "frames", "tokens"):
+            check_list(field, getattr(self, field))
+        if self.source is None:
+            raise ValueError("TransferAttention needs source=, a cache or the name of a run of a sweep.")
+        for name in sorted(getattr(self.source, "edited", ())):
+            layer, what = name.split(".")[1], name.rpartition(".attn.hook_")[2]
+            pattern = f"blocks.{layer}.attn.hook_pattern"
+            here = self.layers is None or int(layer) in self.layers
+            if here and what in ("attn_scores", "pattern") and pattern not in self.source:
+                raise ValueError(f"A hook changed {name} in the source's run: record {pattern!r} there.")
+
+    def hooks(self, model: Any) -> list[HookPair]:
+        self.check_bound()
+        parts = [part for layer in self._checked_layers(model) for part in self._parts(layer, model)]
+        return [pair for part in parts for pair in part.hooks(model)]
+
+    def sites_of_run(self, model: Any) -> dict[str, list[str]]:
+        names = [name for layer in self._checked_layers(model) for name in _names(layer)[:2]]
+        return {run: names for run in self.run_names}
+
+    def _checked_layers(self, model: Any) -> list[int]:
+        layers = chosen_layers(self.layers, model)
+        patterns = [_names(layer)[-1] for layer in layers]
+        Computed(patterns, torch.clone, heads=self.heads, frames=self.frames, tokens=self.tokens).site_names(model)
+        return layers
+
+    def _parts(self, layer: int, model: Any) -> list[SiteIntervention]:
+        """What it amounts to in one layer."""
+        source: Any = self.source
+        q, k, mask, pattern = _names(layer)
+        rows = {"frames": self.frames, "tokens": self.tokens}
+        where = {"heads": self.heads, **self.when}
+        if pattern in source:
+            return [Patch(pattern, source, **rows, **where)]
+        for name in (q, k):
+            check_holds(source, model, name)
+        if any(chosen is not None for chosen in (self.frames, self.tokens, self.noise_levels)):
+            return [
+                Computed(pattern, partial(_source_pattern, source=source, model=model, layer=layer), **rows, **where)
+            ]
+        return [Patch([q, k, mask] if mask in source else [q, k], source, **where)]
+
+
+def _names(layer: int) -> list[str]:
+    return [f"blocks.{layer}.attn.hook_{what}" for what in ("rot_q", "rot_k", "mask", "pattern")]
+
+
+def _source_pattern(
+    activation: torch.Tensor, hook: Any, source: Mapping[str, torch.Tensor], model: Any, layer: int
+) -> torch.Tensor:
+    """The pattern of the source's run, for this run's clips."""
+    q, k, mask, _ = _names(layer)
+    rot_q, rot_k = (source[name].to(activation.device) for name in (q, k))
+    seen = source[mask].bool().to(activation.device) if mask in source else None
+    grid = model.grid(rot_q.shape[1] // (model.cfg.n_rows * model.cfg.n_cols))
+    pattern = model.sublayer(layer).pattern(rot_q, rot_k, grid, seen)
+    return fitted(pattern.materialize(), activation, hook)

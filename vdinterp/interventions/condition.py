@@ -1,0 +1,114 @@
+"""What the network is told about its frames: how noisy they are, and which action led to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vdinterp.interventions.base import HookPair, Intervention, check_list
+from vdinterp.interventions.replace import check_number
+from vdinterp.interventions.site import Computed
+from vdinterp.interventions.stored import repeated
+
+
+@dataclass(frozen=True)
+class SetNoiseLevel(Intervention):
+    """Tell the network another noise level than the frames have; the latents stay what they are.
+
+    `level`: as the network receives it, one number, or a tensor `[frame]` or `[batch frame]`. For models with discrete
+    levels that is `k` (0..K-1, a clean frame counting as 0); `pipe.schedule.network_level(k)` converts it for any
+    model. `frames`: only these (None: all). `noise_levels` are those that the frames have.
+    """
+
+    level: float | int | torch.Tensor
+    frames: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_list("frames", self.frames)
+        if not isinstance(self.level, torch.Tensor):
+            check_number("level", self.level)
+        elif self.level.ndim > 2 or not self.level.numel() or not self.level.isfinite().all():
+            raise ValueError(f"level {list(self.level.shape)}: give finite levels, one or [frame] or [batch frame].")
+
+    def hooks(self, model: Any) -> list[HookPair]:
+        if isinstance(self.level, torch.Tensor) and self.level.ndim:
+            check_frames("level", self.level.shape[-1], model)
+
+        def told(embedded: torch.Tensor, hook: Any) -> torch.Tensor:
+            level = torch.as_tensor(self.level, device=embedded.device)
+            if level.ndim:
+                level = for_clips("level", level if level.ndim == 2 else level[None], embedded)
+            return model.noise_embed(level.expand(embedded.shape[:2]))
+
+        return Computed("hook_noise_embed", told, frames=self.frames, **self.when).hooks(model)
+
+
+@dataclass(frozen=True)
+class SetCondition(Intervention):
+    """Tell the network another action than the one it is given, as `model(..., cond=action)` would.
+
+    `action`: `[d_action]` for every frame, `[frame d_action]` or `[batch frame d_action]`; None for no action.
+    `frames`: only these (None: all). Clips without an action in a call that has some stay without (`cond_mask`, the
+    unconditional branch of guidance). What the network is told of the noise level stays, a `SetNoiseLevel` included.
+    """
+
+    action: torch.Tensor | None
+    frames: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_list("frames", self.frames)
+        action = self.action
+        if action is None:
+            return
+        if not isinstance(action, torch.Tensor) or not 1 <= action.ndim <= 3 or not action.numel():
+            shown = list(action.shape) if isinstance(action, torch.Tensor) else type(action).__name__
+            raise ValueError(f"action is {shown}: give [d_action], [frame d_action], [batch frame d_action] or None.")
+        if not action.isfinite().all():
+            raise ValueError("action holds NaN or infinity.")
+
+    def hooks(self, model: Any) -> list[HookPair]:
+        cfg, action, embed = model.cfg, self.action, model.action_embed
+        if embed is None:
+            raise ValueError(f"SetCondition: {cfg.model_name} takes no actions.")
+        if action is not None and action.shape[-1] != cfg.d_action:
+            raise ValueError(f"action {list(action.shape)}: {cfg.model_name} takes actions of width {cfg.d_action}.")
+        if action is not None and action.ndim > 1:
+            check_frames("action", action.shape[-2], model)
+        noted: dict[str, torch.Tensor] = {}
+
+        def note(embedded: torch.Tensor, hook: Any) -> None:
+            noted["noise"] = embedded
+
+        def told(condition: torch.Tensor, hook: Any) -> torch.Tensor:
+            noise = noted["noise"]
+            if action is None:
+                return noise
+            given = action.reshape(*[1] * (3 - action.ndim), *action.shape)
+            given = given.expand(-1, noise.shape[1], -1) if action.ndim == 1 else given
+            bare = (condition == noise).flatten(1).all(-1)
+            return noise + embed(for_clips("action", given, noise).to(noise), bare & ~bare.all())
+
+        part = Computed("hook_cond", told, frames=self.frames, **self.when)
+        return [("hook_noise_embed", model.recorder(note)), *part.hooks(model)]
+
+
+def check_frames(field: str, n_frames: int, model: Any) -> None:
+    """Raise `ValueError` if there is one of `field` for more frames than the model has."""
+    if n_frames > model.cfg.n_frames:
+        raise ValueError(f"{field} is given for {n_frames} frames; {model.cfg.model_name} has {model.cfg.n_frames}.")
+
+
+def for_clips(field: str, given: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What is given `[batch frame ...]`, for the clips and frames of `like`: its first frames, its clips repeated."""
+    n_clips, n_frames = like.shape[:2]
+    if given.shape[1] < n_frames or n_clips % len(given):
+        raise ValueError(
+            f"{field} is given for {len(given)} clips of {given.shape[1]} frames; this call has {n_clips} clips of "
+            f"{n_frames}. A sampler pads clips that are shorter than the model's to full length unless pad=False."
+        )
+    return repeated(given[:, :n_frames], n_clips)

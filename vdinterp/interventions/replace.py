@@ -1,0 +1,188 @@
+"""What activations are replaced with: nothing, a mean, another run's, a value, themselves and a direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from vdinterp.interventions.base import Run, Site
+from vdinterp.interventions.site import SAMPLE_AXES, SiteIntervention, channel_axis
+from vdinterp.interventions.stored import check_broadcasts, check_holds, expanded, fitted
+
+_REFERENCED = ("mean", "resample", "frozen")
+_MODES = ("zero", *_REFERENCED, "scaled")
+
+
+@dataclass(frozen=True)
+class Ablate(SiteIntervention):
+    """Take a component's information away.
+
+    `mode`: "zero"; "mean" (over the reference's clips, frames and positions, so one constant vector per head);
+    "resample" (another clip's activation: the reference's clips rolled by one); "frozen" (the reference's own);
+    "scaled" (its own, times `factor`). Mean, resample and frozen need `reference`: an `ActivationCache` (or any mapping
+    from hook name to tensor), or the name of a run of a sweep.
+    Mean ablation keeps what is always there and removes what varies; zero ablation removes both, which can hurt for
+    reasons that have nothing to do with the information (Li & Janson 2024, arXiv 2409.09951).
+    """
+
+    RUNS: ClassVar[tuple[str, ...]] = ("reference",)
+
+    site: Site
+    mode: Literal["zero", "mean", "resample", "frozen", "scaled"] = "zero"
+    reference: Run | None = None
+    factor: float | int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in _MODES:
+            raise ValueError(f"Unknown ablation mode {self.mode!r}; choose one of {', '.join(_MODES)}.")
+        if self.mode in _REFERENCED and self.reference is None:
+            raise ValueError(f"mode={self.mode!r} needs reference=, a cache of what to ablate with.")
+        if self.mode not in _REFERENCED and isinstance(self.reference, str):
+            raise ValueError(f"mode={self.mode!r} uses no other run; leave reference={self.reference!r} out.")
+        if (self.mode == "scaled") != (self.factor is not None):
+            raise ValueError(f"mode={self.mode!r}, factor={self.factor!r}: factor= and mode='scaled' go together.")
+        if self.factor is not None:
+            check_number("factor", self.factor)
+
+    def _check(self, model: Any, name: str) -> None:
+        super()._check(model, name)
+        if self.mode not in _REFERENCED or isinstance(self.reference, str):
+            return
+        assert self.reference is not None
+        check_holds(self.reference, model, name, "reference")
+        if self.mode == "resample" and len(self.reference[name]) < 2:
+            raise ValueError("mode='resample' needs at least two clips in the reference: one clip has no other.")
+
+    def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        if self.mode == "zero":
+            return torch.zeros_like(activation)
+        if self.mode == "scaled":
+            assert self.factor is not None
+            return activation * self.factor
+        assert self.reference is not None and not isinstance(self.reference, str)
+        stored = self.reference[hook.name]
+        if self.mode == "mean":
+            axes = [axis for axis, dim in enumerate(hook.dims) if dim in SAMPLE_AXES]
+            return stored.float().mean(axes, keepdim=True)
+        if self.mode == "resample":
+            stored = stored.roll(1, dims=0)
+        return fitted(stored, activation, hook)
+
+
+@dataclass(frozen=True)
+class Patch(SiteIntervention):
+    """Put another run's activation there: `source` is the cache of that run, or its name in a sweep.
+
+    With `subspace` only its component there (as in distributed alignment search, Geiger et al., arXiv 2303.02536).
+    """
+
+    RUNS: ClassVar[tuple[str, ...]] = ("source",)
+
+    site: Site
+    source: Run
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source is None:
+            raise ValueError("Patch needs source=, a cache or the name of a run of a sweep.")
+
+    def _check(self, model: Any, name: str) -> None:
+        super()._check(model, name)
+        if not isinstance(self.source, str):
+            check_holds(self.source, model, name)
+
+    def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        assert not isinstance(self.source, str)
+        return fitted(self.source[hook.name], activation, hook)
+
+
+@dataclass(frozen=True)
+class Freeze(SiteIntervention):
+    """Hold an activation at one value: a number, or a tensor that broadcasts to it (for gates: `Freeze("gate", 1)`)."""
+
+    site: Site
+    value: float | int | torch.Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.value, (Real, torch.Tensor)):
+            raise ValueError(f"Freeze: value is {type(self.value).__name__}; give a number or a tensor.")
+
+    def _check(self, model: Any, name: str) -> None:
+        super()._check(model, name)
+        if isinstance(self.value, torch.Tensor):
+            check_broadcasts(self.value, model, name, "Freeze: a value")
+
+    def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = torch.as_tensor(self.value, dtype=activation.dtype, device=activation.device)
+        return expanded(value, activation, hook, "Freeze: a value")
+
+
+@dataclass(frozen=True)
+class Steer(SiteIntervention):
+    """Add `strength * direction` to an activation.
+
+    `direction`: `[channels]`, laid along the channel axis of the site, or any tensor that broadcasts to the activation.
+    Activation steering, e.g. by a difference of means of two kinds of clips (Turner et al., arXiv 2308.10248). The
+    strength is in units of the direction: compare `direction.norm()` with the norm of what is there.
+    """
+
+    site: Site
+    direction: torch.Tensor
+    strength: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("strength", self.strength)
+        direction = self.direction
+        if not isinstance(direction, torch.Tensor) or not direction.is_floating_point() or not direction.numel():
+            raise ValueError("Steer: direction is a floating point tensor, [channels] or broadcasting to the site.")
+        if not direction.isfinite().all():
+            raise ValueError("Steer: direction holds NaN or infinity.")
+
+    def _check(self, model: Any, name: str) -> None:
+        super()._check(model, name)
+        check_broadcasts(self._laid(model.hook_dict[name].dims), model, name, "Steer: a direction")
+
+    def _laid(self, dims: tuple[str, ...]) -> torch.Tensor:
+        axis = channel_axis(dims)
+        if self.direction.ndim != 1 or axis is None:
+            return self.direction
+        return self.direction.view(-1, *[1] * (len(dims) - 1 - axis))
+
+    def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        step = self._laid(hook.dims).to(activation.device) * self.strength
+        return activation + expanded(step.to(activation), activation, hook, "Steer: a direction")
+
+
+@dataclass(frozen=True)
+class Custom(SiteIntervention):
+    """Your own function `(activation, hook) -> tensor`, or None after an edit in place.
+
+    It gets and returns the whole activation; what it did outside the chosen part is dropped.
+    """
+
+    site: Site
+    function: Callable[..., torch.Tensor | None]
+
+    def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        given = activation.clone()
+        returned = self.function(given, hook)
+        if returned is None:
+            return given
+        if not isinstance(returned, torch.Tensor) or returned.shape != activation.shape:
+            shown = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
+            raise ValueError(f"Custom: the function gave {shown} for {hook.name}, which is {list(activation.shape)}.")
+        return returned
+
+
+def check_number(field: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a finite number."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{field}={value!r}: give a finite number.")

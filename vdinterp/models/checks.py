@@ -1,0 +1,72 @@
+"""What a forward pass is given, checked before any compute."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vdinterp.grid import TokenGrid
+from vdinterp.models.config import VideoDiTConfig
+
+if TYPE_CHECKING:
+    from vdinterp.models.hooked_video_dit import HookedVideoDiT
+
+
+def check_inputs(
+    model: HookedVideoDiT,
+    latents: torch.Tensor,
+    noise_levels: torch.Tensor,
+    cond: torch.Tensor | None,
+    cond_mask: torch.Tensor | None,
+    text: torch.Tensor | None,
+) -> None:
+    """Raise `ValueError` when a shape or a dtype does not fit the model."""
+    cfg = model.cfg
+    wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
+    if latents.ndim != 5 or latents.shape[2:] != (cfg.in_channels, cfg.height, cfg.width):
+        raise ValueError(f"latents {list(latents.shape)} do not fit {cfg.model_name}: it takes {wanted}.")
+    if not 1 <= latents.shape[1] <= cfg.n_frames:
+        raise ValueError(f"{latents.shape[1]} frames: {cfg.model_name} takes {wanted}. For more: pipe.rollout().")
+    if latents.dtype != model.dtype and not torch.is_autocast_enabled(latents.device.type):
+        raise ValueError(
+            f"latents are {latents.dtype}, {cfg.model_name} is {model.dtype}: use latents.to(model.dtype)."
+        )
+    batch, frames = latents.shape[:2]
+    if not isinstance(noise_levels, torch.Tensor):
+        raise ValueError(
+            f"noise_levels is {noise_levels!r}: a tensor with one level per frame is needed, [{batch}, {frames}]."
+        )
+    if noise_levels.shape != (batch, frames):
+        raise ValueError(
+            f"noise_levels {list(noise_levels.shape)}: one level per frame is needed, [{batch}, {frames}]."
+        )
+    if cond is not None and not cfg.d_action:
+        raise ValueError(f"{cfg.model_name} takes no actions; leave cond out.")
+    if cond is not None and cond.shape != (batch, frames, cfg.d_action):
+        raise ValueError(f"cond {list(cond.shape)}: one action a frame is needed, [{batch}, {frames}, {cfg.d_action}].")
+    if cond_mask is not None and cond_mask.shape != (batch,):
+        raise ValueError(f"cond_mask {list(cond_mask.shape)}: one boolean per clip is needed, [{batch}].")
+    needs_text = any(block.cross_attn for block in cfg.period)
+    if text is not None and not needs_text:
+        raise ValueError(f"{cfg.model_name} has no cross-attention; leave text out.")
+    if needs_text and (text is None or text.ndim != 3 or (len(text), text.shape[-1]) != (batch, cfg.d_text)):
+        given = None if text is None else list(text.shape)
+        raise ValueError(f"text {given}: {cfg.model_name} needs text embeddings [{batch}, tokens, {cfg.d_text}].")
+
+
+def check_resume(
+    cfg: VideoDiTConfig, grid: TokenGrid, batch: int, start: int, stop: int | None, resid_pre: torch.Tensor | None
+) -> None:
+    """Raise `ValueError` unless these layers exist and a stream to resume from is given where one is needed."""
+    n_layers = cfg.n_layers
+    if not 0 <= start <= n_layers or (stop is not None and not start <= stop <= n_layers):
+        raise ValueError(
+            f"start_at_layer={start}, stop_at_layer={stop}: {cfg.model_name} has {n_layers} layers, so "
+            f"0 <= start <= stop <= {n_layers}."
+        )
+    if start > 0 and resid_pre is None:
+        raise ValueError(f"start_at_layer={start} needs resid_pre, the stream before that block.")
+    wanted = (batch, grid.n_tokens, cfg.d_model)
+    if resid_pre is not None and tuple(resid_pre.shape) != wanted:
+        raise ValueError(f"resid_pre {list(resid_pre.shape)}: the stream of these latents is {list(wanted)}.")

@@ -1,0 +1,70 @@
+"""A circuit: components by layer, and the edges between them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from vdinterp.plotting.template import INK, finish, need_columns
+
+POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
+WIDEST = 6.0  # shown pixels of the strongest edge
+
+
+def circuit_graph(table: pd.DataFrame, *, title: str, value_title: str) -> go.Figure:
+    """Edges `sender receiver score` as lines from sender to receiver, as wide as the score is large; blue carries the
+    result, orange works against it. Components stand in rows: the embedding at the bottom, then each layer's heads and
+    its MLP, the final layer on top. A head's query, key and value are one place; hovering an edge says which."""
+    need_columns(table, {"sender": "sender", "receiver": "receiver", "score": "score"})
+    nodes = sorted({*table["sender"], *(_component(name) for name in table["receiver"])}, key=_row)
+    rows = sorted({_row(name) for name in nodes})
+    place = {}
+    for height, row in enumerate(rows):
+        members = sorted(name for name in nodes if _row(name) == row)
+        for index, name in enumerate(members):
+            place[name] = ((index - (len(members) - 1) / 2), height)
+    top = float(table["score"].abs().max()) or 1.0
+    figure = go.Figure()
+    for row in table.sort_values("score", key=abs).to_dict("records"):
+        (x0, y0), (x1, y1) = place[row["sender"]], place[_component(row["receiver"])]
+        bend = 0.18 if y1 - y0 > 1 else 0.0  # past the rows between
+        share = abs(row["score"]) / top
+        middle = ((x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2)
+        figure.add_scatter(
+            x=[x0, middle[0], x1], y=[y0, middle[1], y1], mode="lines", line_shape="spline", opacity=0.25 + 0.7 * share,
+            line={"color": POSITIVE if row["score"] > 0 else NEGATIVE, "width": max(0.8, WIDEST * share)},
+            hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[middle[0]], y=[middle[1]], mode="markers", marker={"size": 9, "opacity": 0}, showlegend=False,
+            hovertemplate=f"{row['sender']} → {row['receiver']}<br>{value_title} {row['score']:.3g}<extra></extra>",
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[place[name][0] for name in nodes], y=[place[name][1] for name in nodes], mode="markers+text", text=nodes,
+        marker={"size": 40, "color": "white", "line": {"color": INK, "width": 1.2}}, textfont={"size": 11, "color": INK},
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+    for name, color in (("carries the result", POSITIVE), ("works against it", NEGATIVE)):
+        figure.add_scatter(x=[None], y=[None], mode="lines", line={"color": color, "width": 3}, name=name)
+    finish(figure, title=title, x_title=None, y_title=None, height=max(360, 150 + 84 * len(rows)))
+    plain = {"showgrid": False, "zeroline": False, "showline": False, "ticks": "", "showticklabels": False}
+    figure.update_xaxes(**plain)
+    figure.update_yaxes(**plain, range=[-0.6, len(rows) - 0.4])
+    return figure
+
+
+def _component(receiver: str) -> str:
+    """The head behind `1.0.q`; everything else is itself."""
+    return receiver[:-2] if receiver.endswith((".q", ".k", ".v")) else receiver
+
+
+def _row(name: str) -> tuple[int, int]:
+    """(layer, within the layer): heads, cross-attention, MLP."""
+    if name == "embed":
+        return -1, 0
+    if name == "final":
+        return 1_000_000, 0
+    parts = name.split(".")
+    if parts[0] in ("mlp", "cross"):
+        return int(parts[1]), 2 if parts[0] == "mlp" else 1
+    return int(parts[0]), 0

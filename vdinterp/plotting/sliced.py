@@ -1,0 +1,55 @@
+"""A heatmap with a slider: one more axis than paper has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from vdinterp.plotting.heatmap import heatmap
+
+
+def sliced_heatmap(values: Any, *, slices: Sequence[str], title: str, **options: Any) -> go.Figure:
+    """Heatmaps `values` [slice row column] of which a slider shows one, all on one colour scale.
+
+    `slices` names them, for example "frame 3". Other arguments as `heatmap`.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 3 or len(values) != len(slices):
+        raise ValueError(f"values have shape {values.shape}; [slice row column] with {len(slices)} slices is needed")
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("no finite value to draw")
+    low, high = float(finite.min()), float(finite.max())
+    diverging = options.pop("diverging", None)
+    diverging = low < 0 < high if diverging is None else diverging
+    limit = max(abs(low), abs(high)) or 1.0
+    options = {"zmin": -limit if diverging else low, "zmax": limit if diverging else high, **options}
+    strongest = int(np.nanargmax(np.nanmax(np.abs(np.where(np.isfinite(values), values, 0)), axis=(1, 2))))
+    blank = np.where(np.isfinite(values[0]), values[0], 0.0)  # a slice without any number is drawn empty
+    figure = heatmap(blank, title=title, diverging=diverging, **options)
+    drawn = figure.data[0]
+    pictures = []
+    for index, slice_ in enumerate(values):
+        trace = go.Heatmap(drawn)
+        text = None
+        if drawn.text is not None:
+            text = [
+                ["" if not np.isfinite(v) else f"{v:{options.get('number_format', '.2g')}}" for v in row]
+                for row in slice_
+            ]
+        trace.update(z=slice_, text=text, visible=index == strongest)
+        pictures.append(trace)
+    figure = go.Figure(pictures, figure.layout)
+    steps = [
+        {"label": str(name), "method": "update", "args": [{"visible": [i == index for i in range(len(slices))]}]}
+        for index, name in enumerate(slices)
+    ]
+    figure.update_layout(
+        sliders=[{"active": strongest, "steps": steps, "currentvalue": {"prefix": ""}, "pad": {"t": 62}}],
+        height=figure.layout.height + 110,
+        margin={"b": 60},
+    )
+    return figure

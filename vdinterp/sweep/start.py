@@ -1,0 +1,87 @@
+"""Where a trial first differs from its base, and what it takes from other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vdinterp.models import HookedVideoDiT
+from vdinterp.sweep.trial import Case, Trajectory, Trial
+
+
+@dataclass(frozen=True, order=True)
+class Start:
+    """Where a trial begins to differ from its base: denoising step (0 in a single pass) and block (`n_layers` is the
+    final layer)."""
+
+    step: int
+    layer: int
+
+
+def acts(trial: Trial, step: int) -> bool:
+    """Whether any intervention of a trial is active at a denoising step."""
+    return any(one.steps is None or step in one.steps for one in trial.interventions)
+
+
+def needed_names(model: HookedVideoDiT, case: Case, trials: Sequence[Trial]) -> dict[str, set[str]]:
+    """Activations that trials take from each named run. Raises `KeyError` for a run that the case does not have."""
+    needed: dict[str, set[str]] = {}
+    for trial in trials:
+        for one in trial.interventions:
+            for run, names in one.sites_of_run(model).items():
+                if run not in case.runs:
+                    raise KeyError(f"{trial.name}: there is no run {run!r}; this sweep has {', '.join(case.runs)}")
+                needed.setdefault(run, set()).update(names)
+    return needed
+
+
+def touched(model: HookedVideoDiT, trial: Trial) -> list[str]:
+    """The hooks that a trial sets, before any activation is there: this also checks its interventions."""
+    stand_ins = _StandIns(model)
+    names = []
+    for one in trial.interventions:
+        runs = dict.fromkeys(one.sites_of_run(model), stand_ins)
+        names += [name for name, _ in one.bind(runs).hooks(model)]
+    return names
+
+
+def start_of(model: HookedVideoDiT, trial: Trial, case: Case) -> Start:
+    """The first step and block that a trial changes."""
+    layer = min((block_of(name, model.cfg.n_layers) for name in touched(model, trial)), default=model.cfg.n_layers)
+    step = 0
+    if isinstance(case.runs[case.base], Trajectory):
+        step = min(0 if one.steps is None else min(one.steps) for one in trial.interventions)
+    return Start(step, layer)
+
+
+def block_of(hook: str, n_layers: int) -> int:
+    """The block whose evaluation a hook takes part in; what is before all blocks, or drives all of them, counts as 0,
+    the final layer as `n_layers`."""
+    if hook.startswith("blocks."):
+        return int(hook.split(".")[1])
+    return n_layers if hook.startswith("final.") or hook == "hook_pred" else 0
+
+
+def stream_before(layer: int, n_layers: int) -> str:
+    """The hook of the stream that enters a block, or the final layer."""
+    return f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
+
+
+class _StandIns(Mapping[str, torch.Tensor]):
+    """Activations of the right shape that hold no memory, to check interventions by."""
+
+    def __init__(self, model: HookedVideoDiT) -> None:
+        self.model = model
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if not isinstance(name, str) or name not in self.model.hook_dict:
+            raise KeyError(name)
+        return torch.zeros(1).expand(self.model.hook_shape(name, batch=2))
+
+    def __iter__(self):
+        return iter(self.model.hook_dict)
+
+    def __len__(self) -> int:
+        return len(self.model.hook_dict)

@@ -1,0 +1,133 @@
+"""What a sweep consists of, as data: cases (what the model is given) and trials (what is changed)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from vdinterp.interventions import Intervention
+from vdinterp.models import HookedVideoDiT
+
+Label = Mapping[str, Any]  # columns of the table: names and plain values
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """What a sweep runs: a `VideoDiffusion`, or a bare model as `ModelOnly`."""
+
+    @property
+    def model(self) -> Any: ...
+
+    def denoise(
+        self,
+        noisy: torch.Tensor,
+        noise_levels: torch.Tensor,
+        cond: torch.Tensor | None = None,
+        cond_mask: torch.Tensor | None = None,
+        **resume: Any,
+    ) -> torch.Tensor: ...
+
+
+class ModelOnly:
+    """A model without its diffusion process: what it predicts is compared as it is, in place of x0."""
+
+    def __init__(self, model: HookedVideoDiT) -> None:
+        self.model = model
+
+    def denoise(
+        self,
+        noisy: torch.Tensor,
+        noise_levels: torch.Tensor,
+        cond: torch.Tensor | None = None,
+        cond_mask: torch.Tensor | None = None,
+        **resume: Any,
+    ) -> torch.Tensor:
+        """The prediction; noise levels as the network was trained to receive them."""
+        device, dtype = self.model.device, self.model.dtype
+        return self.model(noisy.to(device, dtype), noise_levels.to(device), cond=cond, cond_mask=cond_mask, **resume)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """What one forward pass is given.
+
+    `noisy` `[batch frame channel height width]`, `noise_levels` integers `[batch frame]` (-1 clean; as the network
+    receives them for a `ModelOnly`), `cond` `[batch frame d_action]`, `cond_mask` `[batch]`.
+    """
+
+    noisy: torch.Tensor
+    noise_levels: torch.Tensor
+    cond: torch.Tensor | None = None
+    cond_mask: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.noisy)
+
+    def repeated(self, n: int) -> dict[str, torch.Tensor]:
+        """Arguments of `denoise` for `n` times these clips, one set after the other."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {
+            name: value if n == 1 else value.repeat(n, *[1] * (value.ndim - 1))
+            for name, value in given.items()
+            if value is not None
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """A whole run of the sampler: the arguments of `VideoDiffusion.sample`, `context` among them."""
+
+    options: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        context = self.options.get("context")
+        return self.options.get("batch") or 1 if context is None else len(context)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One batch of clips. `runs` by name, of the same clips and noise; trials change the one called `base`, and take
+    activations from any of them by name (`Patch("z", source="clean")`). `label`: columns of the table. `about`: what
+    metrics may need besides the runs' x0."""
+
+    runs: Mapping[str, Inputs | Trajectory]
+    base: str
+    label: Label = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.base not in self.runs:
+            raise ValueError(f"base={self.base!r} is none of the runs {', '.join(self.runs)}")
+        if len({type(run) for run in self.runs.values()}) > 1 or len({len(run) for run in self.runs.values()}) > 1:
+            raise ValueError("the runs of a case are all single passes or all trajectories, of equally many clips")
+
+    @property
+    def n_clips(self) -> int:
+        return len(self.runs[self.base])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """One thing to try: interventions applied together. `label`: columns of the table, such as layer and head."""
+
+    interventions: tuple[Intervention, ...]
+    label: Label = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For messages: the label, or the interventions themselves."""
+        return ", ".join(f"{key} {value}" for key, value in self.label.items()) or repr(self.interventions)
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """What a metric may look at beside the x0 it judges: the case, and the untouched runs' `x0` by name."""
+
+    case: Case
+    x0: Mapping[str, torch.Tensor]
+
+
+Metric = Callable[[torch.Tensor, Moment], torch.Tensor]  # (x0, moment) -> one number a clip

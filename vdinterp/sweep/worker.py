@@ -1,0 +1,298 @@
+"""Worker: runs trials of a sweep, from the first step and block that they change on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from vdinterp.diffusion import RepeatedNoise
+from vdinterp.interventions import HookPair
+from vdinterp.models import ActivationCache
+from vdinterp.models.hooks import Recorder
+from vdinterp.models.memory import check_fits
+from vdinterp.pipeline.sampling import SamplingPlan, make_plan, run_plan
+from vdinterp.sweep.slots import merged
+from vdinterp.sweep.start import Start, acts, needed_names, stream_before
+from vdinterp.sweep.trial import Case, Denoiser, Inputs, Metric, Moment, Trial
+
+Values = dict[str, list[float]]  # of every metric, one number a clip
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Trials of one case that start alike and run together; without any, the untouched runs themselves."""
+
+    case: int
+    start: Start | None = None
+    trials: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a trial (of the run called `run` where `trial` is None): its values, or what went wrong."""
+
+    trial: int | None
+    values: Values | None
+    error: str = ""
+    run: str = ""
+
+
+class Worker:
+    """Runs units of a sweep. Keeps the untouched runs of one case at a time: where the base can be resumed, and what
+    trials take from other runs. A unit that does not fit into memory is halved, and so are later ones."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        cases: Sequence[Case],
+        trials: Sequence[Trial],
+        metrics: Mapping[str, Metric],
+        starts: Sequence[Start],
+    ) -> None:
+        self.denoiser, self.cases, self.trials, self.metrics = denoiser, cases, trials, metrics
+        self.starts = starts
+        self._limit = math.inf
+        self._held: tuple[int, _Pass | _Walk] | None = None
+
+    def run(self, unit: Unit) -> list[Outcome]:
+        """One outcome a trial. What fails is an outcome, too; only memory that runs out for a single trial raises."""
+        if len(unit.trials) > self._limit:
+            return self._halves(unit)
+        try:
+            return self._run(unit)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or len(unit.trials) < 2:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._limit = max(1, len(unit.trials) // 2)
+        return self._halves(unit)
+
+    def _halves(self, unit: Unit) -> list[Outcome]:
+        middle = len(unit.trials) // 2
+        parts = (unit.trials[:middle], unit.trials[middle:])
+        return [outcome for part in parts for outcome in self.run(Unit(unit.case, unit.start, part))]
+
+    @torch.no_grad()
+    def _run(self, unit: Unit) -> list[Outcome]:
+        runs = self._runs(unit.case)
+        if unit.start is None:
+            return [
+                Outcome(None, values, run=name)
+                for name, x0 in runs.x0.items()
+                for values in [self.judge(x0, runs.moment)]
+            ]
+        try:
+            parts = runs.changed([self.trials[index] for index in unit.trials], unit.start)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:  # a user's hook function
+            if len(unit.trials) > 1:
+                return self._halves(unit)
+            return [Outcome(unit.trials[0], None, f"{type(error).__name__}: {error}")]
+        return [self._outcome(index, x0, runs.moment) for index, x0 in zip(unit.trials, parts, strict=True)]
+
+    def _outcome(self, trial: int, x0: torch.Tensor, moment: Moment) -> Outcome:
+        try:
+            return Outcome(trial, self.judge(x0, moment))
+        except Exception as error:  # a metric of the user's may raise anything; the rest goes on
+            return Outcome(trial, None, f"{type(error).__name__}: {error}")
+
+    def judge(self, x0: torch.Tensor, moment: Moment) -> Values:
+        """Every metric of one x0. Raises ValueError for a metric that gives no number a clip, or NaN."""
+        values = {}
+        for name, metric in self.metrics.items():
+            value = metric(x0, moment)
+            if not isinstance(value, torch.Tensor) or value.shape != (moment.case.n_clips,):
+                shown = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise ValueError(f"metric {name!r} gave {shown}; one number a clip is needed, [{moment.case.n_clips}]")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"metric {name!r} gave {value.tolist()}, which is not all finite")
+            values[name] = value.double().tolist()
+        return values
+
+    def _runs(self, index: int) -> _Pass | _Walk:
+        if self._held is None or self._held[0] != index:
+            self._held = None  # frees the last case's before the next one's are made
+            case = self.cases[index]
+            kind = _Pass if isinstance(case.runs[case.base], Inputs) else _Walk
+            self._held = index, kind(self.denoiser, case, self.trials, self.starts)
+        return self._held[1]
+
+
+class _Runs:
+    """The untouched runs of a case, made when first needed."""
+
+    def __init__(self, denoiser: Any, case: Case, trials: Sequence[Trial], starts: Sequence[Start]) -> None:
+        self.denoiser, self.case = denoiser, case
+        self.layers = sorted({start.layer for start in starts} - {0})
+        self.needed = needed_names(denoiser.model, case, trials)
+        self.trials = trials
+
+    @property
+    def model(self) -> Any:
+        return self.denoiser.model
+
+    @cached_property
+    def moment(self) -> Moment:
+        return Moment(self.case, self.x0)
+
+    @property
+    def x0(self) -> Mapping[str, torch.Tensor]:
+        raise AssertionError("subclasses make it")
+
+    def pairs(self, trial: Trial, caches: Mapping[str, ActivationCache]) -> list[HookPair]:
+        """The hooks of a trial, its sources filled in; those that only look come last, as in the model itself."""
+        pairs = [pair for one in trial.interventions for pair in one.bind(caches).hooks(self.model)]
+        return sorted(pairs, key=lambda pair: isinstance(pair[1], Recorder))
+
+    @contextmanager
+    def hooked(self, trials: Sequence[Sequence[HookPair]]) -> Iterator[None]:
+        """Trials' hooks for the forward passes inside. Raises ValueError for a hook that never fires there."""
+        fired: set[str] = set()
+        pairs = [(name, _noting(function, name, fired)) for name, function in merged(trials, self.case.n_clips)]
+        with self.model.hooks(pairs):
+            yield
+            missing = [name for name, _ in pairs if name not in fired]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} never fired: this run does not compute it")
+
+
+class _Pass(_Runs):
+    """Single forward passes, resumed at a block."""
+
+    @cached_property
+    def _made(self) -> tuple[dict[str, torch.Tensor], dict[str, ActivationCache], dict[int, torch.Tensor]]:
+        streams = {layer: stream_before(layer, self.model.cfg.n_layers) for layer in self.layers}
+        wanted = {name: set(names) for name, names in self.needed.items()}
+        wanted[self.case.base] = wanted.get(self.case.base, set()) | set(streams.values())
+        bytes_needed = sum(
+            self.model.estimate_cache(sorted(names), self.case.n_clips) for names in wanted.values() if names
+        )
+        check_fits(bytes_needed, self.model.device, "The activations that this sweep keeps", "Use fewer clips a batch.")
+        x0, caches = {}, {}
+        for name, run in self.case.runs.items():
+            assert isinstance(run, Inputs)
+            if not wanted.get(name):
+                x0[name] = self.denoiser.denoise(**run.repeated(1))
+                continue
+            with self.model.record(sorted(wanted[name])) as recording:
+                x0[name] = self.denoiser.denoise(**run.repeated(1))
+            caches[name] = recording[0]
+        found = {layer: caches[self.case.base][name] for layer, name in streams.items()}
+        return x0, caches, found
+
+    @property
+    def x0(self) -> Mapping[str, torch.Tensor]:
+        return self._made[0]
+
+    def changed(self, trials: Sequence[Trial], start: Start) -> list[torch.Tensor]:
+        """x0 of every trial."""
+        _, caches, streams = self._made
+        run = self.case.runs[self.case.base]
+        assert isinstance(run, Inputs)
+        resume = {}
+        if start.layer:
+            stream = streams[start.layer]
+            resume = {"start_at_layer": start.layer, "resid_pre": stream.repeat(len(trials), 1, 1)}
+        with self.hooked([self.pairs(trial, caches) for trial in trials]):
+            x0 = self.denoiser.denoise(**run.repeated(len(trials)), **resume)
+        return list(x0.split(self.case.n_clips))
+
+
+class _Walk(_Runs):
+    """Whole trajectories, resumed at a step and, within it, at a block."""
+
+    @cached_property
+    def plans(self) -> dict[str, SamplingPlan]:
+        return {name: make_plan(self.denoiser, **run.options) for name, run in self.case.runs.items()}  # type: ignore[union-attr]
+
+    @cached_property
+    def _made(self) -> tuple[dict[str, torch.Tensor], dict[str, list[Any]], list[torch.Tensor]]:
+        n_steps = len(self.plans[self.case.base].matrix) - 1
+        steps = [step for step in range(n_steps) if any(acts(trial, step) for trial in self.trials)]
+        width = max(1, self.case.n_clips)
+        bytes_needed = len(steps) * sum(
+            self.model.estimate_cache(sorted(names), width) for names in self.needed.values() if names
+        )
+        check_fits(
+            bytes_needed, self.model.device, "The activations of all steps that this sweep keeps",
+            "Use fewer clips a batch, or fewer steps at a time.",
+        )  # fmt: skip
+        x0, caches, states = {}, {}, []
+        for name, plan in self.plans.items():
+            record = sorted(self.needed.get(name, ())) or None
+            kept: list[Any] = []
+            for state in run_plan(self.denoiser, replace(plan, record=record)):
+                kept.append(state.cache if state.step in steps else None)
+                if name == self.case.base:
+                    states.append(state.full_latents)
+                x0[name] = state.next_latents
+            caches[name] = kept
+        return x0, caches, states
+
+    @property
+    def x0(self) -> Mapping[str, torch.Tensor]:
+        return self._made[0]
+
+    def changed(self, trials: Sequence[Trial], start: Start) -> list[torch.Tensor]:
+        """The final latents of every trial."""
+        _, caches, states = self._made
+        n, base = len(trials), self.plans[self.case.base]
+        steps = range(start.step, len(base.matrix) - 1)
+        plan = _repeated(base, n)
+        latents = states[start.step].repeat(n, 1, 1, 1, 1)
+        resume = None
+        if start.layer:
+            per_branch = self._stream(start, states, base).unflatten(0, (-1, self.case.n_clips))
+            resume = {"start_at_layer": start.layer, "resid_pre": per_branch.repeat(1, n, 1, 1).flatten(0, 1)}
+        walk = run_plan(self.denoiser, plan, start.step, latents, resume)
+        with closing(walk):
+            for step in steps:
+                here = {name: kept[step] for name, kept in caches.items() if kept[step] is not None}
+                acting = [self.pairs(trial, here) if acts(trial, step) else [] for trial in trials]
+                with self.hooked(acting) if any(acting) else nullcontext():
+                    latents = next(walk).next_latents
+        return list(latents.split(self.case.n_clips))
+
+    def _stream(self, start: Start, states: list[torch.Tensor], plan: SamplingPlan) -> torch.Tensor:
+        """The base's stream before a block at a step, of all guidance branches."""
+        name = stream_before(start.layer, self.model.cfg.n_layers)
+        walk = run_plan(self.denoiser, replace(plan, record=[name]), start.step, states[start.step])
+        cache = next(walk).cache
+        walk.close()
+        assert cache is not None
+        return cache[name]
+
+
+def _repeated(plan: SamplingPlan, n: int) -> SamplingPlan:
+    """The same run for `n` times its clips, one set after the other."""
+    if n == 1:
+        return plan
+    return replace(
+        plan,
+        context=plan.context.repeat(n, 1, 1, 1, 1),
+        mask=plan.mask.repeat(n, 1),
+        matrix=plan.matrix.repeat(1, n, 1) if plan.matrix.ndim == 3 else plan.matrix,
+        noise=RepeatedNoise(plan.noise, n),
+        cond=None if plan.cond is None else plan.cond.repeat(n, 1, 1),
+        cond_mask=None if plan.cond_mask is None else plan.cond_mask.repeat(n),
+    )
+
+
+def _noting(function: Callable[..., Any], name: str, fired: set[str]) -> Callable[..., Any]:
+    def call(activation: torch.Tensor, hook: Any) -> Any:
+        fired.add(name)
+        return function(activation, hook=hook)
+
+    return call
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the operating system, had no memory left."""
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
