@@ -17,9 +17,9 @@ from vdinterp.interventions import Patch
 
 SITES = [
     ("resid_pre", ("layer", "frame")), ("resid_mid", ("layer",)), ("attn_out", ("layer", "frame")),
-    ("mlp_out", ("layer", "token")), ("z", ("layer", "head", "frame")), ("q", ("layer", "head")), ("k", ("layer", "head")),
-    ("v", ("layer", "head")), ("pattern", ("layer", "head")), ("mod.shift", ("layer",)), ("mod.scale", ("layer", "frame")),
-    ("mod.gate", ("layer", "frame")), ("cond", ("frame",)),
+    ("mlp_out", ("layer", "token")), ("z", ("layer", "head", "frame")), ("q", ("layer", "head")),
+    ("k", ("layer", "head")), ("v", ("layer", "head")), ("pattern", ("layer", "head")), ("mod.shift", ("layer",)),
+    ("mod.scale", ("layer", "frame")), ("mod.gate", ("layer", "frame")), ("cond", ("frame",)),
 ]  # fmt: skip
 
 

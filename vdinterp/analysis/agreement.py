@@ -29,8 +29,8 @@ class Agreement(Result):
 
     def sentence(self) -> str:
         return (
-            f"Spearman {self.spearman:.2f}, {self.top_overlap:.0%} of the top {self.top_k}, on {self.n} entries patched "
-            "exactly"
+            f"Spearman {self.spearman:.2f}, {self.top_overlap:.0%} of the top {self.top_k}, on {self.n} entries "
+            "patched exactly"
         )
 
 

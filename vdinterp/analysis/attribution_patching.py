@@ -124,8 +124,8 @@ def attribution_patch(
 
     drawn = np.random.default_rng(pair.seed).permutation(len(trials))[:sample]
     exact = sweep.run(
-        pair.denoiser, pair.cases(direction), [trials[i] for i in sorted(drawn)], {name: Judge(function)}, engine=engine,
-        **dict(sweep_options or {}),
+        pair.denoiser, pair.cases(direction), [trials[i] for i in sorted(drawn)], {name: Judge(function)},
+        engine=engine, **dict(sweep_options or {}),
     )  # fmt: skip
     compared = _compare(result.table, exact, tuple(over), "corrupted" if direction == "denoising" else "clean")
     fields = {field: getattr(result, field) for field in PatchingResult.__dataclass_fields__}
@@ -135,13 +135,12 @@ def attribution_patch(
 def _compare(table: pd.DataFrame, exact: sweep.SweepResult, over: tuple[str, ...], base: str) -> pd.DataFrame:
     """Estimates beside exact changes, for the sampled entries."""
     on = ["level"] if "level" in over else []
-    start = exact.runs[exact.runs["run"] == base]
+    start: Any = exact.runs[exact.runs["run"] == base]
     keys = ["first_clip", "clip", *on]
-    merged = exact.table.merge(start[[*keys, "value"]], on=keys, suffixes=("", "_base"))
-    means = (
-        merged.assign(exact=merged["value"] - merged["value_base"]).groupby(list(over))["exact"].mean().reset_index()
-    )
-    return means.merge(table[[*over, "value"]].rename(columns={"value": "estimate"}), on=list(over))
+    merged: Any = exact.table.merge(start[[*keys, "value"]], on=keys, suffixes=("", "_base"))
+    changes: Any = merged.assign(exact=merged["value"] - merged["value_base"]).groupby(list(over))["exact"]
+    estimates: Any = table[[*over, "value"]]
+    return changes.mean().reset_index().merge(estimates.rename(columns={"value": "estimate"}), on=list(over))
 
 
 class _Estimate:
@@ -223,7 +222,7 @@ class _Estimate:
         (patch,) = trial.interventions
         for name in model.resolve_names(patch.site):  # type: ignore[attr-defined]
             base, source, grad = caches[self.base][name], caches[self.source][name], grads[name]
-            chosen = patch._selection(base, model.hook_dict[name], model)  # type: ignore[attr-defined]
+            chosen = patch.selection(base, model.hook_dict[name], model)  # type: ignore[attr-defined]
             if fix:
                 effect = qk_effect(model, name, self.site, caches[self.base], caches[self.source], grad, chosen)
             else:

@@ -271,12 +271,13 @@ def check_alike(clean: Any, corrupted: Any) -> None:
         raise ValueError("clean and corrupted are both NoisedClips, or neither")
     if clean.latents.shape != corrupted.latents.shape:
         raise ValueError(
-            f"clean is {list(clean.latents.shape)}, corrupted is {list(corrupted.latents.shape)}: patching compares runs "
-            "of the same shape"
+            f"clean is {list(clean.latents.shape)}, corrupted is {list(corrupted.latents.shape)}: patching compares "
+            "runs of the same shape"
         )
     for name in ("levels", "n_context", "seed"):
         mine, other = getattr(clean, name), getattr(corrupted, name)
         if mine != other:
             raise ValueError(
-                f"clean has {name} {mine}, corrupted {other}: both runs share their noise, or differences are not theirs"
+                f"clean has {name} {mine}, corrupted {other}: both runs share their noise, or differences are not "
+                "theirs"
             )

@@ -64,8 +64,8 @@ class EdgeResult(Result):
 class CircuitCurve(Result):
     """What is left of the model's behaviour in circuits of growing size.
 
-    `table`, one row a size: `n_edges recovered low high` (95 % bootstrap interval over clips), and `random`, the same of
-    as many edges drawn at random: the control.
+    `table`, one row a size: `n_edges recovered low high` (95 % bootstrap interval over clips), and `random`, the same
+    of as many edges drawn at random: the control.
     """
 
     title: str  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -86,12 +86,8 @@ class CircuitCurve(Result):
         return {self.title: figure}
 
     def summary(self) -> str:
-        enough = self.table[self.table["recovered"] >= 0.9]
-        size = (
-            f"{int(enough['n_edges'].iloc[0])} of {int(self.table['n_edges'].max())} edges"
-            if len(enough)
-            else "no size"
-        )
+        enough: Any = self.table[self.table["recovered"] >= 0.9]["n_edges"]
+        size = f"{int(enough.iloc[0])} of {int(self.table['n_edges'].max())} edges" if len(enough) else "no size"
         return f"{self.title}: {size} recover .9 of what the whole model does."
 
 
@@ -111,9 +107,9 @@ def edge_attribution(
 
     Every edge gets a weight: how far its reader sees the other run's sender instead of the live one. The score is
     `d metric / d weight` at 0, which is edge attribution patching (Syed et al. 2023, arXiv 2310.10348), with queries,
-    keys and values as separate readers, and exact to first order in both kinds of stream: every normalisation on the way
-    is differentiated. `n_steps` above 1 averages over weights of all edges from 0 to 1 (integrated gradients): the more
-    steps, the closer the scores sum to the whole change of the metric, where both runs have the same condition.
+    keys and values as separate readers, and exact to first order in both kinds of stream: every normalisation on the
+    way is differentiated. `n_steps` above 1 averages over weights of all edges from 0 to 1 (integrated gradients): the
+    more steps, the closer the scores sum to the whole change of the metric, where both runs have the same condition.
 
     Range: any, chance 0. Misleads as every gradient does where the metric is not linear, most of all for queries and
     keys of saturated attention. Confirm with `path_patch` and `faithfulness`. `batch`: clips a pass; a reader of each
@@ -149,8 +145,8 @@ def edge_attribution(
     order = np.argsort(-np.abs(interval.value), kind="stable")
     rows = [
         {
-            "sender": graph.edges[i][0], "receiver": graph.edges[i][1], "score": interval.value[i], "low": interval.low[i],
-            "high": interval.high[i],
+            "sender": graph.edges[i][0], "receiver": graph.edges[i][1], "score": interval.value[i],
+            "low": interval.low[i], "high": interval.high[i],
         }
         for i in order
     ]  # fmt: skip
@@ -176,10 +172,10 @@ def faithfulness(
 ) -> CircuitCurve:
     """Keep a circuit, put every edge outside it at the sender's mean, and see what of the behaviour is left.
 
-    `recovered` is the projection of x0 (in the region) on the way from the model with all edges at their mean (0) to the
-    whole model (1), for circuits of the first n of `edges` (in their order). Control: the mean over three draws of as
-    many random edges. Means are over the clips of `reference` (default: `clips`), for every place and frame by itself,
-    so what a component says of *these* clips is taken away and no more.
+    `recovered` is the projection of x0 (in the region) on the way from the model with all edges at their mean (0) to
+    the whole model (1), for circuits of the first n of `edges` (in their order). Control: the mean over three draws of
+    as many random edges. Means are over the clips of `reference` (default: `clips`), for every place and frame by
+    itself, so what a component says of *these* clips is taken away and no more.
 
     Misleads: a circuit that recovers all may still hold more than is needed; means of few clips keep some of them.
     `sizes`: default doubling from 1 to all edges. Other arguments: `Contrast`. Raises ValueError before any compute.

@@ -113,7 +113,7 @@ class Graph:
 
 
 class Stream:
-    """The residual stream of one run, sublayer by sublayer, to ask what a reader would see if some senders were others'.
+    """The residual stream of one run, sublayer by sublayer: what would a reader see if some senders were others'?
 
     `live`: activations of the run by hook name, filled while it runs or from a cache; `other`: those that replace them.
     """

@@ -94,7 +94,7 @@ UNITS = {
 }
 
 
-def find_metric(metric: Any, pipe: VideoDiffusion | None) -> tuple[str, PatchMetric]:
+def find_metric(metric: Any, pipe: VideoDiffusion | None) -> tuple[str, Any]:
     """A metric by name, or a function of the user's `(x0, pair) -> [batch]`, with what it is called."""
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__).strip("<>"), metric

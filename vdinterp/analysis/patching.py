@@ -81,7 +81,7 @@ class PatchingResult(Result):
     def summary(self) -> str:
         """The entries that matter most, with intervals."""
         base = self.untouched["clean" if self.meta["direction"] == "noising" else "corrupted"]
-        ranked = self.table.assign(effect=(self.table["value"] - base).abs()).nlargest(5, "effect")
+        ranked: Any = self.table.assign(effect=(self.table["value"] - base).abs()).nlargest(5, "effect")
         lines = [
             f"- {', '.join(f'{name} {row[name]}' for name in self.over)}: {row['value']:.3g} "
             f"({row['low']:.3g} to {row['high']:.3g})"
@@ -182,11 +182,12 @@ def collect(
             (~per_clip.isnan()).sum(0).flatten().tolist(), strict=True,
         )
     ]  # fmt: skip
-    untouched = found.runs.groupby("run")["value"].mean().to_dict()
+    runs: Any = found.runs.groupby("run")["value"]
+    untouched = {name: float(runs.mean().get(name, np.nan)) for name in ("clean", "corrupted")}
     return PatchingResult(
         title=title, over=over, values=torch.from_numpy(interval.value), per_clip=per_clip, coordinates=coordinates,
-        table=pd.DataFrame(rows), untouched={name: float(untouched.get(name, np.nan)) for name in ("clean", "corrupted")},
-        unit=unit, failures=found.failures, missing=found.missing, meta=meta,
+        table=pd.DataFrame(rows), untouched=untouched, unit=unit, failures=found.failures, missing=found.missing,
+        meta=meta,
     )  # fmt: skip
 
 

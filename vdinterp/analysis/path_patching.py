@@ -32,8 +32,8 @@ class PathResult(Result):
     """What senders tell receivers.
 
     `values` `[sender receiver]`: the change of the metric from the untouched base, mean over clips; NaN where a sender
-    does not precede a receiver. `total` `[sender]`: the same if everyone reads the patched sender; the column "final" of
-    `values` is the direct effect. `table`, one row a path: `sender receiver value low high n_clips` (95 % bootstrap
+    does not precede a receiver. `total` `[sender]`: the same if everyone reads the patched sender; the column "final"
+    of `values` is the direct effect. `table`, one row a path: `sender receiver value low high n_clips` (95 % bootstrap
     interval over clips), receiver "total" for totals. `per_clip` `[clip sender receiver]`.
     """
 
@@ -56,19 +56,21 @@ class PathResult(Result):
                 self.values.numpy(), x=self.receivers, y=self.senders, title=self.title, x_title="receiver",
                 y_title="sender", value_title=f"change of {self.unit}", diverging=True,
             )  # fmt: skip
-        shown = self.table[self.table["receiver"].isin([TOTAL, "final"])].dropna(subset=["value"])
+        effects: Any = self.table[self.table["receiver"].isin([TOTAL, "final"])]
+        shown = effects.dropna(subset=["value"])
         if len(shown):
-            effects = shown["receiver"].map({TOTAL: "total", "final": "direct (to the final layer)"})
+            which = shown["receiver"].map({TOTAL: "total", "final": "direct (to the final layer)"})
             title = f"{self.title}: total and direct effect, 95 % interval over clips"
             figures[title] = plotting.bars(
-                shown.assign(effect=effects), x="sender", y="value", color="effect", low="low", high="high", title=title,
+                shown.assign(effect=which), x="sender", y="value", color="effect", low="low", high="high", title=title,
                 x_title="sender", y_title=f"change of {self.unit}",
             )  # fmt: skip
         return figures
 
     def summary(self) -> str:
         """The strongest paths."""
-        paths = self.table[self.table["receiver"] != TOTAL].dropna(subset=["value"])
+        every: Any = self.table[self.table["receiver"] != TOTAL]
+        paths = every.dropna(subset=["value"])
         top = paths.loc[paths["value"].abs().nlargest(6).index]
         lines = [
             f"- {row['sender']} → {row['receiver']}: {row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
@@ -152,11 +154,12 @@ def total_patch(graph: Graph, sender: str, source: Any) -> Intervention:
 
 
 def _collect(
-    pair: Contrast, found: sweep.SweepResult, senders: list[str], receivers: list[str], base: str, title: str, unit: str,
-    meta: dict[str, Any],
+    pair: Contrast, found: sweep.SweepResult, senders: list[str], receivers: list[str], base: str, title: str,
+    unit: str, meta: dict[str, Any],
 ) -> PathResult:  # fmt: skip
     columns = [*receivers, TOTAL]
-    table, untouched = (frame.assign(at=frame["first_clip"] + frame["clip"]) for frame in (found.table, found.runs))
+    frames: list[Any] = [found.table, found.runs]
+    table, untouched = (frame.assign(at=frame["first_clip"] + frame["clip"]) for frame in frames)
     start = untouched[untouched["run"] == base].groupby("at")["value"].mean()
     per_clip = np.full((len(pair), len(senders), len(columns)), np.nan)
     means = table.groupby(["at", "sender", "receiver"])["value"].mean().reset_index()

@@ -20,7 +20,7 @@ def qk_effect(
     grad_z: torch.Tensor,
     chosen: torch.Tensor,
 ) -> torch.Tensor:
-    """`[batch]`: the first-order effect of the source's queries (or keys) at the `chosen` tokens and heads of `name`."""
+    """`[batch]`: first-order effect of the source's queries (or keys) at the `chosen` tokens and heads of `name`."""
     layer, sublayer = int(name.split(".")[1]), name.split(".")[2]
     attention = model.sublayer(layer, sublayer)
     rot_q, rot_k, values = (base[alias, layer, sublayer] for alias in ("rot_q", "rot_k", "v"))

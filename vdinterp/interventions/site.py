@@ -84,7 +84,7 @@ class SiteIntervention(Intervention):
         def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor | None:
             if not self.is_active(hook):
                 return None
-            chosen = self._selection(activation, hook, model)
+            chosen = self.selection(activation, hook, model)
             wanted = self.replacement(activation, hook).to(activation)
             if basis is not None:
                 wanted = within(basis, activation, wanted, channel_axis(hook.dims))
@@ -132,7 +132,7 @@ class SiteIntervention(Intervention):
                 wanted &= _among(at, chosen)
         return wanted
 
-    def _selection(self, activation: torch.Tensor, hook: Any, model: Any) -> torch.Tensor:
+    def selection(self, activation: torch.Tensor, hook: Any, model: Any) -> torch.Tensor:
         """Boolean, broadcastable to the activation: the part to replace."""
         dims, device = full_dims(model, hook.name), activation.device
         chosen = torch.ones([1] * activation.ndim, dtype=torch.bool, device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -249,7 +249,7 @@ def run_plan(
     first_step: int = 0,
     latents: torch.Tensor | None = None,
     resume: Mapping[str, Any] | None = None,
-) -> Iterator[StepState]:
+) -> Generator[StepState, None, None]:
     """Run a plan step by step. Only the current step's activations are alive, unless the caller keeps them.
 
     `first_step` with `latents`, a state's `full_latents` before that step, continues a run; `resume`

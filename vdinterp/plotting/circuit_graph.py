@@ -41,8 +41,8 @@ def circuit_graph(table: pd.DataFrame, *, title: str, value_title: str) -> go.Fi
         )  # fmt: skip
     figure.add_scatter(
         x=[place[name][0] for name in nodes], y=[place[name][1] for name in nodes], mode="markers+text", text=nodes,
-        marker={"size": 40, "color": "white", "line": {"color": INK, "width": 1.2}}, textfont={"size": 11, "color": INK},
-        hoverinfo="skip", showlegend=False,
+        marker={"size": 40, "color": "white", "line": {"color": INK, "width": 1.2}}, hoverinfo="skip", showlegend=False,
+        textfont={"size": 11, "color": INK},
     )  # fmt: skip
     for name, color in (("carries the result", POSITIVE), ("works against it", NEGATIVE)):
         figure.add_scatter(x=[None], y=[None], mode="lines", line={"color": color, "width": 3}, name=name)

@@ -30,26 +30,25 @@ def sliced_heatmap(values: Any, *, slices: Sequence[str], title: str, **options:
     strongest = int(np.nanargmax(np.nanmax(np.abs(np.where(np.isfinite(values), values, 0)), axis=(1, 2))))
     blank = np.where(np.isfinite(values[0]), values[0], 0.0)  # a slice without any number is drawn empty
     figure = heatmap(blank, title=title, diverging=diverging, **options)
-    drawn = figure.data[0]
+    drawn: Any = figure.data[0]
+    number = options.get("number_format", ".2g")
     pictures = []
     for index, slice_ in enumerate(values):
         trace = go.Heatmap(drawn)
         text = None
         if drawn.text is not None:
-            text = [
-                ["" if not np.isfinite(v) else f"{v:{options.get('number_format', '.2g')}}" for v in row]
-                for row in slice_
-            ]
+            text = [["" if not np.isfinite(v) else f"{v:{number}}" for v in row] for row in slice_]
         trace.update(z=slice_, text=text, visible=index == strongest)
         pictures.append(trace)
-    figure = go.Figure(pictures, figure.layout)
+    layout: Any = figure.layout
+    figure = go.Figure(pictures, layout)
     steps = [
         {"label": str(name), "method": "update", "args": [{"visible": [i == index for i in range(len(slices))]}]}
         for index, name in enumerate(slices)
     ]
     figure.update_layout(
         sliders=[{"active": strongest, "steps": steps, "currentvalue": {"prefix": ""}, "pad": {"t": 62}}],
-        height=figure.layout.height + 110,
+        height=layout.height + 110,
         margin={"b": 60},
     )
     return figure

@@ -7,7 +7,7 @@
 from vdinterp.studies.ablation_result import AblationResult
 from vdinterp.studies.ablations import ablations
 from vdinterp.studies.bench import METRICS, Bench, Measurement, Moment
-from vdinterp.studies.clips import held_out_clips
+from vdinterp.studies.clips import held_out_clips, pairs_of
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.heads import HeadStudy, heads
 from vdinterp.studies.ledger import Ledger
@@ -33,6 +33,7 @@ __all__ = [
     "fingerprint",
     "heads",
     "held_out_clips",
+    "pairs_of",
     "run",
     "study",
     "tabulate",

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from vdinterp.data import KINDS, Clips, make_clips, sample_clips
+from vdinterp.data import KINDS, Clips, crafter, make_clips, sample_clips
+from vdinterp.data.clips import DIGIT_KINDS
 from vdinterp.pipeline import VideoDiffusion
 
 # What each bundled model was trained on; a model of your own says it in its `meta["clips"]`.
@@ -58,6 +59,45 @@ def held_out_clips(
         if drawn > 64 * n:
             raise ValueError(f"of {drawn} {kind!r} clips only {len(follow)} can be continued from {n_context} frames")
         drawn *= 4
+
+
+def pairs_of(pipe: VideoDiffusion, n: int, seed: int = 0) -> tuple[Clips, Clips]:
+    """`n` clean clips and their corrupted twins, of the model's own kind, to patch between.
+
+    Digits: the last frame repeats an earlier one, which the twin replaces by another image. Crafter: the last step
+    moved, and the twin is told the opposite move. Other kinds: the twins of `make_clips`.
+
+    Raises ValueError when the model does not say what its clips are, or there are not enough.
+    """
+    kind, n_frames = kind_of(pipe), pipe.model.cfg.n_frames
+    if kind is None:
+        raise ValueError(
+            f"{pipe.model.cfg.model_name} does not say what clips it was made for: give clean and corrupted clips "
+            "yourself (vd.activation_patch), or set pipe.meta['clips'] to a kind of clips"
+        )
+    if n < 1 or seed < 0:
+        raise ValueError(f"need n >= 1 pairs and seed >= 0, got n={n}, seed={seed}")
+    if kind == "crafter":
+        return _opposite_moves(n, seed, n_frames)
+    clips = make_clips("one_off" if kind in DIGIT_KINDS else kind, n, seed, n_frames=n_frames)
+    assert clips.corrupt is not None
+    return without_twin(clips), clips.corrupt
+
+
+def _opposite_moves(n: int, seed: int, n_frames: int) -> tuple[Clips, Clips]:
+    """Recorded play whose last step moved, and the same frames with the opposite move as the last action."""
+    everything = sample_clips("crafter", n_frames=n_frames)
+    last = crafter.moved(everything)[:, -1].nonzero()[:, 0]
+    if n > len(last):
+        raise ValueError(f"the package holds {len(last)} crafter clips whose last step moved, {n} were asked for")
+    clean = everything[last[torch.from_numpy(np.random.default_rng(seed).permutation(len(last))[:n])]]
+    assert clean.action is not None
+    action = clean.action.clone()
+    opposite = {move: other for move, step in crafter.MOVES.items() for other, back in crafter.MOVES.items()
+                if (back[0], back[1]) == (-step[0], -step[1])}  # fmt: skip
+    moves = action[:, -1].argmax(-1).tolist()
+    action[:, -1] = torch.eye(action.shape[-1])[[opposite[move] for move in moves]]
+    return clean, replace(clean, action=action)
 
 
 def _crafter(n: int, seed: int, n_frames: int, part: Part) -> Clips:

@@ -58,7 +58,7 @@ class Worker:
         self.denoiser, self.cases, self.trials, self.metrics = denoiser, cases, trials, metrics
         self.starts = starts
         self._limit = math.inf
-        self._held: tuple[int, _Pass | _Walk] | None = None
+        self._held: tuple[int, Any] | None = None
 
     def run(self, unit: Unit) -> list[Outcome]:
         """One outcome a trial. What fails is an outcome, too; only memory that runs out for a single trial raises."""
@@ -66,7 +66,7 @@ class Worker:
             return self._halves(unit)
         try:
             return self._run(unit)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not _out_of_memory(error) or len(unit.trials) < 2:
                 raise
         if torch.cuda.is_available():
@@ -83,17 +83,15 @@ class Worker:
     def _run(self, unit: Unit) -> list[Outcome]:
         runs = self._runs(unit.case)
         if unit.start is None:
-            return [
-                Outcome(None, values, run=name)
-                for name, x0 in runs.x0.items()
-                for values in [self.judge(x0, runs.moment)]
-            ]
+            return [Outcome(None, self.judge(x0, runs.moment), run=name) for name, x0 in runs.x0.items()]
         try:
             parts = runs.changed([self.trials[index] for index in unit.trials], unit.start)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:  # a user's hook function
+        except Exception as error:  # a hook function of the user's may raise anything; the rest goes on
+            if _out_of_memory(error):
+                raise
             if len(unit.trials) > 1:
                 return self._halves(unit)
-            return [Outcome(unit.trials[0], None, f"{type(error).__name__}: {error}")]
+            return [Outcome(trial, None, f"{type(error).__name__}: {error}") for trial in unit.trials]
         return [self._outcome(index, x0, runs.moment) for index, x0 in zip(unit.trials, parts, strict=True)]
 
     def _outcome(self, trial: int, x0: torch.Tensor, moment: Moment) -> Outcome:
