@@ -34,6 +34,7 @@ bench: $(VENV)/.dev $(VENV)/.bench
 	$(PY) benchmarks/import_time.py
 	$(PY) benchmarks/forward.py
 	$(PY) benchmarks/attention_stats.py
+	$(PY) benchmarks/patching.py
 
 constraints: $(VENV)/.dev     ## pin what is installed now
 	$(PY) tools/pin_constraints.py > constraints.txt.new && mv constraints.txt.new constraints.txt
@@ -53,7 +54,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(PY)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(PY)
-	$(PIP) install --quiet -c constraints.txt -e ".[dev,notebook,probes,crafter]"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev,notebook,probes,crafter,ray]"
 	touch $@ $(VENV)/.core
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.dev

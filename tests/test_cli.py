@@ -192,3 +192,51 @@ def test_debug_shows_the_traceback() -> None:
 def test_module_and_version() -> None:
     done = subprocess.run([sys.executable, "-m", "vdinterp", "--version"], capture_output=True, text=True, check=True)
     assert vdinterp.__version__ in done.stdout
+
+
+def test_patch_writes_a_ledger_a_result_and_a_report(tmp_path: Path) -> None:
+    arguments = ("patch", "tiny-induction", "--over", "layer,head", "--pairs", 4, "--level", 0.95)
+    whole = run(*arguments, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    assert "layer 3, head 3" in whole.output and (tmp_path / "whole" / "report.html").is_file()
+    found = Result.load(tmp_path / "whole")
+    assert found.to_frame()["value"].idxmax() == 15
+    parts = [run(*arguments, "--out", tmp_path / "parts", "--shard", f"{part}/2") for part in (1, 2)]
+    assert "8 trials are left for other shards" in parts[0].output and "Report" in parts[1].output
+    again = run(*arguments, "--out", tmp_path / "parts")
+    assert again.exit_code == 0
+    table = Result.load(tmp_path / "parts").to_frame()
+    pd.testing.assert_frame_equal(table, found.to_frame(), atol=1e-6, rtol=0)
+
+
+def test_pairs_of_the_world_model_differ_in_the_last_action() -> None:
+    clean, corrupted = vdinterp.studies.pairs_of(vdinterp.load("tiny-crafter"), 6)
+    assert torch.equal(clean.video, corrupted.video)
+    assert clean.action is not None and corrupted.action is not None
+    assert torch.equal(clean.action[:, :-1], corrupted.action[:, :-1])
+    implied = [vdinterp.data.crafter.implied(clips)[:, -1] for clips in (clean, corrupted)]
+    assert torch.equal(implied[0], -implied[1]) and (implied[0].abs().sum(-1) == 1).all()
+    with pytest.raises(ValueError, match="were asked for"):
+        vdinterp.studies.pairs_of(vdinterp.load("tiny-crafter"), 500)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--site", "zz"), "No hook is called 'zz'. Did you mean 'z'?"),
+        (("--over", "layer,heads"), "some of layer, head"),
+        (("--shard", "0/2"), "give i/n"),
+        (("--shard", "half"), "give i/n"),
+        (("--level", "2"), "noise levels in (0, 1]"),
+        (("--level", "0.5", "--steps", "4"), "give one of them"),
+        (("--metric", "loss"), "unknown metric 'loss'"),
+    ],
+)
+def test_patch_refuses_what_does_not_fit(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    outcome = run("patch", "tiny-induction", *arguments, "--out", tmp_path / "out")
+    assert outcome.exit_code == 2 and message in " ".join(outcome.output.split())
+
+
+def test_patch_of_a_model_that_does_not_say_its_clips(folder: Path) -> None:
+    outcome = run("patch", folder)
+    assert outcome.exit_code == 2 and "give clean and corrupted clips yourself" in outcome.output

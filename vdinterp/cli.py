@@ -186,7 +186,6 @@ def patch(
         click.echo(f"{result.missing} trials are left for other shards; run again without --shard for the report")
         return
     click.echo(result.summary())
-    result.save(out / "result")
     click.echo(f"\nReport: {vd.report.write(result, out)}")
 
 
