@@ -257,3 +257,42 @@ def test_the_label_of_a_level_stands_on_its_line(log: bool) -> None:
         (note,) = figure.layout.annotations
         assert note.text == "chance" and note.y == pytest.approx(np.log10(0.5) if log else 0.5)
         assert figure.layout.shapes[0].y0 == 0.5
+
+
+def test_a_sliced_heatmap_shows_one_slice_and_keeps_one_scale() -> None:
+    values = np.arange(24.0).reshape(4, 2, 3)
+    values[1, 0, 0] = np.nan
+    options = {"x": list("abc"), "y": list("de"), "title": "T", "x_title": "x", "y_title": "y", "value_title": "v"}
+    figure = plotting.sliced_heatmap(values, slices=["s0", "s1", "s2", "s3"], **options)
+    assert [trace.visible for trace in figure.data] == [False, False, False, True], "the strongest first"
+    assert {(trace.zmin, trace.zmax) for trace in figure.data} == {(0.0, 23.0)}
+    np.testing.assert_array_equal(figure.data[2].z, values[2])
+    assert figure.data[1].text[0][0] == "" and figure.data[0].text[0][1] == "1"
+    steps = figure.layout.sliders[0].steps
+    assert [step.label for step in steps] == ["s0", "s1", "s2", "s3"]
+    assert steps[1].args[0]["visible"] == [False, True, False, False]
+    with pytest.raises(ValueError, match="slices"):
+        plotting.sliced_heatmap(values, slices=["one"], **options)
+    with pytest.raises(ValueError, match="no finite value"):
+        plotting.sliced_heatmap(np.full((1, 2, 3), np.nan), slices=["one"], **options)
+
+
+def test_a_circuit_graph_draws_every_edge_and_node_once() -> None:
+    table = pd.DataFrame(
+        {"sender": ["embed", "0.1", "mlp.0", "cross.1.0"], "receiver": ["0.1.q", "mlp.0", "1.0.k", "final"],
+         "score": [1.0, -0.5, 0.2, 0.1]}
+    )  # fmt: skip
+    figure = plotting.circuit_graph(table, title="T", value_title="score")
+    lines = [trace for trace in figure.data if trace.mode == "lines" and trace.x[0] is not None]
+    nodes = next(trace for trace in figure.data if trace.mode == "markers+text")
+    assert len(lines) == 4 and sorted(nodes.text) == ["0.1", "1.0", "cross.1.0", "embed", "final", "mlp.0"]
+    height = dict(zip(nodes.text, nodes.y, strict=True))
+    assert height["embed"] < height["0.1"] < height["mlp.0"] < height["1.0"] < height["cross.1.0"] < height["final"]
+    with pytest.raises(KeyError, match="score"):
+        plotting.circuit_graph(table.drop(columns="score"), title="T", value_title="score")
+
+
+def test_a_scatter_names_its_points() -> None:
+    table = pd.DataFrame({"a": [0.0, 1.0], "b": [0.5, 2.0], "name": ["p", "q"]})
+    figure = plotting.scatter(table, x="a", y="b", label="name", title="T", x_title="x", y_title="y", diagonal=True)
+    assert list(figure.data[-1].text) == ["p", "q"] and list(figure.data[0].x) == [0.0, 2.0]

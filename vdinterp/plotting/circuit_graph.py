@@ -13,23 +13,21 @@ WIDEST = 6.0  # shown pixels of the strongest edge
 
 def circuit_graph(table: pd.DataFrame, *, title: str, value_title: str) -> go.Figure:
     """Edges `sender receiver score` as lines from sender to receiver, as wide as the score is large; blue carries the
-    result, orange works against it. Components stand in rows: the embedding at the bottom, then each layer's heads and
-    its MLP, the final layer on top. A head's query, key and value are one place; hovering an edge says which."""
+    result, orange works against it. Components stand in rows, the embedding at the bottom, the final layer on top, and
+    heads of one number in one column, MLPs to the right. A head's query, key and value are one place; hovering the
+    middle of an edge says which."""
     need_columns(table, {"sender": "sender", "receiver": "receiver", "score": "score"})
     nodes = sorted({*table["sender"], *(_component(name) for name in table["receiver"])}, key=_row)
     rows = sorted({_row(name) for name in nodes})
-    place = {}
-    for height, row in enumerate(rows):
-        members = sorted(name for name in nodes if _row(name) == row)
-        for index, name in enumerate(members):
-            place[name] = ((index - (len(members) - 1) / 2), height)
+    columns = 1 + max((int(name.split(".")[-1]) for name in nodes if _row(name)[1] < 2 and "." in name), default=0)
+    place = {name: (_column(name, columns), rows.index(_row(name))) for name in nodes}
     top = float(table["score"].abs().max()) or 1.0
     figure = go.Figure()
     for row in table.sort_values("score", key=abs).to_dict("records"):
         (x0, y0), (x1, y1) = place[row["sender"]], place[_component(row["receiver"])]
-        bend = 0.18 if y1 - y0 > 1 else 0.0  # past the rows between
+        bend = min(0.45, 0.11 * (y1 - y0 - 1))  # past the rows between
         share = abs(row["score"]) / top
-        middle = ((x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2)
+        middle = ((x0 + x1) / 2 + bend, (y0 + y1) / 2)
         figure.add_scatter(
             x=[x0, middle[0], x1], y=[y0, middle[1], y1], mode="lines", line_shape="spline", opacity=0.25 + 0.7 * share,
             line={"color": POSITIVE if row["score"] > 0 else NEGATIVE, "width": max(0.8, WIDEST * share)},
@@ -68,3 +66,9 @@ def _row(name: str) -> tuple[int, int]:
     if parts[0] in ("mlp", "cross"):
         return int(parts[1]), 2 if parts[0] == "mlp" else 1
     return int(parts[0]), 0
+
+
+def _column(name: str, n_heads: int) -> float:
+    if name in ("embed", "final"):
+        return (n_heads - 1) / 2
+    return float(n_heads) if name.startswith("mlp") else float(name.split(".")[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -126,7 +127,7 @@ class _Runs:
     """The untouched runs of a case, made when first needed."""
 
     def __init__(self, denoiser: Any, case: Case, trials: Sequence[Trial], starts: Sequence[Start]) -> None:
-        self.denoiser, self.case = denoiser, case
+        self.denoiser, self.case, self.starts = denoiser, case, starts
         self.layers = sorted({start.layer for start in starts} - {0})
         self.needed = needed_names(denoiser.model, case, trials)
         self.trials = trials
@@ -205,6 +206,16 @@ class _Pass(_Runs):
 class _Walk(_Runs):
     """Whole trajectories, resumed at a step and, within it, at a block."""
 
+    _of_step: tuple[int, dict[int, torch.Tensor]] | None = None  # the streams of the step that was asked for last
+
+    @cached_property
+    def _skipped(self) -> Counter[int]:
+        """Block evaluations that trials save by resuming inside a step, by step."""
+        skipped: Counter[int] = Counter()
+        for start in self.starts:
+            skipped[start.step] += start.layer
+        return skipped
+
     @cached_property
     def plans(self) -> dict[str, SamplingPlan]:
         return {name: make_plan(self.denoiser, **run.options) for name, run in self.case.runs.items()}  # type: ignore[union-attr]
@@ -217,6 +228,8 @@ class _Walk(_Runs):
         bytes_needed = len(steps) * sum(
             self.model.estimate_cache(sorted(names), width) for names in self.needed.values() if names
         )
+        if self.layers:
+            bytes_needed += self.model.estimate_cache(list(self._names(self.layers).values()), width)
         check_fits(
             bytes_needed, self.model.device, "The activations of all steps that this sweep keeps",
             "Use fewer clips a batch, or fewer steps at a time.",
@@ -245,8 +258,8 @@ class _Walk(_Runs):
         plan = _repeated(base, n)
         latents = states[start.step].repeat(n, 1, 1, 1, 1)
         resume = None
-        if start.layer:
-            per_branch = self._stream(start, states, base).unflatten(0, (-1, self.case.n_clips))
+        if start.layer and self._skipped[start.step] > self.model.cfg.n_layers:  # what making the streams takes
+            per_branch = self._streams(start.step)[start.layer].unflatten(0, (-1, self.case.n_clips))
             resume = {"start_at_layer": start.layer, "resid_pre": per_branch.repeat(1, n, 1, 1).flatten(0, 1)}
         walk = run_plan(self.denoiser, plan, start.step, latents, resume)
         with closing(walk):
@@ -257,14 +270,20 @@ class _Walk(_Runs):
                     latents = next(walk).next_latents
         return list(latents.split(self.case.n_clips))
 
-    def _stream(self, start: Start, states: list[torch.Tensor], plan: SamplingPlan) -> torch.Tensor:
-        """The base's stream before a block at a step, of all guidance branches."""
-        name = stream_before(start.layer, self.model.cfg.n_layers)
-        walk = run_plan(self.denoiser, replace(plan, record=[name]), start.step, states[start.step])
-        cache = next(walk).cache
-        walk.close()
-        assert cache is not None
-        return cache[name]
+    def _streams(self, step: int) -> dict[int, torch.Tensor]:
+        """The base's streams at a step, of all guidance branches, by the block that they enter."""
+        if self._of_step is None or self._of_step[0] != step:
+            self._of_step = None
+            names = self._names(sorted({start.layer for start in self.starts if start.step == step} - {0}))
+            plan = replace(self.plans[self.case.base], record=list(names.values()))
+            with closing(run_plan(self.denoiser, plan, step, self._made[2][step])) as walk:
+                cache = next(walk).cache
+            assert cache is not None
+            self._of_step = step, {layer: cache[name] for layer, name in names.items()}
+        return self._of_step[1]
+
+    def _names(self, layers: Sequence[int]) -> dict[int, str]:
+        return {layer: stream_before(layer, self.model.cfg.n_layers) for layer in layers}
 
 
 def _repeated(plan: SamplingPlan, n: int) -> SamplingPlan:
