@@ -5,7 +5,7 @@ python benchmarks/patching.py --layers 4 --positions 2 --rounds 1 --steps 5   # 
 
 Positions are a sample of the tokens; times are of one patch. Clean and corrupted run are needed once, whoever sweeps,
 so they are a row of their own, shared by the patches of every way but the blocks alone: by those of a sweep of as many
-positions as ours ran, and by those of a sweep of all tokens, where they hardly count. The bars are of the latter, at the
+positions as ours ran, and of a sweep of all tokens, where they hardly count. The bars are of the latter, at the
 default size. Rows are of like length, and many rounds better than long ones: a busy machine slows long rows at other
 times than short ones.
 """

@@ -74,7 +74,9 @@ next(iter(stream.plot().values())).show()
 
 # %%
 paths = vd.path_patch(
-    **runs, senders=["embed", "0.0", "0.3", "1.2", "mlp.0", "3.3"], receivers=["3.3.q", "3.3.k", "3.3.v", "mlp.3", "final"]
+    **runs,
+    senders=["embed", "0.0", "0.3", "1.2", "mlp.0", "3.3"],
+    receivers=["3.3.q", "3.3.k", "3.3.v", "mlp.3", "final"],
 )
 next(iter(paths.plot().values())).show()
 
@@ -130,7 +132,8 @@ next(iter(parts["q"].plot().values())).show()
 
 # %%
 modulation = {
-    site: vd.activation_patch(**world, site=site, over=("layer",)).values for site in ("mod.shift", "mod.scale", "mod.gate")
+    site: vd.activation_patch(**world, site=site, over=("layer",)).values
+    for site in ("mod.shift", "mod.scale", "mod.gate")
 }
 for site, recovered in modulation.items():
     print(f"{site:10}", " ".join(f"layer {layer}: {value:.2f}" for layer, value in enumerate(recovered)))

@@ -32,7 +32,8 @@ class EdgeResult(Result):
     """Scores of all edges.
 
     `table`, one row an edge, largest size first: `sender receiver score low high`: the mean over clips, with a 95 %
-    bootstrap interval. Signed: positive edges carry the other run's result.
+    bootstrap interval. Signed: what patching an edge adds to the metric, so that with noising edges that carry the
+    result are negative.
     """
 
     title: str  # pyright: ignore[reportIncompatibleVariableOverride]

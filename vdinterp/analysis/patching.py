@@ -55,7 +55,7 @@ class PatchingResult(Result):
         limits = {}
         if self.unit == UNITS["recovered"]:
             top = max(1.0, float(np.nanmax(np.abs(self.values.numpy()))))
-            limits = {"zmin": -top, "zmax": top, "diverging": True}
+            limits = {"zmin": -top, "zmax": top, "diverging": True, "number_format": ".2f"}
         if len(self.over) == 1:
             name = self.over[0]
             figure = plotting.bars(
@@ -147,7 +147,8 @@ def activation_patch(
     trials = patch_trials(pair, site, axes, source, at, subspace)
     found = sweep.run(pair.denoiser, cases, trials, {name: Judge(function)}, engine=engine, **dict(sweep_options or {}))
     how = "clean into corrupted" if direction == "denoising" else "corrupted into clean"
-    title = f"{pair.model.cfg.model_name}: {site} patched, {how}"
+    since = ", from a step on" if "step" in over and at == "from" else ""
+    title = f"{pair.model.cfg.model_name}: {site} patched{since}, {how}"
     meta = _meta(pair, site=site, metric=name, direction=direction, at=at)
     return collect(pair, found, tuple(over), axes, title, UNITS.get(name, name), meta)
 

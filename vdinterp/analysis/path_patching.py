@@ -55,6 +55,7 @@ class PathResult(Result):
             figures[self.title] = plotting.heatmap(
                 self.values.numpy(), x=self.receivers, y=self.senders, title=self.title, x_title="receiver",
                 y_title="sender", value_title=f"change of {self.unit}", diverging=True,
+                number_format=".2f" if self.unit == UNITS["recovered"] else ".2g",
             )  # fmt: skip
         effects: Any = self.table[self.table["receiver"].isin([TOTAL, "final"])]
         shown = effects.dropna(subset=["value"])

@@ -12,8 +12,8 @@ WIDEST = 6.0  # shown pixels of the strongest edge
 
 
 def circuit_graph(table: pd.DataFrame, *, title: str, value_title: str) -> go.Figure:
-    """Edges `sender receiver score` as lines from sender to receiver, as wide as the score is large; blue carries the
-    result, orange works against it. Components stand in rows, the embedding at the bottom, the final layer on top, and
+    """Edges `sender receiver score` as lines from sender to receiver, as wide as the score is large; blue raises the
+    metric, orange lowers it. Components stand in rows, the embedding at the bottom, the final layer on top, and
     heads of one number in one column, MLPs to the right. A head's query, key and value are one place; hovering the
     middle of an edge says which."""
     need_columns(table, {"sender": "sender", "receiver": "receiver", "score": "score"})
@@ -42,7 +42,7 @@ def circuit_graph(table: pd.DataFrame, *, title: str, value_title: str) -> go.Fi
         marker={"size": 40, "color": "white", "line": {"color": INK, "width": 1.2}}, hoverinfo="skip", showlegend=False,
         textfont={"size": 11, "color": INK},
     )  # fmt: skip
-    for name, color in (("carries the result", POSITIVE), ("works against it", NEGATIVE)):
+    for name, color in (("raises the metric", POSITIVE), ("lowers it", NEGATIVE)):
         figure.add_scatter(x=[None], y=[None], mode="lines", line={"color": color, "width": 3}, name=name)
     finish(figure, title=title, x_title=None, y_title=None, height=max(360, 150 + 84 * len(rows)))
     plain = {"showgrid": False, "zeroline": False, "showline": False, "ticks": "", "showticklabels": False}

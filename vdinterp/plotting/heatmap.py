@@ -44,7 +44,7 @@ def heatmap(
     low, high = (-limit, limit) if diverging else (float(finite.min()), float(finite.max()))
     text = None
     if values.size <= MOST_CELLS_WITH_TEXT:
-        text = [["" if not np.isfinite(v) else f"{v:{number_format}}" for v in row] for row in values]
+        text = [[number(value, number_format) for value in row] for row in values]
     height = int(np.clip(150 + 34 * len(y), 300, 1200))
     figure = go.Figure(
         go.Heatmap(
@@ -67,6 +67,14 @@ def heatmap(
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
     return figure
+
+
+def number(value: float, number_format: str) -> str:
+    """A cell's text: nothing for NaN, and no minus sign before a zero."""
+    if not np.isfinite(value):
+        return ""
+    shown = f"{value:{number_format}}"
+    return shown.lstrip("-") if float(shown.rstrip("%")) == 0 else shown
 
 
 def layer_head(values: Any, *, title: str, value_title: str, **options: Any) -> go.Figure:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from vdinterp.plotting.heatmap import heatmap
+from vdinterp.plotting.heatmap import heatmap, number
 
 
 def sliced_heatmap(values: Any, *, slices: Sequence[str], title: str, **options: Any) -> go.Figure:
@@ -31,13 +31,13 @@ def sliced_heatmap(values: Any, *, slices: Sequence[str], title: str, **options:
     blank = np.where(np.isfinite(values[0]), values[0], 0.0)  # a slice without any number is drawn empty
     figure = heatmap(blank, title=title, diverging=diverging, **options)
     drawn: Any = figure.data[0]
-    number = options.get("number_format", ".2g")
+    number_format = options.get("number_format", ".2g")
     pictures = []
     for index, slice_ in enumerate(values):
         trace = go.Heatmap(drawn)
         text = None
         if drawn.text is not None:
-            text = [["" if not np.isfinite(v) else f"{v:{number}}" for v in row] for row in slice_]
+            text = [[number(value, number_format) for value in row] for row in slice_]
         trace.update(z=slice_, text=text, visible=index == strongest)
         pictures.append(trace)
     layout: Any = figure.layout
