@@ -59,8 +59,7 @@ print(f"head 3.3: attention {attention.values[3, 3]:.2f}, values {values.values[
 
 # %% [markdown]
 # The values. That is as it must be: the two clips differ in *what* is to be copied, not in *where* it is, so this
-# contrast says nothing of how the place is found. (Where the stream holds it, frame by frame: a slider would be one more
-# name in `over`.)
+# contrast says nothing of how the place is found. Where does the stream hold it, frame by frame?
 
 # %%
 stream = vd.activation_patch(**runs, site="resid_pre", over=("layer", "frame"))
@@ -101,7 +100,7 @@ edges = vd.edge_attribution(**{name: value for name, value in runs.items() if na
 next(iter(edges.plot().values())).show()
 
 # %%
-curve = vd.faithfulness(pipe, edges, clips, 0.95, batch=12)
+curve = vd.faithfulness(pipe, edges, clips, 0.95, sizes=(2, 16, 64, 128, 256), batch=12)
 print(curve.summary())
 next(iter(curve.plot().values())).show()
 
@@ -117,7 +116,7 @@ next(iter(curve.plot().values())).show()
 
 # %%
 game = vd.load("tiny-crafter")
-clean, opposite = vd.studies.pairs_of(game, 6)
+clean, opposite = vd.studies.pairs_of(game, 4)
 world = {"model": game, "clean": clean, "corrupted": opposite, "noise_levels": 0.9, "sweep_options": quiet}
 
 where = vd.activation_patch(**world, site="cond", over=("frame",))
