@@ -23,7 +23,7 @@ from vdinterp.analysis import Contrast
 from vdinterp.analysis.patch_metrics import Judge, recovered
 from vdinterp.interventions import Custom, MaskAttention, Patch
 from vdinterp.sweep import Records, Trial
-from vdinterp.sweep.start import Start, start_of
+from vdinterp.sweep.start import Start, start_of, touched
 from vdinterp.sweep.worker import Unit, Worker
 
 SCRIPT = Path(__file__).parent / "interrupted_sweep.py"
@@ -63,7 +63,7 @@ def finish(process: subprocess.Popen) -> int:
 def test_a_trial_starts_at_the_first_block_that_it_changes(site: Any, layer: int) -> None:
     pair = Contrast(**given())
     trial = Trial(interventions=(Patch(site, "clean"),))
-    assert start_of(pair.model, trial, pair.cases()[0]) == Start(0, layer)
+    assert start_of(pair.model, trial, touched(pair.model, trial), pair.cases()[0]) == Start(0, layer)
 
 
 def test_blocks_before_the_start_are_not_run() -> None:

@@ -82,12 +82,11 @@ def run(
     """
     denoiser: Denoiser = ModelOnly(model) if isinstance(model, HookedVideoDiT) else model
     check(cases, trials, metrics, engine, trials_per_pass, shard)
-    for trial in trials:
-        touched(denoiser.model, trial)
-    starts = [start_of(denoiser.model, trial, cases[0]) for trial in trials]
+    hooks = [touched(denoiser.model, trial) for trial in trials]  # checks them, too
+    starts = [start_of(denoiser.model, *each, cases[0]) for each in zip(trials, hooks, strict=True)]
     ledger = SweepLedger(out, denoiser, cases, trials, metrics, shard=shard, resume=resume)
     mine = [index for index in range(len(trials)) if index % shard[1] == shard[0] - 1]
-    grouping = _Grouping(denoiser.model, cases, trials, starts, mine)
+    grouping = _Grouping(denoiser.model, cases, trials, starts, hooks, mine)
 
     worker = Worker(denoiser, cases, trials, metrics, starts)
     if ledger.batch is None or trials_per_pass != "auto":
@@ -151,15 +150,15 @@ class _Grouping:
         cases: Sequence[Case],
         trials: Sequence[Trial],
         starts: Sequence[Start],
+        hooks: Sequence[Sequence[str]],
         mine: Sequence[int],
     ) -> None:
         self.model, self.cases, self.trials = model, cases, trials
         self.groups: dict[tuple[Any, ...], list[int]] = {}
         for index in mine:
-            hooks = touched(model, trials[index])
             # a mask has no batch axis of its own, so trials that set one run alone
-            alone = index if any(model.hook_dict[name].broadcasts for name in hooks) else -1
-            self.groups.setdefault((starts[index], tuple(hooks), alone), []).append(index)
+            alone = index if any(model.hook_dict[name].broadcasts for name in hooks[index]) else -1
+            self.groups.setdefault((starts[index], tuple(hooks[index]), alone), []).append(index)
         self.order = sorted(self.groups, key=lambda key: (key[0], self.groups[key][0]))
 
     def units(self, batch: int, ledger: SweepLedger) -> Iterator[Unit]:
@@ -186,9 +185,12 @@ class _Grouping:
 
 def _calibrate(worker: Worker, grouping: _Grouping, n_pending: int) -> int:
     """The number of trials a pass at which a trial takes least time, found by trying."""
-    largest = max(grouping.groups.values(), key=len)
-    start = next(key[0] for key, group in grouping.groups.items() if group is largest)
+    # of the largest groups the one that starts last, where trying costs least
+    key = max(grouping.groups, key=lambda key: (len(grouping.groups[key]), key[0]))
+    start, largest = key[0], grouping.groups[key]
     best, least = 1, float("inf")
+    if len(largest) < 4 or n_pending < 4 * PENDING_A_CANDIDATE:
+        return best
     for size in (1, 4, 16, 64) if worker.denoiser.model.device.type == "cuda" else (1, 4):
         if size > len(largest) or n_pending < PENDING_A_CANDIDATE * size:
             break

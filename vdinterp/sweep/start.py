@@ -47,9 +47,9 @@ def touched(model: HookedVideoDiT, trial: Trial) -> list[str]:
     return names
 
 
-def start_of(model: HookedVideoDiT, trial: Trial, case: Case) -> Start:
-    """The first step and block that a trial changes."""
-    layer = min((block_of(name, model.cfg.n_layers) for name in touched(model, trial)), default=model.cfg.n_layers)
+def start_of(model: HookedVideoDiT, trial: Trial, hooks: Sequence[str], case: Case) -> Start:
+    """The first step and block that a trial, which sets these hooks, changes."""
+    layer = min((block_of(name, model.cfg.n_layers) for name in hooks), default=model.cfg.n_layers)
     step = 0
     if isinstance(case.runs[case.base], Trajectory):
         step = min(0 if one.steps is None else min(one.steps) for one in trial.interventions)
