@@ -1,5 +1,8 @@
 """Activation patching through the sweep engine, against a full forward pass a patch and against a restart a run.
 
+The sweep is that of `transformer_lens.patching.get_act_patch_block_every`: `resid_pre`, `attn_out` and `mlp_out` over
+layers and positions; `--site` takes one of them alone.
+
 python benchmarks/patching.py                                 # d384, 12 layers, 1,280 tokens; then 20 denoising steps
 python benchmarks/patching.py --layers 4 --positions 2 --rounds 1 --steps 5   # a quick look
 
@@ -44,7 +47,8 @@ EXPLICIT, FUSED, NNSIGHT = "a  TransformerLens loop, explicit", "b  TransformerL
 BLOCKS, RESTART = "d  the necessary blocks alone", "restarting every run from the noise"
 LEAST = {EXPLICIT: 3.0, FUSED: 1.8, RESTART: 1.8}  # ours has to be this many times as fast
 MOST = {BLOCKS: 1.15}  # and to take at most this many times as long
-Places = Sequence[tuple[int, int]]  # (layer, token), or (step, layer)
+SITES = ("resid_pre", "attn_out", "mlp_out")
+Places = Sequence[tuple[Any, ...]]  # (site, layer, token), or (step, layer)
 
 
 class LensBlock(PlainBlock):
@@ -95,9 +99,10 @@ class Task:
     corrupted: torch.Tensor
     levels: torch.Tensor
     tokens: list[int]
+    sites: Sequence[str]
 
     @classmethod
-    def random(cls, width: int, layers: int, n_positions: int, device: str) -> Task:
+    def random(cls, width: int, layers: int, n_positions: int, device: str, sites: Sequence[str]) -> Task:
         torch.manual_seed(0)
         ours = random_model(width, layers)
         grid, side = ours.grid(), ours.cfg.height
@@ -110,7 +115,7 @@ class Task:
         clean, corrupted, levels = (
             given.to(device) for given in (torch.where(pixels, other, corrupted), corrupted, levels)
         )
-        return cls(ours.to(device), clean, corrupted, levels, tokens)
+        return cls(ours.to(device), clean, corrupted, levels, tokens, sites)
 
     @property
     def region(self) -> torch.Tensor:
@@ -124,36 +129,42 @@ class Task:
 
     def untouched(self) -> None:
         for latents in (self.clean, self.corrupted):
-            self.ours.run_with_cache(latents, self.levels, names=["resid_pre"])
+            self.ours.run_with_cache(latents, self.levels, names=list(SITES))
 
-    def by_sweep(self, tokens: Sequence[int], trials_per_pass: Any) -> dict[tuple[int, int], float]:
-        result = vd.activation_patch(
-            self.ours, self.clean, self.corrupted, self.levels, site="resid_pre", over=("layer", "region"),
-            regions={str(token): [token] for token in tokens}, region=self.region,
-            sweep_options={"trials_per_pass": trials_per_pass, "progress": False},
-        )  # fmt: skip
-        layers = range(self.ours.cfg.n_layers)
-        return {(layer, token): float(result.values[layer, i]) for layer in layers for i, token in enumerate(tokens)}
+    def by_sweep(self, tokens: Sequence[int], trials_per_pass: Any) -> dict[tuple[Any, ...], float]:
+        found = {}
+        for site in self.sites:
+            result = vd.activation_patch(
+                self.ours, self.clean, self.corrupted, self.levels, site=site, over=("layer", "region"),
+                regions={str(token): [token] for token in tokens}, region=self.region,
+                sweep_options={"trials_per_pass": trials_per_pass, "progress": False},
+            )  # fmt: skip
+            for layer in range(self.ours.cfg.n_layers):
+                found |= {(site, layer, token): float(result.values[layer, i]) for i, token in enumerate(tokens)}
+        return found
 
 
-Way = Callable[[Places], dict[tuple[int, int], float]]
+Way = Callable[[Places], dict[tuple[Any, ...], float]]
 
 
 def lens_loop(task: Task, pair: Pair, explicit: bool) -> Way:
     """TransformerLens's own loop over patches, each a full forward pass."""
     network = LensDiT(task.ours, explicit).eval().to(task.clean.device)
-    cache: Any = network.run_with_cache(task.clean, task.levels, names_filter=lambda name: name.endswith("resid_pre"))[
-        1
-    ]
+    cache: Any = network.run_with_cache(task.clean, task.levels, names_filter=lambda name: name.endswith(SITES))[1]
     model: Any = OneInput(network, task.corrupted, task.levels)
 
-    def run(places: Places) -> dict[tuple[int, int], float]:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-            effects = generic_activation_patch(
-                model, torch.zeros(1, 1, dtype=torch.long), cache, lambda pred: recovered(pred, pair)[0],
-                layer_pos_patch_setter, "resid_pre", index_df=pd.DataFrame(places, columns=["layer", "pos"]),
-            )  # fmt: skip
-        return dict(zip(places, effects.tolist(), strict=True))
+    def run(places: Places) -> dict[tuple[Any, ...], float]:
+        found = {}
+        for site in task.sites:
+            here = [place for place in places if place[0] == site]
+            index = pd.DataFrame([place[1:] for place in here], columns=["layer", "pos"])
+            with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+                effects = generic_activation_patch(
+                    model, torch.zeros(1, 1, dtype=torch.long), cache, lambda pred: recovered(pred, pair)[0],
+                    layer_pos_patch_setter, site, index_df=index,
+                )  # fmt: skip
+            found |= dict(zip(here, effects.tolist(), strict=True))
+        return found
 
     return run
 
@@ -167,15 +178,15 @@ def nnsight_loop(task: Task, pair: Pair) -> Way | None:
     plain = PlainDiT(task.ours.cfg).eval()
     plain.copy_from(task.ours)
     traced: Any = NNsight(plain.to(task.clean.device))
-    cache = task.ours.run_with_cache(task.clean, task.levels, names=["resid_pre"])[1]
+    cache = task.ours.run_with_cache(task.clean, task.levels, names=list(SITES))[1]
     latents, levels = task.corrupted, task.levels
 
-    def run(places: Places) -> dict[tuple[int, int], float]:
+    def run(places: Places) -> dict[tuple[Any, ...], float]:
         effects = []
-        for layer, token in places:
-            other = cache["resid_pre", layer][:, token]
+        for site, layer, token in places:
+            other = cache[site, layer][:, token]
             with traced.trace(latents, levels):
-                traced.blocks[layer].hook_resid_pre.output[:, token] = other
+                getattr(traced.blocks[layer], f"hook_{site}").output[:, token] = other
                 pred = traced.output.save()
             effects.append(recovered(pred, pair)[0])
         return dict(zip(places, torch.stack(effects).tolist(), strict=True))
@@ -184,23 +195,28 @@ def nnsight_loop(task: Task, pair: Pair) -> Way | None:
 
 
 def blocks_alone(task: Task) -> Callable[[Places], None]:
-    """The blocks that a patch changes, called one after the other; nothing is patched or judged."""
+    """The blocks that a patch changes (the first from its patched sublayer on), called one after the other; nothing is
+    patched or judged."""
     model, grid = task.ours, task.ours.grid()
-    cache = model.run_with_cache(task.corrupted, task.levels, names=["resid_pre", "hook_cond"])[1]
+    cache = model.run_with_cache(task.corrupted, task.levels, names=[*SITES, "hook_cond"])[1]
+    n_known = {"resid_pre": 0, "attn_out": 1, "mlp_out": 2}
     table, blocks = model.rope["3d"](grid, like=cache["resid_pre", 0]), list(model.blocks)
 
     def run(places: Places) -> None:
-        for layer, _ in places:
+        for site, layer, _ in places:
             x = cache["resid_pre", layer]
+            known = {name: cache[f"{name}_out", layer] for name in ("attn", "mlp")[: n_known[site]]}
             for block in blocks[layer:]:
-                x = block(x, cache["hook_cond"], grid, None, table)
+                x = block(x, cache["hook_cond"], grid, None, table, None, known)
+                known = {}
 
     return run
 
 
 def layer_by_position(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The sweep over layers and positions: rows of the table, and ratios of ours to the others."""
-    task = Task.random(args.width, args.layers, args.positions, args.device)
+    sites = SITES if args.site is None else (args.site,)
+    task = Task.random(args.width, args.layers, args.positions, args.device, sites)
     pair = task.pair()
     loops = {EXPLICIT: lens_loop(task, pair, True), FUSED: lens_loop(task, pair, False)}
     nnsight = nnsight_loop(task, pair)
@@ -208,9 +224,11 @@ def layer_by_position(args: argparse.Namespace) -> tuple[list[dict[str, Any]], d
         print('nnsight is not installed, so its row is left out: pip install "vdinterp[bench]"', file=sys.stderr)
     else:
         loops[NNSIGHT] = nnsight
-    sample = [(layer, token) for layer in range(args.layers) for token in task.tokens[: args.loop_positions]]
+    positions = task.tokens[: args.loop_positions]
+    sample = [(site, layer, token) for site in sites for layer in range(args.layers) for token in positions]
 
-    few = [(layer, task.tokens[0]) for layer in sorted({0, args.layers // 2, args.layers - 1})]
+    some = sorted({0, args.layers // 2, args.layers - 1})
+    few = [(site, layer, task.tokens[0]) for site in sites for layer in some]
     found: dict[str, dict[Any, float]] = {name: run(few) for name, run in loops.items()}
     found[OURS] = task.by_sweep(task.tokens[:1], 1)
     check(found)
@@ -224,13 +242,13 @@ def layer_by_position(args: argparse.Namespace) -> tuple[list[dict[str, Any]], d
     times = interleaved(synchronised(rows, args.device), args.rounds, 0)
     difference = check(found)
 
-    n_tokens, n_patches = task.ours.grid().n_tokens, args.layers * args.positions
+    n_tokens, n_patches = task.ours.grid().n_tokens, len(sites) * args.layers * args.positions
     print(f"d{args.width}, {args.layers} layers, {n_tokens:,} tokens on {args.device}, {args.threads} thread(s), ")
-    print(f"{args.rounds} rounds; times are of one patch. {compared(difference, found[OURS])}")
+    print(f"{', '.join(sites)}; {args.rounds} rounds; times are of one patch. {compared(difference, found[OURS])}")
     table = []
     for n_positions in (args.positions, n_tokens):
         print(f"\nin a sweep of {n_positions:,} positions:\n")
-        several = by_patch(times, n_patches, len(sample), args.layers * n_positions)
+        several = by_patch(times, n_patches, len(sample), len(sites) * args.layers * n_positions, len(sites))
         table += [{**row, "positions": n_positions} for row in report(several, OURS, "/ ours")]
     return table, {row["row"]: row["over_base"] for row in table if row["positions"] == n_tokens}
 
@@ -291,10 +309,14 @@ def trajectories(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[s
     return table, {row["row"]: row["over_base"] for row in table}
 
 
-def by_patch(times: Mapping[str, list[float]], n_ours: int, n_loop: int, n_patches: int) -> dict[str, list[float]]:
-    """Seconds a patch, in a sweep of `n_patches`, of ways timed with `n_ours` and with `n_loop` patches."""
+def by_patch(
+    times: Mapping[str, list[float]], n_ours: int, n_loop: int, n_patches: int, n_sweeps: int = 1
+) -> dict[str, list[float]]:
+    """Seconds a patch, in a sweep of `n_patches`, of ways timed with `n_ours` (as `n_sweeps` sweeps, which make the
+    untouched runs anew) and with `n_loop` patches."""
     once = times[UNTOUCHED]
-    found = {OURS: [(a - b) / n_ours + b / n_patches for a, b in zip(times[OURS], once, strict=True)]}
+    made = [n_sweeps * seconds for seconds in once]
+    found = {OURS: [(a - b) / n_ours + b / n_patches for a, b in zip(times[OURS], made, strict=True)]}
     for name in times.keys() - {UNTOUCHED, OURS}:
         share = 0 if name == BLOCKS else 1 / n_patches
         found[name] = [a / n_loop + b * share for a, b in zip(times[name], once, strict=True)]
@@ -353,6 +375,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--site", choices=SITES, help="one site alone (default: all three)")
     parser.add_argument("--positions", type=int, default=2, help="tokens that ours patches (default 2)")
     parser.add_argument("--loop-positions", type=int, default=1, help="tokens that the loops patch (default 1)")
     parser.add_argument("--trajectory-width", type=int, default=192)

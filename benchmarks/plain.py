@@ -41,15 +41,16 @@ class PlainBlock(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = self.point(), self.point(), self.point()
+        self.hook_attn_out, self.hook_mlp_out = self.point(), self.point()
 
     def forward(self, x: torch.Tensor, cond: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         x = self.hook_resid_pre(x)
         parts = self.modulation(F.silu(cond)).unsqueeze(2).chunk(6, dim=-1)  # [batch frame 1 width] each
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = x + self._framed(gate1, self._attend(self._modulated(self.norm1(x), shift1, scale1), cos, sin))
-        x = self.hook_resid_mid(x)
+        attended = self._attend(self._modulated(self.norm1(x), shift1, scale1), cos, sin)
+        x = self.hook_resid_mid(x + self.hook_attn_out(self._framed(gate1, attended)))
         hidden = F.gelu(self.fc1(self._modulated(self.norm2(x), shift2, scale2)), approximate="tanh")
-        return self.hook_resid_post(x + self._framed(gate2, self.fc2(hidden)))
+        return self.hook_resid_post(x + self.hook_mlp_out(self._framed(gate2, self.fc2(hidden))))
 
     def _modulated(self, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return (x.unflatten(1, (shift.shape[1], -1)) * (1 + scale) + shift).flatten(1, 2)

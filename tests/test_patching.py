@@ -81,6 +81,25 @@ def test_bitwise_what_a_loop_of_full_passes_gives(kind: str, direction: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "mlp.hook_post"])
+def test_bitwise_also_where_sublayers_before_the_patch_are_not_run(kind: str, site: str) -> None:
+    arguments = given(kind)
+    result = vd.activation_patch(**arguments, site=site, over=("layer", "frame"), sweep_options=QUIET)
+    pair = Contrast(**arguments)
+    per_frame = pair.model.grid().tokens_per_frame
+    for layer in (0, 1):
+
+        def hooks(cache: Any, layer: int = layer) -> list:
+            def patch(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+                activation[:, per_frame : 2 * per_frame] = cache[hook.name][:, per_frame : 2 * per_frame]
+                return activation
+
+            return [([name for name in pair.model.resolve_names(site) if f"blocks.{layer}." in name], patch)]
+
+        assert torch.equal(result.per_clip[:, layer, 1], by_hand(pair, hooks).double())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_patching_everything_gives_the_other_run_bitwise(kind: str, direction: str) -> None:
     arguments = given(kind, same_action=True)

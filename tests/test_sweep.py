@@ -56,14 +56,16 @@ def finish(process: subprocess.Popen) -> int:
 
 
 @pytest.mark.parametrize(
-    ("site", "layer"),
-    [("hook_patch_embed", 0), ("cond", 0), (("z", 1), 1), (("mod.gate", 1, "mlp"), 1), ("final.hook_in", 2),
-     ("hook_pred", 2), (["blocks.1.hook_mlp_out", "blocks.0.attn.hook_v"], 0)],
+    ("site", "layer", "n_known"),
+    [("hook_patch_embed", 0, 0), ("cond", 0, 0), (("z", 1), 1, 0), (("mod.gate", 1, "mlp"), 1, 1),
+     ("blocks.1.hook_resid_pre", 1, 0), ("blocks.1.hook_attn_out", 1, 1), ("blocks.1.hook_resid_mid", 1, 1),
+     ("blocks.1.hook_mlp_out", 1, 2), ("blocks.0.hook_resid_post", 0, 2), ("final.hook_in", 2, 0), ("hook_pred", 2, 0),
+     (["blocks.1.hook_mlp_out", "blocks.0.attn.hook_v"], 0, 0)],
 )  # fmt: skip
-def test_a_trial_starts_at_the_first_block_that_it_changes(site: Any, layer: int) -> None:
+def test_a_trial_starts_at_the_first_sublayer_that_it_changes(site: Any, layer: int, n_known: int) -> None:
     pair = Contrast(**given())
     trial = Trial(interventions=(Patch(site, "clean"),))
-    assert start_of(pair.model, trial, touched(pair.model, trial), pair.cases()[0]) == Start(0, layer)
+    assert start_of(pair.model, trial, touched(pair.model, trial), pair.cases()[0]) == Start(0, layer, n_known)
 
 
 def test_blocks_before_the_start_are_not_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,7 +57,13 @@ def check_inputs(
 
 
 def check_resume(
-    cfg: VideoDiTConfig, grid: TokenGrid, batch: int, start: int, stop: int | None, resid_pre: torch.Tensor | None
+    cfg: VideoDiTConfig,
+    grid: TokenGrid,
+    batch: int,
+    start: int,
+    stop: int | None,
+    resid_pre: torch.Tensor | None,
+    known: Mapping[str, torch.Tensor] | None,
 ) -> None:
     """Raise `ValueError` unless these layers exist and a stream to resume from is given where one is needed."""
     n_layers = cfg.n_layers
@@ -70,3 +77,8 @@ def check_resume(
     wanted = (batch, grid.n_tokens, cfg.d_model)
     if resid_pre is not None and tuple(resid_pre.shape) != wanted:
         raise ValueError(f"resid_pre {list(resid_pre.shape)}: the stream of these latents is {list(wanted)}.")
+    for name, added in (known or {}).items():
+        if resid_pre is None or start == cfg.n_layers or name not in cfg.blocks[start].sublayers:
+            raise ValueError(f"known {name!r}: it is of a sublayer of block start_at_layer, and goes with resid_pre.")
+        if tuple(added.shape) != wanted:
+            raise ValueError(f"known {name!r} is {list(added.shape)}; a sublayer adds {list(wanted)} to the stream.")

@@ -77,6 +77,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         start_at_layer: int = 0,
         stop_at_layer: int | None = None,
         resid_pre: Float[torch.Tensor, "batch pos d_model"] | None = None,
+        known: Mapping[str, torch.Tensor] | None = None,
     ) -> Float[torch.Tensor, "batch ..."]:
         """The prediction, in the shape of the latents.
 
@@ -87,10 +88,12 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
         As in TransformerLens, `start_at_layer` resumes at a block, of which `resid_pre` is then the stream (blocks
         before it, and the patch embedding, are not run and their hooks do not fire); `n_layers` resumes at the final
-        layer. `stop_at_layer` returns the stream before that block instead of a prediction.
+        layer. `known`: what sublayers of that first block add to the stream (`{"attn": .., "mlp": ..}`, as
+        `hook_attn_out` and `hook_mlp_out` show it), which then are not run either. `stop_at_layer` returns the
+        stream before that block instead of a prediction.
         Raises `ValueError` when a shape or a layer does not fit the model.
         """
-        inputs = (latents, noise_levels, cond, cond_mask, text, start_at_layer, stop_at_layer, resid_pre)
+        inputs = (latents, noise_levels, cond, cond_mask, text, start_at_layer, stop_at_layer, resid_pre, known)
         if torch.compiler.is_compiling() and self.has_live_hooks:
             return self._eager(*inputs)
         return self._forward(*inputs)
@@ -105,9 +108,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         start: int,
         stop: int | None,
         resid_pre: torch.Tensor | None,
+        known: Mapping[str, torch.Tensor] | None,
     ) -> torch.Tensor:
         check_inputs(self, latents, noise_levels, cond, cond_mask, text)
-        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), start, stop, resid_pre)
+        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), start, stop, resid_pre, known)
         grid = self.grid(latents.shape[1])
         x = self._embed(latents, grid) if resid_pre is None else resid_pre
 
@@ -119,7 +123,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
         tables = {axis: rope(grid, like=x) for axis, rope in self.rope.items()}
         for block in self.blocks[start:stop]:
-            x = block(x, condition, grid, shared, tables.get(block.axis), text)
+            x = block(x, condition, grid, shared, tables.get(block.axis), text, known or {})
+            known = None  # of the first block
         if stop is not None:
             return x
         return self.hook_pred(unpatchify(self.final(x, condition), self.cfg))

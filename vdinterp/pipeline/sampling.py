@@ -253,7 +253,7 @@ def run_plan(
     """Run a plan step by step. Only the current step's activations are alive, unless the caller keeps them.
 
     `first_step` with `latents`, a state's `full_latents` before that step, continues a run; `resume`
-    (`start_at_layer`, `resid_pre`, of all branches) continues inside that step's forward pass.
+    (`start_at_layer`, `resid_pre`, `known`, of all branches) continues inside that step's forward pass.
     """
     model, schedule = pipe.model, pipe.schedule
     caches: list[ActivationCache] = []

@@ -128,7 +128,7 @@ class VideoDiffusion:
 
         Frames at level -1 are returned unchanged. Hooks, interventions and autograd apply as to the model itself;
         `hook.ctx` shows the `noise_levels`.
-        `resume`: `start_at_layer` and `resid_pre`, to run the model from a block on.
+        `resume`: `start_at_layer`, `resid_pre` and `known`, to run the model from a block on.
 
         Raises:
             ValueError: a shape that does not fit the model, or a level outside `[-1, K-1]`.

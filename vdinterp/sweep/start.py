@@ -13,11 +13,12 @@ from vdinterp.sweep.trial import Case, Trajectory, Trial
 
 @dataclass(frozen=True, order=True)
 class Start:
-    """Where a trial begins to differ from its base: denoising step (0 in a single pass) and block (`n_layers` is the
-    final layer)."""
+    """Where a trial begins to differ from its base: denoising step (0 in a single pass), block (`n_layers` is the final
+    layer), and how many of the block's sublayers add what they add in the base."""
 
     step: int
     layer: int
+    n_known: int = 0
 
 
 def acts(trial: Trial, step: int) -> bool:
@@ -49,11 +50,13 @@ def touched(model: HookedVideoDiT, trial: Trial) -> list[str]:
 
 def start_of(model: HookedVideoDiT, trial: Trial, hooks: Sequence[str], case: Case) -> Start:
     """The first step and block that a trial, which sets these hooks, changes."""
-    layer = min((block_of(name, model.cfg.n_layers) for name in hooks), default=model.cfg.n_layers)
+    n_layers = model.cfg.n_layers
+    layer = min((block_of(name, n_layers) for name in hooks), default=n_layers)
+    n_known = min((n_known_of(name, model) for name in hooks if block_of(name, n_layers) == layer), default=0)
     step = 0
     if isinstance(case.runs[case.base], Trajectory):
         step = min(0 if one.steps is None else min(one.steps) for one in trial.interventions)
-    return Start(step, layer)
+    return Start(step, layer, n_known)
 
 
 def block_of(hook: str, n_layers: int) -> int:
@@ -64,9 +67,41 @@ def block_of(hook: str, n_layers: int) -> int:
     return n_layers if hook.startswith("final.") or hook == "hook_pred" else 0
 
 
-def stream_before(layer: int, n_layers: int) -> str:
-    """The hook of the stream that enters a block, or the final layer."""
-    return f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
+def n_known_of(hook: str, model: HookedVideoDiT) -> int:
+    """How many sublayers of its block a hook leaves as they are, up to what they add to the stream."""
+    if not hook.startswith("blocks."):
+        return 0
+    _, layer, part, *_ = hook.split(".")
+    sublayers = list(model.cfg.blocks[int(layer)].sublayers)
+    if part in sublayers:
+        return sublayers.index(part)
+    added = [f"hook_{name}_out" for name in sublayers]
+    if part in added:
+        return added.index(part) + 1
+    return {"hook_resid_mid": len(sublayers) - 1, "hook_resid_post": len(sublayers)}.get(part, 0)
+
+
+def base_names(start: Start, model: HookedVideoDiT) -> dict[str, str]:
+    """The base's activations that a resumed pass needs, by what they are: `resid_pre`, or a known sublayer."""
+    n_layers = model.cfg.n_layers
+    if start.layer == n_layers:
+        return {"resid_pre": f"blocks.{n_layers - 1}.hook_resid_post"}
+    if not start.layer and not start.n_known:
+        return {}
+    block = f"blocks.{start.layer}"
+    known = list(model.cfg.blocks[start.layer].sublayers)[: start.n_known]
+    return {"resid_pre": f"{block}.hook_resid_pre"} | {name: f"{block}.hook_{name}_out" for name in known}
+
+
+def resume(start: Start, model: HookedVideoDiT, base: Mapping[str, torch.Tensor], n_trials: int, n_clips: int) -> dict:
+    """Arguments of the model that resume a pass of `n_trials` sets of clips from the base's activations."""
+    given = {}
+    for what, name in base_names(start, model).items():
+        per_branch = base[name].unflatten(0, (-1, n_clips))
+        given[what] = per_branch.repeat(1, n_trials, 1, 1).flatten(0, 1)
+    if not given:
+        return {}
+    return {"start_at_layer": start.layer, "resid_pre": given.pop("resid_pre"), "known": given}
 
 
 class _StandIns(Mapping[str, torch.Tensor]):

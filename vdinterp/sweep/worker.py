@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from vdinterp.models.hooks import Recorder
 from vdinterp.models.memory import check_fits
 from vdinterp.pipeline.sampling import SamplingPlan, make_plan, run_plan
 from vdinterp.sweep.slots import merged
-from vdinterp.sweep.start import Start, acts, needed_names, stream_before
+from vdinterp.sweep.start import Start, acts, base_names, needed_names, resume
 from vdinterp.sweep.trial import Case, Denoiser, Inputs, Metric, Moment, Trial
 
 Values = dict[str, list[float]]  # of every metric, one number a clip
@@ -128,7 +128,6 @@ class _Runs:
 
     def __init__(self, denoiser: Any, case: Case, trials: Sequence[Trial], starts: Sequence[Start]) -> None:
         self.denoiser, self.case, self.starts = denoiser, case, starts
-        self.layers = sorted({start.layer for start in starts} - {0})
         self.needed = needed_names(denoiser.model, case, trials)
         self.trials = trials
 
@@ -143,6 +142,10 @@ class _Runs:
     @property
     def x0(self) -> Mapping[str, torch.Tensor]:
         raise AssertionError("subclasses make it")
+
+    def base_names(self, starts: Iterable[Start]) -> list[str]:
+        """The base's activations that passes resumed there need."""
+        return sorted({name for start in starts for name in base_names(start, self.model).values()})
 
     def pairs(self, trial: Trial, caches: Mapping[str, ActivationCache]) -> list[HookPair]:
         """The hooks of a trial, its sources filled in; those that only look come last, as in the model itself."""
@@ -165,10 +168,9 @@ class _Pass(_Runs):
     """Single forward passes, resumed at a block."""
 
     @cached_property
-    def _made(self) -> tuple[dict[str, torch.Tensor], dict[str, ActivationCache], dict[int, torch.Tensor]]:
-        streams = {layer: stream_before(layer, self.model.cfg.n_layers) for layer in self.layers}
+    def _made(self) -> tuple[dict[str, torch.Tensor], dict[str, ActivationCache]]:
         wanted = {name: set(names) for name, names in self.needed.items()}
-        wanted[self.case.base] = wanted.get(self.case.base, set()) | set(streams.values())
+        wanted[self.case.base] = wanted.get(self.case.base, set()) | set(self.base_names(self.starts))
         bytes_needed = sum(
             self.model.estimate_cache(sorted(names), self.case.n_clips) for names in wanted.values() if names
         )
@@ -182,8 +184,7 @@ class _Pass(_Runs):
             with self.model.record(sorted(wanted[name])) as recording:
                 x0[name] = self.denoiser.denoise(**run.repeated(1))
             caches[name] = recording[0]
-        found = {layer: caches[self.case.base][name] for layer, name in streams.items()}
-        return x0, caches, found
+        return x0, caches
 
     @property
     def x0(self) -> Mapping[str, torch.Tensor]:
@@ -191,22 +192,19 @@ class _Pass(_Runs):
 
     def changed(self, trials: Sequence[Trial], start: Start) -> list[torch.Tensor]:
         """x0 of every trial."""
-        _, caches, streams = self._made
+        _, caches = self._made
         run = self.case.runs[self.case.base]
         assert isinstance(run, Inputs)
-        resume = {}
-        if start.layer:
-            stream = streams[start.layer]
-            resume = {"start_at_layer": start.layer, "resid_pre": stream.repeat(len(trials), 1, 1)}
+        given = resume(start, self.model, caches.get(self.case.base, {}), len(trials), self.case.n_clips)
         with self.hooked([self.pairs(trial, caches) for trial in trials]):
-            x0 = self.denoiser.denoise(**run.repeated(len(trials)), **resume)
+            x0 = self.denoiser.denoise(**run.repeated(len(trials)), **given)
         return list(x0.split(self.case.n_clips))
 
 
 class _Walk(_Runs):
     """Whole trajectories, resumed at a step and, within it, at a block."""
 
-    _of_step: tuple[int, dict[int, torch.Tensor]] | None = None  # the streams of the step that was asked for last
+    _of_step: tuple[int, ActivationCache] | None = None  # the base's activations at the step that was asked for last
 
     @cached_property
     def _skipped(self) -> Counter[int]:
@@ -228,8 +226,8 @@ class _Walk(_Runs):
         bytes_needed = len(steps) * sum(
             self.model.estimate_cache(sorted(names), width) for names in self.needed.values() if names
         )
-        if self.layers:
-            bytes_needed += self.model.estimate_cache(list(self._names(self.layers).values()), width)
+        if names := self.base_names(self.starts):
+            bytes_needed += self.model.estimate_cache(names, width)
         check_fits(
             bytes_needed, self.model.device, "The activations of all steps that this sweep keeps",
             "Use fewer clips a batch, or fewer steps at a time.",
@@ -257,11 +255,10 @@ class _Walk(_Runs):
         steps = range(start.step, len(base.matrix) - 1)
         plan = _repeated(base, n)
         latents = states[start.step].repeat(n, 1, 1, 1, 1)
-        resume = None
-        if start.layer and self._skipped[start.step] > self.model.cfg.n_layers:  # what making the streams takes
-            per_branch = self._streams(start.step)[start.layer].unflatten(0, (-1, self.case.n_clips))
-            resume = {"start_at_layer": start.layer, "resid_pre": per_branch.repeat(1, n, 1, 1).flatten(0, 1)}
-        walk = run_plan(self.denoiser, plan, start.step, latents, resume)
+        given = None
+        if start.layer and self._skipped[start.step] > self.model.cfg.n_layers:  # what making them takes
+            given = resume(start, self.model, self._base_at(start.step), n, self.case.n_clips)
+        walk = run_plan(self.denoiser, plan, start.step, latents, given)
         with closing(walk):
             for step in steps:
                 here = {name: kept[step] for name, kept in caches.items() if kept[step] is not None}
@@ -270,20 +267,17 @@ class _Walk(_Runs):
                     latents = next(walk).next_latents
         return list(latents.split(self.case.n_clips))
 
-    def _streams(self, step: int) -> dict[int, torch.Tensor]:
-        """The base's streams at a step, of all guidance branches, by the block that they enter."""
+    def _base_at(self, step: int) -> ActivationCache:
+        """The base's activations at a step that passes are resumed from, of all guidance branches."""
         if self._of_step is None or self._of_step[0] != step:
             self._of_step = None
-            names = self._names(sorted({start.layer for start in self.starts if start.step == step} - {0}))
-            plan = replace(self.plans[self.case.base], record=list(names.values()))
+            names = self.base_names(start for start in self.starts if start.step == step)
+            plan = replace(self.plans[self.case.base], record=names)
             with closing(run_plan(self.denoiser, plan, step, self._made[2][step])) as walk:
                 cache = next(walk).cache
             assert cache is not None
-            self._of_step = step, {layer: cache[name] for layer, name in names.items()}
+            self._of_step = step, cache
         return self._of_step[1]
-
-    def _names(self, layers: Sequence[int]) -> dict[int, str]:
-        return {layer: stream_before(layer, self.model.cfg.n_layers) for layer in layers}
 
 
 def _repeated(plan: SamplingPlan, n: int) -> SamplingPlan:

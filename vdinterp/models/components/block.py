@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
 import torch
 from jaxtyping import Float
 from torch import nn
@@ -13,6 +16,8 @@ from vdinterp.models.components.modulation import BlockModulation, per_frame
 from vdinterp.models.components.rope import Table
 from vdinterp.models.config import BlockSpec, VideoDiTConfig
 from vdinterp.models.hooks import HookPoint
+
+NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class Block(nn.Module):
@@ -50,26 +55,33 @@ class Block(nn.Module):
         shared: torch.Tensor | None = None,
         rope_table: Table | None = None,
         text: torch.Tensor | None = None,
+        known: Mapping[str, Float[torch.Tensor, "batch pos d_model"]] = NOTHING,
     ) -> Float[torch.Tensor, "batch pos d_model"]:
+        """The stream after the block. `known`: what some sublayers add to it, by name, where they need not be run."""
         slots = self.modulation(cond, shared)
         x = self.hook_resid_pre(x)
-
-        entered, gate = self.attn.enter(x, slots)
-        x = self._add(x, entered, gate, self.attn(entered, grid, rope_table), self.hook_attn_out)
+        x = self._add(x, slots, "attn", lambda entered: self.attn(entered, grid, rope_table), known)
         if self.cross_attn is not None:
-            entered, gate = self.cross_attn.enter(x, slots)
-            x = self._add(x, entered, gate, self.cross_attn(entered, grid, text=text), self.hook_cross_attn_out)
+            cross = self.cross_attn
+            x = self._add(x, slots, "cross_attn", lambda entered: cross(entered, grid, text=text), known)
         if self.mlp is not None:
-            x = self.hook_resid_mid(x)
-            entered, gate = self.mlp.enter(x, slots)
-            x = self._add(x, entered, gate, self.mlp(entered), self.hook_mlp_out)
+            x = self._add(self.hook_resid_mid(x), slots, "mlp", self.mlp, known)
         return self.hook_resid_post(x)
 
     def _add(
-        self, x: torch.Tensor, entered: torch.Tensor, gate: torch.Tensor | None, out: torch.Tensor, hook: HookPoint
+        self,
+        x: torch.Tensor,
+        slots: Sequence[torch.Tensor],
+        name: str,
+        run: Callable[[torch.Tensor], torch.Tensor],
+        known: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         """The stream after one sublayer."""
+        entered, gate = getattr(self, name).enter(x, slots)
         carried = x if self.residual == "pre" else entered
-        if gate is not None:
-            out = (gate.unsqueeze(2) * per_frame(out, gate)).flatten(1, 2)
-        return carried + hook(out)
+        added = known.get(name)
+        if added is None:
+            added = run(entered)
+            if gate is not None:
+                added = (gate.unsqueeze(2) * per_frame(added, gate)).flatten(1, 2)
+        return carried + getattr(self, f"hook_{name}_out")(added)
