@@ -75,8 +75,9 @@ class Contrast:
                 f"clean is {list(self.clean.shape)}, corrupted is {list(self.corrupted.shape)} (batch frame channel "
                 "height width): patching compares runs of the same shape"
             )
-        self.cond = own if cond is None else cond
-        given = others if corrupted_cond is None else corrupted_cond
+        n_frames = self.clean.shape[1]  # clips longer than the model's are cut, and their actions with them
+        self.cond = own if cond is None else cond[:, :n_frames]
+        given = others if corrupted_cond is None else corrupted_cond[:, :n_frames]
         self.corrupted_cond = self.cond if given is None else given
         for name, action in (("cond", self.cond), ("corrupted_cond", self.corrupted_cond)):
             self._check_cond(action, name)
@@ -90,7 +91,6 @@ class Contrast:
             raise ValueError("trajectories need the pipeline, not the bare model: it holds the sampler")
         self.steps, self.seed, self.batch, self.sampling = steps, seed, batch, dict(sampling or {})
         self._noise = noise
-        n_frames = self.clean.shape[1]
         self.n_context = n_frames - 1 if n_context is None else n_context
         if not 0 <= self.n_context < n_frames:
             raise ValueError(f"n_context={n_context}: 0 to {n_frames - 1} of {n_frames} frames are given")
