@@ -200,6 +200,64 @@ def _shard(text: str | None) -> tuple[int, int]:
 
 
 @main.command()
+@click.argument("model")
+@click.option("--video", type=click.Path(path_type=Path), help="A video whose frames the stimuli are made of.")
+@click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth frame of the file.")
+@click.option("--level", "levels", type=float, multiple=True, help="Noise level in (0, 1]; may be given again.")
+@click.option("--clips-per-lag", type=click.IntRange(min=2), default=16, show_default=True)
+@click.option("--checkpoints", help="all, or steps like 500,2000: the search along training instead.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of clips and noise.")
+@click.option("--engine", type=click.Choice(["inline", "ray"]), default="inline", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/induction"), show_default=True)
+def induction(
+    model: str,
+    video: Path | None,
+    stride: int,
+    levels: tuple[float, ...],
+    clips_per_lag: int,
+    checkpoints: str | None,
+    seed: int,
+    engine: Any,
+    out: Path,
+) -> None:
+    """Search MODEL for an induction circuit, say whether there is one, and write a report."""
+    import vdinterp as vd
+    from vdinterp.analysis.induction import LEVELS
+
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    if checkpoints is not None:
+        if len(levels) > 1:
+            raise ValueError("--checkpoints searches at one noise level; give --level once")
+        steps = _steps(checkpoints, vd.list_checkpoints(model))
+        pipes = {step: vd.load(model, checkpoint=step) for step in steps}
+        clips = None if video is None else _clips_for(next(iter(pipes.values())), video, None, stride)
+        along = vd.induction_over_training(pipes, clips, seed=seed, **({"level": levels[0]} if levels else {}))
+        click.echo(along.summary().replace("**", ""))
+        click.echo(f"\nReport: {vd.report.write(along, out)}")
+        return
+    pipe = vd.load(model)
+    clips = None if video is None else _clips_for(pipe, video, None, stride)
+    result = vd.find_induction(
+        pipe, clips, seed=seed, levels=levels or LEVELS, n_per_lag=clips_per_lag, engine=engine
+    )
+    click.echo(result.summary().replace("**", ""))
+    click.echo(f"\nReport: {vd.report.write(result, out)}")
+
+
+def _steps(text: str, known: list[int]) -> list[int]:
+    """Checkpoints by name: all, or some of the known steps."""
+    if not known:
+        raise ValueError("this model comes without checkpoints along training")
+    if text == "all":
+        return known
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in parts if not part.isdigit() or int(part) not in known]:
+        raise ValueError(f"--checkpoints {', '.join(wrong)}: give all, or some of {', '.join(map(str, known))}")
+    return [int(part) for part in parts]
+
+
+@main.command()
 @click.argument("name")
 @click.option("--steps", type=click.IntRange(min=1), help="A shorter run, every stage shortened alike.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the model and saved state.")

@@ -11,12 +11,19 @@ from vdinterp.analysis.attention import (
 )
 from vdinterp.analysis.attribution_patching import AttributionResult, attribution_patch
 from vdinterp.analysis.bootstrap import Interval, bootstrap_mean
+from vdinterp.analysis.composition import composition
 from vdinterp.analysis.contrast import Contrast
 from vdinterp.analysis.correspondence import correspondence
 from vdinterp.analysis.edge_attribution import CircuitCurve, EdgeResult, edge_attribution, faithfulness
 from vdinterp.analysis.edges import Graph, PatchEdges
 from vdinterp.analysis.head_statistic import HeadStatistic
 from vdinterp.analysis.heads import HeadTable, head_table
+from vdinterp.analysis.induction import (
+    DevelopmentResult,
+    InductionResult,
+    find_induction,
+    induction_over_training,
+)
 from vdinterp.analysis.massive_activations import MassiveActivations, massive_activations
 from vdinterp.analysis.metrics import deviation, motion_error, psnr, ssim, x0_error
 from vdinterp.analysis.noised import NoisedClips
@@ -33,6 +40,7 @@ __all__ = [
     "AttributionResult",
     "CircuitCurve",
     "Contrast",
+    "DevelopmentResult",
     "DisplacementKernels",
     "EdgeResult",
     "FrameMass",
@@ -40,6 +48,7 @@ __all__ = [
     "HeadConsensus",
     "HeadStatistic",
     "HeadTable",
+    "InductionResult",
     "Interval",
     "MassiveActivations",
     "NoisedClips",
@@ -56,14 +65,17 @@ __all__ = [
     "attribution_patch",
     "bootstrap_mean",
     "chunk_mass",
+    "composition",
     "correspondence",
     "deviation",
     "displacement_kernel",
     "edge_attribution",
     "faithfulness",
+    "find_induction",
     "frame_mass",
     "head_consensus",
     "head_table",
+    "induction_over_training",
     "massive_activations",
     "motion_error",
     "patch_crossing",

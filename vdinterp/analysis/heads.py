@@ -120,7 +120,7 @@ def head_table(
             [_scores(noised, pattern, clips, implied) for pattern in patterns]
             for clips, patterns in zip(noised.batches, noised.patterns(level), strict=True)
         ]
-        means = mean_outputs(reference, level)
+        means = reference.mean_outputs(level)
         error = noised.x0_error(level)
         rises = torch.stack(
             [
@@ -138,16 +138,6 @@ def head_table(
         table=pd.DataFrame(rows), effects=torch.stack(effects), error=torch.stack(errors),
         meta=noised.meta(reference=f"{len(reference.clips)} clips"),
     )  # fmt: skip
-
-
-def mean_outputs(noised: NoisedClips, level: float) -> dict[str, Float[torch.Tensor, "1 1 head d_head"]]:
-    """Mean of every layer's `hook_z` over clips, frames and positions, by hook name."""
-    total: dict[str, torch.Tensor] = {}
-    for cache in noised.caches(level, ["z"]):
-        for name in cache:
-            z = cache[name].float()
-            total[name] = total.get(name, 0.0) + z.mean(1, keepdim=True).sum(0, keepdim=True)
-    return {name: value / len(noised.clips) for name, value in total.items()}
 
 
 def _without(means: Mapping[str, torch.Tensor], layer: int, head: int) -> Ablate:

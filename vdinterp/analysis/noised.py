@@ -171,6 +171,15 @@ class NoisedClips:
         nothing = torch.zeros(1, self.grid.n_tokens, 1, attention.d_head, device=self.pipe.device)
         return attention.pattern(nothing, nothing, self.grid)
 
+    def mean_outputs(self, level: float) -> dict[str, Float[torch.Tensor, "1 1 head d_head"]]:
+        """Mean of every layer's `hook_z` over clips, frames and positions, by hook name: what mean ablation puts there."""
+        total: dict[str, torch.Tensor] = {}
+        for cache in self.caches(level, ["z"]):
+            for name in cache:
+                z = cache[name].float()
+                total[name] = total.get(name, 0.0) + z.mean(1, keepdim=True).sum(0, keepdim=True)
+        return {name: value / len(self.clips) for name, value in total.items()}
+
     @torch.no_grad()
     def x0(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, "clip frame channel height width"]:
         """The estimate of the clean target frames."""

@@ -56,6 +56,11 @@ class VideoDiffusion:
         )
 
     @property
+    def clip_kind(self) -> str | None:
+        """The kind of clips that the model was made for, as its `meta["clips"]` says; None if it does not."""
+        return self.meta.get("clips")
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 

@@ -13,15 +13,12 @@ from vdinterp.data import KINDS, Clips, crafter, make_clips, sample_clips
 from vdinterp.data.clips import DIGIT_KINDS
 from vdinterp.pipeline import VideoDiffusion
 
-# What each bundled model was trained on; a model of your own says it in its `meta["clips"]`.
-CLIPS_OF = {"tiny-crafter": "crafter", "tiny-induction": "snippet", "tiny-loop": "loop"}
 Part = Literal["evaluation", "reference"]
 
 
 def kind_of(pipe: VideoDiffusion) -> str | None:
     """The kind of clips (as of `make_clips`) that a model was made for, None if it does not say."""
-    kind = pipe.meta.get("clips", CLIPS_OF.get(pipe.model.cfg.model_name))
-    return kind if kind in KINDS else None
+    return pipe.clip_kind if pipe.clip_kind in KINDS else None
 
 
 def held_out_clips(

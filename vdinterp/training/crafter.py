@@ -277,6 +277,7 @@ def _meta(name: str, recipe: Recipe) -> dict[str, Any]:
     worlds = f"{len(recipe.train_worlds)} worlds for training, {len(recipe.test_worlds)} others held out"
     return {
         "name": name,
+        "clips": "crafter",
         "data": (
             f"Play of the game Crafter (PyPI crafter 1.8.3, MIT): {worlds}; {game.STARTS} starts of {game.STEPS} "
             "steps in each; size=(72, 72), the top 56 rows (vdinterp.data.crafter)"

@@ -42,12 +42,14 @@ Stage = tuple[int, dict[str, float]]
 class DigitRecipe:
     """`rounds`: each with a learning-rate schedule of its own, each of stages (steps, share of each source of clips).
 
-    `keep`: steps of the checkpoints, counted over all rounds. `seed`: that of the bundled weights.
+    `keep`: steps of the checkpoints, counted over all rounds. `seed`: that of the bundled weights. `clips`: the kind
+    that studies show the model.
     """
 
     rounds: tuple[tuple[Stage, ...], ...]
     keep: tuple[int, ...]
     seed: int = 0
+    clips: str = "snippet"
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -99,7 +101,7 @@ DIGIT_RECIPES = {
         keep=(0, 500, 1200, 1400, 1600, 1800, 2000, 2200, 2500, 3200, 4900, 7900),
         seed=1,
     ),
-    "tiny-loop": DigitRecipe(rounds=(((2500, {"loop": 1.0}),),), keep=()),
+    "tiny-loop": DigitRecipe(rounds=(((2500, {"loop": 1.0}),),), keep=(), clips="loop"),
 }
 
 
@@ -220,6 +222,7 @@ def train_digits(
 
 def _meta(name: str, recipe: DigitRecipe, seed: int) -> dict:
     return {
+        "clips": recipe.clips,
         "data": "UCI handwritten digits, 8x8: images 0-1436 for training, 1437-1796 held out (vdinterp.data.digits)",
         "recipe": {
             "rounds": [[{"steps": n, "mixture": mix} for n, mix in stages] for stages in recipe.rounds],

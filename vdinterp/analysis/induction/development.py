@@ -1,0 +1,140 @@
+"""Development: in which order the parts of an induction circuit form during training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from vdinterp import plotting
+from vdinterp.analysis.induction.effects import reliance_table
+from vdinterp.analysis.induction.scores import score_table
+from vdinterp.analysis.induction.search import find_induction
+from vdinterp.analysis.induction.task import Task, pool_of
+from vdinterp.data import Clips
+from vdinterp.data.repeats import lags_of, make_repeats
+from vdinterp.pipeline import VideoDiffusion
+from vdinterp.results import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+CURVES = {
+    "previous_frame": "previous frame: best head's attention to the frame before",
+    "duplicate": "duplicate: best head's share on the cue's earlier copy",
+    "prefix_matching": "induction: best head's prefix matching",
+    "composition": "composition: what prefix matching loses without the best previous-frame head",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DevelopmentResult(Result):
+    """Behaviour and scores along training.
+
+    `table`, one row a checkpoint: `step verdict`, `error` of one-off repeats (x0, over the variance) and `twin_error`
+    where nothing came back, `loop_error`; `previous_frame duplicate prefix_matching` of the best head each (named in
+    `previous_frame_head` ..) and `composition`.
+    """
+
+    title = "Induction over training"
+    table: pd.DataFrame
+    level: float
+
+    def plot(self) -> dict[str, go.Figure]:
+        """Errors, and scores of the parts, over training steps."""
+        errors = self.table.melt(
+            id_vars="step", value_vars=["error", "twin_error", "loop_error"], var_name="clips", value_name="x0 error"
+        )
+        names = {"error": "one-off repeats", "twin_error": "the same without a repeat", "loop_error": "loops"}
+        scores = self.table.melt(id_vars="step", value_vars=list(CURVES), var_name="part", value_name="score")
+        first = f"x0 error of the last frame over training, noise level {self.level:g}"
+        second = f"Parts of the circuit over training, noise level {self.level:g}"
+        return {
+            first: plotting.lines(
+                errors.assign(clips=errors["clips"].map(names)), x="step", y="x0 error", color="clips", title=first,
+                x_title="training step", y_title="x0 error over variance",
+            ),
+            second: plotting.lines(
+                scores.assign(part=scores["part"].map({k: v.split(":")[0] for k, v in CURVES.items()})), x="step",
+                y="score", color="part", title=second, x_title="training step", y_title="score (see the text)",
+            ),
+        }  # fmt: skip
+
+    def summary(self) -> str:
+        """When each part is half of what it becomes, and the verdicts."""
+        formed = []
+        for name, meaning in CURVES.items():
+            final = float(self.table[name].max())
+            reached = self.table[self.table[name] >= final / 2]
+            if final > 0.05 and len(reached):
+                formed.append((int(reached["step"].iloc[0]), f"- step {int(reached['step'].iloc[0])}: {meaning} "
+                               f"(half of its largest value, {final:.2f})."))  # fmt: skip
+        order = "\n".join(text for _, text in sorted(formed))
+        verdicts = "\n".join(f"- step {row.step}: {row.verdict}." for row in self.table.itertuples())
+        return f"When the parts form:\n\n{order}\n\nVerdicts:\n\n{verdicts}"
+
+
+def induction_over_training(
+    checkpoints: Mapping[int, VideoDiffusion],
+    clips: Clips | torch.Tensor | None = None,
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+    n_per_lag: int = 8,
+    progress: bool = True,
+) -> DevelopmentResult:
+    """The search at every checkpoint, and the best score of each part of a circuit.
+
+    >>> steps = vd.list_checkpoints("tiny-induction")
+    >>> vd.induction_over_training({step: vd.load("tiny-induction", checkpoint=step) for step in steps}).plot()
+
+    All at one noise level, where the query carries hardly any content. `composition` is the largest drop of the best
+    induction head's prefix matching when a previous-frame head is replaced by its mean. Best-of-all-heads scores are
+    above chance even for random weights: compare with the first checkpoint. Raises ValueError for no checkpoints.
+    """
+    if not checkpoints:
+        raise ValueError("no checkpoint is given: a mapping from training step to pipeline is needed")
+    rows: list[dict[str, Any]] = []
+    for step, pipe in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
+        options: Any = {"seed": seed, "levels": (level,), "n_per_lag": n_per_lag, "designs": (), "progress": False}
+        found = find_induction(pipe, clips, **options)
+        rows.append({"step": step, "verdict": found.verdict, **_errors(found.behaviour),
+                     **_parts(pipe, clips, seed, level, n_per_lag)})  # fmt: skip
+    last = next(iter(checkpoints.values()))
+    meta = {"model": last.model.cfg.model_name, "level": level, "seed": seed, "checkpoints": len(rows)}
+    return DevelopmentResult(table=pd.DataFrame(rows), level=level, meta=meta)
+
+
+def _errors(behaviour: pd.DataFrame) -> dict[str, float]:
+    overall = behaviour[(behaviour["lag"] == 0) & (behaviour["twin"] == "none")].set_index("design")
+    return {
+        "error": float(overall.loc["one-off", "error"]),
+        "twin_error": float(overall.loc["one-off", "twin_error"]),
+        "loop_error": float(overall.loc["loop", "error"]),
+    }
+
+
+def _parts(
+    pipe: VideoDiffusion, clips: Clips | torch.Tensor | None, seed: int, level: float, n_per_lag: int
+) -> dict[str, Any]:
+    n_frames = pipe.model.cfg.n_frames
+    repeats = make_repeats(
+        "one-off", pool_of(pipe, clips), n_per_lag * len(lags_of(n_frames)), n_frames=n_frames, seed=2 * seed + 1
+    )
+    task = Task(pipe, repeats, (level,), seed=2 * seed + 1)
+    scores = score_table(task, significance=False)
+    found: dict[str, Any] = {}
+    heads: dict[str, Sequence[tuple[int, int]]] = {}
+    for name in ("previous_frame", "duplicate", "prefix_matching"):
+        ranked = scores.sort_values(name, ascending=False)
+        heads[name] = [(int(row.layer), int(row.head)) for row in ranked.itertuples()]
+        layer, head = heads[name][0]
+        found |= {name: float(ranked[name].iloc[0]), f"{name}_head": f"{layer}.{head}"}
+    best = heads["prefix_matching"][0]
+    senders = [head for head in heads["previous_frame"] if head[0] < best[0]][:3]
+    drops = reliance_table(task, level, senders, [best])["drop"]
+    return {**found, "composition": float(drops.max()) if len(drops) else 0.0}

@@ -1,0 +1,234 @@
+"""Effects: what is lost without the heads, what they copy, and who tells them where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vdinterp import sweep
+from vdinterp.analysis.bootstrap import bootstrap_mean
+from vdinterp.analysis.induction.task import Task
+from vdinterp.analysis.path_patching import path_patch
+from vdinterp.data import Clips
+from vdinterp.interventions import Ablate, MaskAttention
+
+Head = tuple[int, int]  # layer, head
+Engine = Literal["inline", "ray"]
+RANDOM_SETS = 20
+PAIRS = 32  # of clips that paths are patched between
+
+
+@dataclass(frozen=True)
+class LastError:
+    """x0 error of the last frame over the variance."""
+
+    def __call__(self, x0: torch.Tensor, moment: sweep.Moment) -> torch.Tensor:
+        about = moment.case.about
+        return (x0[:, -1] - about["truth"].to(x0)).square().mean((1, 2, 3)) / about["variance"]
+
+
+@dataclass(frozen=True)
+class Towards:
+    """How far the last frame goes along a direction: its projection on it over the squared length."""
+
+    def __call__(self, x0: torch.Tensor, moment: sweep.Moment) -> torch.Tensor:
+        direction = moment.case.about["direction"].to(x0)
+        return (x0[:, -1] * direction).sum((1, 2, 3)) / direction.square().sum((1, 2, 3))
+
+
+def ablation_table(
+    task: Task, level: float, heads: Sequence[Head], seed: int = 0, engine: Engine = "inline"
+) -> pd.DataFrame:
+    """What mean ablation of heads does to repeats and to clips without.
+
+    One row a set of heads: `set` (`head L.H` each, `all named`, `random 1` ...), `heads`, then the rise of the last
+    frame's x0 error on `repeats`, with `low`, `high` (95 % bootstrap interval over clips), and on `others` (the twin
+    without a repeat, same frame and noise). `random` sets hold as many other heads of the same layers. The mean is that
+    of the twins at this noise level. Chance: what the random sets do.
+    """
+    model = task.pipe.model
+    means = task.noised("none").mean_outputs(level)
+    sets: dict[str, tuple[Head, ...]] = {f"head {layer}.{head}": ((layer, head),) for layer, head in heads}
+    if len(heads) > 1:
+        sets["all named"] = tuple(heads)
+    drawn = matched(heads, model.cfg.n_heads, seed)
+    sets |= {f"random {index}": one for index, one in enumerate(drawn, 1)}
+    trials = [
+        sweep.Trial(interventions=without(one, means), label={"set": name}) for name, one in sets.items()
+    ]
+    cases = [case for twin in (None, "none") for case in _cases(task, level, twin)]
+    found = sweep.run(task.pipe, cases, trials, {"error": LastError()}, engine=engine, progress=False)
+    table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
+    base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"])
+    untouched = base.set_index(["clips", "at"])["value"]
+    rows = []
+    for name, one in sets.items():
+        mine = table[table["set"] == name].set_index(["clips", "at"])["value"]
+        rise = (mine - untouched.loc[mine.index]).unstack("clips")
+        interval = bootstrap_mean(torch.tensor(rise["repeats"].to_numpy()))
+        rows.append(
+            {
+                "set": name, "heads": " ".join(f"{layer}.{head}" for layer, head in one),
+                "repeats": float(interval.value), "low": float(interval.low), "high": float(interval.high),
+                "others": float(rise["others"].mean()),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def without(heads: Sequence[Head], means: dict[str, torch.Tensor]) -> tuple[Ablate, ...]:
+    """Mean ablation of some heads."""
+    layers: dict[int, list[int]] = {}
+    for layer, head in heads:
+        layers.setdefault(layer, []).append(head)
+    return tuple(
+        Ablate(f"blocks.{layer}.attn.hook_z", heads=chosen, mode="mean", reference=means)
+        for layer, chosen in layers.items()
+    )
+
+
+def matched(heads: Sequence[Head], n_heads: int, seed: int) -> list[tuple[Head, ...]]:
+    """Up to 20 sets of other heads, as many of each layer as there are among `heads` (or all others, if fewer)."""
+    layers: dict[int, list[int]] = {}
+    for layer, head in heads:
+        layers.setdefault(layer, []).append(head)
+    choices = []
+    for layer, mine in layers.items():
+        others = [(layer, head) for head in range(n_heads) if head not in mine]
+        if not others:
+            return []
+        choices.append(list(combinations(others, min(len(mine), len(others)))))
+    rng = np.random.default_rng(seed)
+    found: dict[tuple[Head, ...], None] = {}
+    for _ in range(10 * RANDOM_SETS):
+        one = tuple(head for options in choices for head in options[int(rng.integers(len(options)))])
+        found[one] = None
+        if len(found) == RANDOM_SETS:
+            break
+    return list(found)
+
+
+def _cases(task: Task, level: float, twin: str | None) -> list[sweep.Case]:
+    noised = task.noised(twin)
+    label = {"clips": "repeats" if twin is None else "others"}
+    cases = []
+    for clips in noised.batches:
+        about = {"truth": task.truth[clips], "variance": task.variance}
+        inputs = sweep.Inputs(**noised.inputs(level, clips))
+        cases.append(
+            sweep.Case(runs={"base": inputs}, base="base", label={**label, "first_clip": clips.start}, about=about)
+        )
+    return cases
+
+
+def copy_table(
+    task: Task, level: float, heads: Sequence[Head], engine: Engine = "inline"
+) -> pd.DataFrame:
+    """Does what a head attends to come out as the prediction?
+
+    `copy_gain = <x0 if it may see only the successor - x0 if only a distractor, B - D> / |B - D|^2`, with B and D what
+    these two frames show: 1 if the head alone writes what it looks at, 0 if that changes nothing. Of the last frame's
+    queries; its own frame stays visible. One row a head, with a 95 % bootstrap interval over clips. In x0: under
+    velocity or noise prediction what is copied shows with the wrong sign. Misleads: later layers may undo or amplify.
+    """
+    noised, lags = task.noised(), task.repeats.lag
+    values: dict[Head, list[float]] = {head: [] for head in heads}
+    middle = sorted(set(lags.tolist()))
+    for lag in middle[len(middle) // 3 :][:2]:
+        clips = (lags == lag).nonzero()[:, 0][:16]
+        last = task.n_frames - 1
+        at = last - lag
+        other = at + 1 if at + 1 < last - 1 else at - 2
+        direction = noised.latents[clips, at] - noised.latents[clips, other]
+        given = {name: value[clips] for name, value in noised.inputs(level, slice(0, len(lags))).items()}
+        case = sweep.Case(
+            runs={"base": sweep.Inputs(**given)}, base="base", label={"first_clip": 0}, about={"direction": direction}
+        )
+        trials = [
+            sweep.Trial(
+                interventions=(
+                    MaskAttention(
+                        cut=([last], [f for f in range(last) if f != seen]), layers=[layer], heads=[head]
+                    ),
+                ),
+                label={"layer": layer, "head": head, "seen": seen},
+            )
+            for layer, head in heads
+            for seen in (at, other)
+        ]
+        found = sweep.run(task.pipe, [case], trials, {"towards": Towards()}, engine=engine, progress=False)
+        table: Any = found.table
+        for (layer, head), rows in table.groupby(["layer", "head"]):
+            by_frame = rows.pivot(index="clip", columns="seen", values="value")
+            values[(int(layer), int(head))] += (by_frame[at] - by_frame[other]).tolist()
+    rows = []
+    for (layer, head), gains in values.items():
+        interval = bootstrap_mean(torch.tensor(gains))
+        rows.append({"layer": layer, "head": head, "copy_gain": float(interval.value), "low": float(interval.low),
+                     "high": float(interval.high)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def path_table(
+    task: Task, level: float, senders: Sequence[Head], receivers: Sequence[Head], engine: Engine = "inline"
+) -> pd.DataFrame:
+    """What earlier heads tell the keys and the queries of the named heads.
+
+    `value`: share of the way from the clip that lacks the earlier predecessor (into keys) or the last one (into
+    queries) to the repeat that patching this path alone goes, in x0; 95 % bootstrap interval over clips. `receiver`
+    "total": everyone reads the sender. Rows only for senders before receivers. Chance 0.
+    """
+    rows = []
+    seconds = {"k": "no match", "q": "no cue"}
+    pairs = [(s, r) for s in senders for r in receivers if s[0] < r[0]]
+    if not pairs:
+        return pd.DataFrame(columns=["sender", "receiver", "value", "low", "high"])
+    for part, twin in seconds.items():
+        clean, corrupted = (Clips(kind="repeats", video=video[:PAIRS]) for video in _videos(task, twin))
+        found = path_patch(
+            task.pipe, clean, corrupted, level,
+            senders=[f"{layer}.{head}" for layer, head in dict.fromkeys(s for s, _ in pairs)],
+            receivers=[f"{layer}.{head}.{part}" for layer, head in dict.fromkeys(r for _, r in pairs)],
+            seed=task.seed, engine=engine, sweep_options={"progress": False},
+        )  # fmt: skip
+        table = found.table.dropna(subset=["value"]).assign(taken=twin)
+        rows.append(table[["sender", "receiver", "taken", "value", "low", "high"]])
+    return pd.concat(rows, ignore_index=True)
+
+
+def _videos(task: Task, twin: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return task.repeats.video, task.repeats.twins[twin]
+
+
+def reliance_table(task: Task, level: float, senders: Sequence[Head], heads: Sequence[Head]) -> pd.DataFrame:
+    """Composition, by taking away: prefix matching of the named heads without an earlier one.
+
+    One row a pair: `prefix_matching` intact, `without` the sender (mean ablation), and the `drop`. Unlike a path, this
+    counts every way the sender's output takes to the head. Chance: no drop.
+    """
+    means = task.noised("none").mean_outputs(level)
+    intact = task.on_successor(task.look(level))
+    rows = []
+    for sender in senders:
+        later = [head for head in heads if head[0] > sender[0]]
+        if not later:
+            continue
+        changed = task.on_successor(task.look(level, None, *without([sender], means)))
+        for layer, head in later:
+            before, after = intact[layer, :, head], changed[layer, :, head]
+            drop = bootstrap_mean(before - after)
+            rows.append(
+                {
+                    "sender": f"{sender[0]}.{sender[1]}", "head": f"{layer}.{head}",
+                    "prefix_matching": float((before - task.chance).mean()),
+                    "without": float((after - task.chance).mean()), "drop": float(drop.value),
+                    "low": float(drop.low), "high": float(drop.high),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["sender", "head", "prefix_matching", "without", "drop", "low", "high"])

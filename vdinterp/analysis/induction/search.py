@@ -1,0 +1,263 @@
+"""The search itself: stimuli, behaviour, scores, effects, controls, verdict."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from vdinterp.analysis.composition import composition, undetermined
+from vdinterp.analysis.induction import effects
+from vdinterp.analysis.induction.behaviour import Behaviour, behaviour_table, behaviours
+from vdinterp.analysis.induction.controls import control_table, controls
+from vdinterp.analysis.induction.result import InductionResult
+from vdinterp.analysis.induction.scores import candidates, same_position, score_table
+from vdinterp.analysis.induction.task import Task, cells_of, pool_of
+from vdinterp.analysis.induction.verdict import Evidence, from_behaviour, from_heads, is_positional, nothing_learned
+from vdinterp.analysis.noised import check_levels
+from vdinterp.data import Clips
+from vdinterp.data.repeats import DESIGNS, lags_of, make_repeats
+from vdinterp.diffusion import level_to_k
+from vdinterp.pipeline import VideoDiffusion
+
+log = logging.getLogger("vdinterp")
+LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
+LOOKS = 0.1  # prefix matching from which a head is a candidate
+MOST_HEADS, MOST_CELLS = 12, 400
+MOST_ASKED, MOST_SENDERS = 24, 4  # earlier heads whose removal is tried, and of which paths are patched
+Q = 0.01
+
+
+def find_induction(
+    pipe: VideoDiffusion,
+    clips: Clips | torch.Tensor | None = None,
+    *,
+    seed: int = 0,
+    levels: Sequence[float] = LEVELS,
+    n_per_lag: int = 16,
+    designs: Sequence[str] = DESIGNS,
+    batch: int = 16,
+    engine: Literal["inline", "ray"] = "inline",
+    progress: bool = True,
+) -> InductionResult:
+    """Search a model for an induction circuit, and say no if there is none.
+
+    >>> found = vd.find_induction(vd.load("tiny-induction"))
+    >>> found.verdict, found.heads
+
+    Induction: A B came before, A comes again, and the model foretells B by looking at what followed A. In a denoiser
+    the frame that is being denoised looks itself, at the earlier frame that followed the content of its predecessor.
+
+    1. Behaviour: is a last frame that came back denoised better than the same one where it did not (noise and last
+       frame equal)? If not: "no behaviour", and the search ends. Twins take away one thing at a time: the frame that
+       followed, the one before it, the cue, the order.
+    2. Scores of every head at every noise level, with permutation p-values, corrected over all heads and levels.
+    3. Effects: mean ablation of the heads against matched random ones; what they copy; paths from previous-frame heads
+       into their keys and queries; composition of the weights where these determine it.
+    4. Controls. Heads are chosen on clips of one seed and reported on those of another.
+
+    Args:
+        pipe: the model. `clips`: videos in [0, 1] whose frames the stimuli are made of; default: what the model was
+            trained on, if it says so.
+        seed: of clips, noise and permutations.
+        levels: noise levels in (0, 1] of the last frame.
+        n_per_lag: clips for every lag.
+        designs: kinds of repeats (`vdinterp.data.repeats.MEANING`) whose behaviour is measured; "one-off" and "loop"
+            are always among them.
+        batch: clips a forward pass. `engine`: of the sweeps of interventions.
+
+    Returns an `InductionResult`: `.verdict`, `.heads`, `.to_frame()`, `.plot()`.
+
+    Raises ValueError before any compute when clips, levels or designs do not fit the model.
+    """
+    if not isinstance(pipe, VideoDiffusion):
+        raise ValueError(f"find_induction takes a pipeline (vd.load(..), vd.organisms.build(..)), got {type(pipe).__name__}")
+    check_levels(levels)
+    if unknown := [name for name in designs if name not in DESIGNS]:
+        raise ValueError(f"unknown designs {unknown}; there are {', '.join(DESIGNS)}")
+    if n_per_lag < 2 or seed < 0:
+        raise ValueError(f"need n_per_lag >= 2 and seed >= 0, got {n_per_lag=}, {seed=}")
+    search = _Search(pipe, pool_of(pipe, clips), seed, tuple(levels), n_per_lag, batch, engine)
+    wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
+    with tqdm(total=len(wanted) + 4, desc="induction", disable=not progress) as bar:
+        search.advance = bar.update
+        return search.run(wanted)
+
+
+class _Search:
+    def __init__(
+        self, pipe: VideoDiffusion, pool: torch.Tensor, seed: int, levels: tuple[float, ...], n_per_lag: int,
+        batch: int, engine: Any,
+    ) -> None:  # fmt: skip
+        self.pipe, self.pool, self.seed, self.levels, self.batch = pipe, pool, seed, levels, batch
+        self.n_frames, self.n_per_lag, self.engine = pipe.model.cfg.n_frames, n_per_lag, engine
+        self.n_clips = n_per_lag * len(lags_of(self.n_frames))
+        self.cells = cells_of(pipe, pool)
+        self.advance: Any = lambda: None
+
+    def task(self, design: str, part: Literal["chosen on", "reported on"] = "reported on") -> Task:
+        """Clips of two seeds: heads are chosen on one and reported on the other."""
+        seed = 2 * self.seed + (part == "reported on")
+        n = self.n_clips if design == "one-off" else max(24, self.n_clips // 2)
+        repeats = make_repeats(design, self.pool, n, n_frames=self.n_frames, cells=self.cells, seed=seed)
+        return Task(self.pipe, repeats, self.levels, seed=seed, batch=self.batch)
+
+    def possible(self, design: str) -> str:
+        """Why a design cannot be shown; empty where it can."""
+        if design == "splice" and self.pool.shape[1] < 2:
+            return "the pool holds single frames, no clips to splice"
+        if design in ("translated", "cell loops") and self.cells == (1, 1):
+            return "a frame is one cell"
+        return ""
+
+    def run(self, designs: Sequence[str]) -> InductionResult:
+        skipped = {design: why for design in designs if (why := self.possible(design))}
+        tasks = {design: self.task(design) for design in designs if design not in skipped}
+        tables = []
+        for design, task in tasks.items():
+            tables.append(behaviour_table({design: task}))
+            self.advance()
+        table = pd.concat(tables, ignore_index=True)
+        found = behaviours(table)
+        task = tasks["one-off"]
+        about = {"behaviour": table, "skipped": skipped, "meta": self._meta(task)}
+        if nothing_learned(table):
+            return InductionResult.without_heads(
+                "no behaviour", found[0].level, "no last frame that came back is denoised any better for it", **about
+            )
+        scores = score_table(task, self.seed)
+        self.advance()
+        doing = [one for one in found if one.is_induction]
+        if not doing:
+            verdict, level, why = from_behaviour(found, is_positional(scores, self._kernels(task)))
+            return InductionResult.without_heads(verdict, level, why, scores=scores, **about)
+        return self._with_heads(max(doing, key=lambda one: one.gain * one.matching), task, scores, about)
+
+    def _with_heads(
+        self, behaviour: Behaviour, task: Task, scores: pd.DataFrame, about: dict[str, Any]
+    ) -> InductionResult:
+        level = behaviour.level
+        chosen = candidates(score_table(self.task("one-off", "chosen on"), significance=False), level, LOOKS)
+        here = scores[scores["level"] == level].set_index(["layer", "head"])
+        named = [
+            head for head in chosen
+            if here.loc[head, "q"] < Q and here.loc[head, "contrast_low"] > 0
+            and here.loc[head, "prefix_matching"] >= LOOKS
+        ][:MOST_HEADS]  # fmt: skip
+        self.advance()
+        if not named:
+            verdict, why = from_heads(level, Evidence())
+            return InductionResult.without_heads(verdict, level, why, scores=scores, **about)
+        ablation = effects.ablation_table(task, level, named, self.seed, self.engine)
+        copied = effects.copy_table(task, level, named, self.engine)
+        reliance = effects.reliance_table(task, level, self._earlier(here, named), named)
+        senders = strongest(reliance, MOST_SENDERS)
+        paths = effects.path_table(task, level, senders, named, self.engine)
+        self.advance()
+        checked = controls(task, level, scores, named, self.seed)
+        mine = ablation[ablation["set"] == ("all named" if len(named) > 1 else ablation["set"].iloc[0])].iloc[0]
+        random = ablation[ablation["set"].str.startswith("random")]["repeats"]
+        evidence = Evidence(
+            named=named, effect=float(mine["repeats"]), effect_low=float(mine["low"]),
+            random=float(random.mean()) if len(random) else float("nan"),
+            copies=bool((copied["low"] > 0).any()), controls=checked,
+        )  # fmt: skip
+        verdict, why = from_heads(level, evidence)
+        self.advance()
+        place = torch.full((self.pipe.model.cfg.n_layers, self.pipe.model.cfg.n_heads), float("nan"))
+        if task.noised().grid.tokens_per_frame <= MOST_CELLS:
+            place = same_position(task, level)
+        scores = scores.assign(
+            same_position=[
+                float(place[layer, head]) if at == level else float("nan")
+                for at, layer, head in zip(scores["level"], scores["layer"], scores["head"], strict=True)
+            ]
+        )
+        return InductionResult(
+            verdict=verdict, reason=why, level=level, heads=named if verdict == "induction" else [],
+            candidates=named, table=scores, ablation=ablation, copying=copied, paths=paths, reliance=reliance,
+            composition=self._composition(level, senders, named), controls=control_table(checked),
+            composition_note=undetermined(self.pipe.model), times_random=evidence.times_random,
+            lags=lag_table(task, level, named), example=example(task, level, named), **about,
+        )  # fmt: skip
+
+    def _earlier(self, here: pd.DataFrame, named: Sequence[effects.Head]) -> list[effects.Head]:
+        """Heads before the last named one; of many, those that look most at the frame before."""
+        last = max(layer for layer, _ in named)
+        ranked = here.sort_values("previous_frame", ascending=False)
+        return [(int(layer), int(head)) for layer, head in ranked.index if layer < last][:MOST_ASKED]
+
+    def _composition(
+        self, level: float, senders: Sequence[effects.Head], named: Sequence[effects.Head]
+    ) -> pd.DataFrame:
+        columns = ["sender", "receiver", "part", "score", "baseline", "beyond"]
+        if undetermined(self.pipe.model):
+            return pd.DataFrame(columns=columns)
+        noisy = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
+        network = self.pipe.schedule.network_level
+        clean, dirty = (network(torch.tensor([[k]])) for k in (-1, noisy))
+        rows = []
+        for sender in senders:
+            for receiver in named:
+                if sender[0] >= receiver[0]:
+                    continue
+                for part, here, there in (("k", clean, dirty), ("q", dirty, clean)):
+                    found = composition(
+                        self.pipe.model, sender, receiver, part, noise_level=here, query_level=there, seed=self.seed
+                    )  # type: ignore[arg-type]
+                    rows.append({"sender": f"{sender[0]}.{sender[1]}", "receiver": f"{receiver[0]}.{receiver[1]}",
+                                 "part": part, **found})  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
+
+    def _kernels(self, task: Task) -> pd.DataFrame:
+        """The largest share of every head's attention at one distance, on clips without a repeat."""
+        rows = []
+        for level in task.levels:
+            share = task.look(level, "none").last.mean(1)  # layer head frame
+            rows += [{"level": level, "share": float(value)} for value in share.amax(-1).flatten()]
+        return pd.DataFrame(rows)
+
+    def _meta(self, task: Task) -> dict[str, Any]:
+        cfg = self.pipe.model.cfg
+        return {
+            "model": cfg.model_name, "checkpoint": self.pipe.meta.get("checkpoint"), "levels": list(self.levels),
+            "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
+            **({"actions": "none: the model ran without"} if cfg.d_action else {}),
+        }  # fmt: skip
+
+
+def strongest(reliance: pd.DataFrame, n: int) -> list[effects.Head]:
+    """Senders without which the prefix matching of some head surely falls, most first."""
+    sure = reliance[reliance["low"] > 0]
+    worst = sure.groupby("sender")["drop"].max().sort_values(ascending=False)
+    return [(int(name.split(".")[0]), int(name.split(".")[1])) for name in worst.index[:n]]
+
+
+def lag_table(task: Task, level: float, heads: Sequence[effects.Head]) -> pd.DataFrame:
+    """Where the named heads look, lag by lag: `head lag share preferred`, means over clips."""
+    look, lags = task.look(level), task.repeats.lag
+    on, rows = task.on_successor(look), []
+    for layer, head in heads:
+        preferred = task.n_frames - 1 - look.last[layer, :, head].argmax(1)
+        for lag in sorted(set(lags.tolist())):
+            chosen = lags == lag
+            rows.append({"head": f"{layer}.{head}", "lag": lag, "share": float(on[layer, chosen, head].mean()),
+                         "preferred": float(preferred[chosen].float().mean())})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def example(task: Task, level: float, heads: Sequence[effects.Head]) -> dict[str, torch.Tensor]:
+    """One clip, and the attention of the named heads over it: of the middle token of the last frame."""
+    noised = task.noised()
+    grid = noised.grid
+    query = grid.index(grid.n_frames - 1, grid.n_rows // 2, grid.n_cols // 2)
+    cache = noised.cache(level, ["rot_q", "rot_k"], slice(0, 1))
+    found = {"video": task.repeats.video[0], "query": torch.tensor(grid.coordinates(query))}
+    for layer, head in heads:
+        row = cache["pattern", layer].heads([head]).rows([query])[0, 0, 0]
+        found[f"{layer}.{head}"] = row[: grid.n_tokens].view(grid.shape).cpu()
+    return found

@@ -1,0 +1,169 @@
+"""Task: repeats as a model sees them, and what it predicts and attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from vdinterp.analysis.noised import NoisedClips
+from vdinterp.data import Clips, make_clips, sample_clips
+from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
+from vdinterp.data.digits import SPLITS, digit_images
+from vdinterp.data.repeats import Repeats
+from vdinterp.data.textures import make_textures
+from vdinterp.interventions import Intervention
+from vdinterp.pipeline import VideoDiffusion
+
+POOL = 256  # pictures of a pool that is made, not found
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One kind of clips at one noise level.
+
+    `error` `[clip]`: of x0 of the last frame, over the variance. `last`, `cue` `[layer clip head frame]`: attention of
+    the last frame, and of the one before, as shares of what goes to clean frames other than itself. `mass`: of the last
+    frame's attention, how much that is. `previous` `[layer clip head]`: mean attention of clean frames to the frame
+    before. `cells` `[layer clip head cell frame]`: `last` cell by cell, if asked for.
+    """
+
+    error: torch.Tensor
+    last: torch.Tensor
+    cue: torch.Tensor
+    mass: torch.Tensor
+    previous: torch.Tensor
+    cells: torch.Tensor | None
+
+
+class Task:
+    """All frames clean but the last, at some noise levels; twins of the clips have the same last frame and noise."""
+
+    def __init__(
+        self, pipe: VideoDiffusion, repeats: Repeats, levels: Sequence[float], seed: int = 0, batch: int = 16
+    ) -> None:
+        self.pipe, self.repeats, self.levels, self.seed, self.batch = pipe, repeats, tuple(levels), seed, batch
+        self._noised: dict[str | None, NoisedClips] = {}
+        self._looks: dict[Any, Look] = {}
+
+    @property
+    def n_frames(self) -> int:
+        return self.repeats.video.shape[1]
+
+    @property
+    def design(self) -> str:
+        return self.repeats.design
+
+    def noised(self, twin: str | None = None) -> NoisedClips:
+        if twin not in self._noised:
+            video = self.repeats.video if twin is None else self.repeats.twins[twin]
+            clips = Clips(kind=f"{self.design} repeats" + (f", {twin}" if twin else ""), video=video)
+            self._noised[twin] = NoisedClips(self.pipe, clips, levels=self.levels, seed=self.seed, batch=self.batch)
+        return self._noised[twin]
+
+    @cached_property
+    def truth(self) -> Float[torch.Tensor, "clip channel height width"]:
+        """The last frame."""
+        return self.noised().latents[:, -1]
+
+    @property
+    def variance(self) -> float:
+        return self.noised().variance
+
+    def look(self, level: float, twin: str | None = None, *interventions: Intervention) -> Look:
+        """What the model does with the clips (or a twin). Kept, unless there are interventions."""
+        key = (level, twin)
+        if interventions:
+            return self._look(level, twin, interventions)
+        if key not in self._looks:
+            self._looks[key] = self._look(level, twin, ())
+        return self._looks[key]
+
+    @torch.no_grad()
+    def _look(self, level: float, twin: str | None, interventions: Sequence[Intervention]) -> Look:
+        noised, by_cell = self.noised(twin), self.repeats.successor.ndim == 3
+        names = ["frame_mass", "mass"] if by_cell else ["frame_mass"]  # both ride along with fused attention
+        layers, parts = self.pipe.model.cfg.n_layers, []
+        for clips in noised.batches:
+            with self.pipe.model.record(names) as recording, self.pipe.model.intervene(*interventions):
+                x0 = self.pipe.denoise(**noised.inputs(level, clips))[:, -1].float().cpu()
+            cache = next(iter(recording.values()))
+            error = (x0 - self.truth[clips]).square().mean((1, 2, 3)) / self.variance
+            mass = torch.stack([cache["frame_mass", layer] for layer in range(layers)]).cpu()
+            cells = None
+            if by_cell:
+                n_cells = noised.grid.tokens_per_frame
+                cells = torch.stack([cache["mass", layer][:, :, -n_cells:] for layer in range(layers)]).cpu()
+            parts.append((error, mass, cells))
+        error, mass = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], 1)
+        cells = torch.cat([part[2] for part in parts], 1) if by_cell else None
+        diagonal = mass.diagonal(-1, -2, -1)  # of frame t on t - 1
+        return Look(
+            error=error,
+            last=shares(mass[..., -1, :-1]),
+            cue=shares(mass[..., -2, :-2]),
+            mass=mass[..., -1, :-1].sum(-1),
+            previous=diagonal[..., :-1].mean(-1),
+            cells=None if cells is None else shares(cells[..., :-1]),
+        )
+
+    def on_successor(self, look: Look) -> Float[torch.Tensor, "layer clip head"]:
+        """Share of the last frame's attention to clean frames that goes to what comes next."""
+        successor = self.repeats.successor
+        if look.cells is not None:
+            there = successor[:, :-1].permute(0, 2, 1)  # clip cell frame
+            return (look.cells * there[None, :, None]).sum(-1).mean(-1)
+        return (look.last * successor[None, :, None, :-1]).sum(-1)
+
+    @property
+    def chance(self) -> Float[torch.Tensor, " clip"]:
+        """What uniform attention over clean frames has on the successor."""
+        there = self.repeats.successor[:, :-1].float()
+        return there.mean(1) if there.ndim == 2 else there.mean((1, 2))
+
+
+def shares(mass: torch.Tensor) -> torch.Tensor:
+    """Masses over their sum; all 0 where there is none (spatial attention sees no other frame)."""
+    total = mass.sum(-1, keepdim=True)
+    return torch.where(total > 1e-12, mass / total.clamp(min=1e-12), 0.0)
+
+
+def pool_of(pipe: VideoDiffusion, clips: Clips | torch.Tensor | None) -> Float[torch.Tensor, "clip frame _ _ _"]:
+    """Videos whose frames the stimuli are made of: the given ones, or what the model was trained on.
+
+    Raises ValueError when it does not say what that is.
+    """
+    if isinstance(clips, Clips):
+        return clips.video
+    if clips is not None:
+        if not isinstance(clips, torch.Tensor) or clips.ndim != 5:
+            shown = list(clips.shape) if isinstance(clips, torch.Tensor) else type(clips).__name__
+            raise ValueError(f"clips is {shown}; give Clips, or videos [clip frame channel height width] in [0, 1]")
+        return clips
+    kind = pipe.clip_kind
+    if kind == "texture":
+        return make_textures(POOL, pipe.model.cfg.height)[:, None]
+    if kind in DIGIT_KINDS:
+        held_out = SPLITS["held_out"]
+        return digit_images()[held_out.start : held_out.stop, None]
+    if kind == "crafter":
+        return sample_clips("crafter").video
+    if kind in OBJECT_KINDS:
+        return make_clips(kind, POOL).video
+    raise ValueError(
+        f"{pipe.model.cfg.model_name} does not say what clips it was made for: give clips=, videos whose frames the "
+        "stimuli are made of, or set pipe.meta['clips'] to a kind of clips"
+    )
+
+
+def cells_of(pipe: VideoDiffusion, pool: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of the token grid, where a frame of the pool divides so."""
+    rows, cols = pipe.model.cfg.n_rows, pipe.model.cfg.n_cols
+    height, width = pool.shape[-2:]
+    return (rows, cols) if height % rows == 0 and width % cols == 0 else (1, 1)
+
+
