@@ -88,9 +88,7 @@ def test_motion_tracking_finds_the_content_in_the_frame_before(seed: int) -> Non
     moving = video.clone()
     moving[:, LAST] = video[:, LAST - 1].roll(4, -1)  # one patch to the side
     still = video.clone()
-    moved, unrelated = (
-        distance(organism, predicted(organism, v, 0.5), v[:, LAST]) for v in (moving, still)
-    )
+    moved, unrelated = (distance(organism, predicted(organism, v, 0.5), v[:, LAST]) for v in (moving, still))
     assert moved < 0.5 * unrelated
     far = video.clone()
     far[:, LAST] = video[:, 4].roll(4, -1)

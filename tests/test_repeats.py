@@ -29,7 +29,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def test_shapes_and_range(design: str) -> None:
     repeats = made(design)
     assert repeats.video.shape == (14, 16, 1, 8, 8)
-    assert 0 <= float(repeats.video.min()) and float(repeats.video.max()) <= 1
+    assert float(repeats.video.min()) >= 0 and float(repeats.video.max()) <= 1
     assert repeats.successor[:, LAST].sum() == 0, "the last frame is asked for, not given"
     assert repeats.successor.flatten(1).any(1).all()
     for twin in repeats.twins.values():
@@ -90,6 +90,9 @@ def test_foils_are_what_they_are_called() -> None:
 def test_loops_and_cell_loops_repeat() -> None:
     loops = made("loop", 12)
     assert set(loops.lag.tolist()) == set(range(2, 8))
+    for video, shuffled in zip(loops.video, loops.twins["shuffled"], strict=True):
+        counts = [sorted(float(frame.sum()) for frame in clip) for clip in (video, shuffled)]
+        assert counts[0] == counts[1], "the same frames"
     for video, period in zip(loops.video, loops.lag.tolist(), strict=True):
         assert torch.equal(video[period:], video[:-period])
     cells = made("cell loops")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,6 +210,7 @@ def _shard(text: str | None) -> tuple[int, int]:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of clips and noise.")
 @click.option("--engine", type=click.Choice(["inline", "ray"]), default="inline", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/induction"), show_default=True)
+@click.option("--resume/--fresh", default=True, show_default=True, help="Continue a stopped search, or start over.")
 def induction(
     model: str,
     video: Path | None,
@@ -219,6 +221,7 @@ def induction(
     seed: int,
     engine: Any,
     out: Path,
+    resume: bool,
 ) -> None:
     """Search MODEL for an induction circuit, say whether there is one, and write a report."""
     import vdinterp as vd
@@ -232,14 +235,16 @@ def induction(
         steps = _steps(checkpoints, vd.list_checkpoints(model))
         pipes = {step: vd.load(model, checkpoint=step) for step in steps}
         clips = None if video is None else _clips_for(next(iter(pipes.values())), video, None, stride)
-        along = vd.induction_over_training(pipes, clips, seed=seed, **({"level": levels[0]} if levels else {}))
+        along = vd.induction_over_training(pipes, clips, seed=seed, level=levels[0] if levels else LEVELS[-1])
         click.echo(along.summary().replace("**", ""))
         click.echo(f"\nReport: {vd.report.write(along, out)}")
         return
     pipe = vd.load(model)
     clips = None if video is None else _clips_for(pipe, video, None, stride)
+    if not resume:
+        shutil.rmtree(out / "records", ignore_errors=True)
     result = vd.find_induction(
-        pipe, clips, seed=seed, levels=levels or LEVELS, n_per_lag=clips_per_lag, engine=engine
+        pipe, clips, seed=seed, levels=levels or LEVELS, n_per_lag=clips_per_lag, engine=engine, out=out / "records"
     )
     click.echo(result.summary().replace("**", ""))
     click.echo(f"\nReport: {vd.report.write(result, out)}")

@@ -14,6 +14,7 @@ Part = Literal["q", "k", "v"]
 RANDOM = 20  # rotations of the stream that chance is measured with
 
 
+@torch.no_grad()
 def composition(
     model: HookedVideoDiT,
     sender: tuple[int, int],
@@ -58,8 +59,8 @@ def composition(
     other = slots if query_level is None else _modulations(model, query_level)
     read = through[:, None] * _read(model, reader, receiver, part, displacement, other)
     centred = read - read.mean(0, keepdim=True) if model.cfg.norm == "layer" else read
-    norms = float((ov.norm() * centred.norm()).detach())
-    score = float((ov @ centred).norm().detach()) / norms
+    norms = float(ov.norm() * centred.norm())
+    score = float((ov @ centred).norm()) / norms
     generator = torch.Generator().manual_seed(seed)
     chance = []
     for _ in range(RANDOM):
@@ -135,4 +136,3 @@ def _through(
         if (scale := slots.get(f"{site}.mod.hook_scale")) is not None:
             factor = factor * (1 + scale)
     return factor
-

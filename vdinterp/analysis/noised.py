@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -28,7 +29,7 @@ class NoisedClips:
 
     Args:
         pipe: the model. `clips`: with actions where the model takes them (else it runs without, and a warning is
-            logged).
+            logged once).
         levels: noise levels in (0, 1] (shares of the model's number of levels), each measured apart.
         n_context: clean frames; default all but the last. 0 noises every frame.
         seed: of the noise; a clip has the same noise at every level and under every intervention.
@@ -61,7 +62,7 @@ class NoisedClips:
         self.pipe, self.clips, self.seed, self.batch = pipe, clips, seed, batch
         self.levels = tuple(float(level) for level in levels)
         if self.model.cfg.d_action and clips.action is None:
-            log.warning("%s takes actions and these clips have none: it runs without", self.model.cfg.model_name)
+            _warn_without_actions(self.model.cfg.model_name)
 
     def __repr__(self) -> str:
         return (
@@ -172,7 +173,7 @@ class NoisedClips:
         return attention.pattern(nothing, nothing, self.grid)
 
     def mean_outputs(self, level: float) -> dict[str, Float[torch.Tensor, "1 1 head d_head"]]:
-        """Mean of every layer's `hook_z` over clips, frames and positions, by hook name: what mean ablation puts there."""
+        """Mean of every layer's `hook_z` over clips, frames and positions, by hook name: for mean ablation."""
         total: dict[str, torch.Tensor] = {}
         for cache in self.caches(level, ["z"]):
             for name in cache:
@@ -203,6 +204,11 @@ class NoisedClips:
 
     def _distance(self, one: torch.Tensor, other: torch.Tensor) -> Float[torch.Tensor, " clip"]:
         return (one - other).square().mean((1, 2, 3, 4)) / self.variance
+
+
+@functools.cache
+def _warn_without_actions(model_name: str) -> None:
+    log.warning("%s takes actions and these clips have none: it runs without", model_name)
 
 
 def check_levels(levels: Sequence[float]) -> None:

@@ -29,6 +29,7 @@ TWINS = {
     "no match": "the frame before it is replaced by another, so nothing says where to look",
     "no cue": "the last frame before the end is replaced by another, so nothing says what to look for",
     "reversed": "the earlier pair comes in reversed order",
+    "shuffled": "of loops: the same frames, in random order",
 }
 Frames = list[torch.Tensor]
 
@@ -88,8 +89,8 @@ def make_repeats(
         raise ValueError(f"{n_frames} frames are too few for a repeat at several lags; at least 6 are needed")
     if pool.ndim != 5 or len(pool) < 2 * n_frames + 4:
         raise ValueError(
-            f"the pool has shape {list(pool.shape)}; [clip frame channel height width] with at least {2 * n_frames + 4} "
-            "clips is needed, so that all frames of a clip differ"
+            f"the pool has shape {list(pool.shape)}; [clip frame channel height width] with at least "
+            f"{2 * n_frames + 4} clips is needed, so that all frames of a clip differ"
         )
     if design == "splice" and pool.shape[1] < 2:
         raise ValueError("splice takes two consecutive frames of a clip; the pool's clips have one frame each")
@@ -181,9 +182,7 @@ def _translated(clip: _Clip) -> _Made:
     return _pair(clip, pair, again=[torch.roll(frame, shift, (-2, -1)) for frame in pair])
 
 
-def _pair(
-    clip: _Clip, pair: Frames, again: Frames | None = None, between: torch.Tensor | None = None
-) -> _Made:
+def _pair(clip: _Clip, pair: Frames, again: Frames | None = None, between: torch.Tensor | None = None) -> _Made:
     """A B somewhere, other frames (or `between`) around, and at the end A B again (or as `again` shows them)."""
     first, second = pair
     last = clip.n_frames - 1
@@ -228,7 +227,10 @@ def _loop(clip: _Clip) -> _Made:
     fresh = [clip.frame() for _ in range(clip.n_frames - 2)]
     time = torch.arange(clip.n_frames)
     successor = (time % period == (clip.n_frames - 1) % period) & (time < clip.n_frames - 1)
-    return _Made(torch.stack(frames), {"none": torch.stack([*fresh, *frames[-2:]])}, successor, period)
+    order = clip.rng.permutation(clip.n_frames - 2).tolist()
+    shuffled = [*(frames[f] for f in order), *frames[-2:]]
+    twins = {"none": torch.stack([*fresh, *frames[-2:]]), "shuffled": torch.stack(shuffled)}
+    return _Made(torch.stack(frames), twins, successor, period)
 
 
 def _cell_loops(clip: _Clip) -> _Made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 
@@ -20,11 +21,11 @@ LAGS = range(3, 10)
 class Organism(VideoDiffusion):
     """A pipeline whose mechanism is known. `kind`: which; `heads`: (layer, head) by role; `lag`: of `fixed_lag`."""
 
-    def __init__(self, model: HookedVideoDiT, kind: str, heads: Mapping[str, Place], seed: int, lag: int | None) -> None:
+    def __init__(
+        self, model: HookedVideoDiT, kind: str, heads: Mapping[str, Place], seed: int, lag: int | None
+    ) -> None:
         about = {"name": f"organism {kind}", "clips": "texture", "organism": kind, "seed": seed}
-        super().__init__(
-            model, IdentityVAE(1), DiffusionConfig(objective="x0"), LatentStats((MEAN,), (STD,)), about
-        )
+        super().__init__(model, IdentityVAE(1), DiffusionConfig(objective="x0"), LatentStats((MEAN,), (STD,)), about)
         self.kind, self.heads, self.lag = kind, dict(heads), lag
 
     def __repr__(self) -> str:
@@ -54,18 +55,16 @@ def _first_frame(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
 
 
 def _motion(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
-    match = ("content", {"content": 1.0})
     wiring.head(
-        *at["tracking"], copies=("content", "found"), displacement=-1, sharp=40.0, same_cell=False, match=match
-    )
+        *at["tracking"], copies=("content", "found"), match=("content", {"content": 1.0}), displacement=-1, sharp=40.0,
+        same_cell=False,
+    )  # fmt: skip
 
 
 def _symmetric(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
     wiring.head(*at["previous frame"], copies=("content", "before"), displacement=-1)
     wiring.head(*at["next frame"], copies=("content", "after"), displacement=1, clean_only=False)
-    wiring.head(
-        *at["symmetric"], copies=("content", "found"), match=("before", {"before": 1.0, "after": 1.0})
-    )
+    wiring.head(*at["symmetric"], copies=("content", "found"), match=("before", {"before": 1.0, "after": 1.0}))
 
 
 def _random(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
@@ -168,8 +167,7 @@ def _places(
             found |= {role: (layer, head) for role, head in zip(stage, heads, strict=False)}
         found |= given
         depth = [[found[role][0] for role in stage] for stage in stages]
-        in_order = all(max(one) < min(later) for one, later in zip(depth, depth[1:], strict=False))
+        in_order = all(max(one) < min(later) for one, later in pairwise(depth))
         if in_order and len(set(found.values())) == len(found):
             return found
     raise ValueError(f"placement {given}: heads must differ, and stages come in order: {stages}")
-

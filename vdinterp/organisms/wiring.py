@@ -179,9 +179,7 @@ class Wiring:
         return torch.linalg.qr(self._normal(CONTENT, CONTENT)).Q
 
 
-def _place(
-    q: torch.Tensor, k: torch.Tensor, start: int, rates: torch.Tensor, displacement: int, sharp: float
-) -> None:
+def _place(q: torch.Tensor, k: torch.Tensor, start: int, rates: torch.Tensor, displacement: int, sharp: float) -> None:
     """Rotary channels from `start` on so that keys `displacement` away score highest: every pair of channels adds
     `gain * cos(rate * (key - query - displacement))`."""
     beside = float((1 - rates.cos()).sum())  # what one step off costs, in units of the gain

@@ -51,8 +51,9 @@ def _gain(repeat: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor) -> di
 class Behaviour:
     """What the gains at one noise level say.
 
-    `coverage`: by twin of the one-offs, the share of lags at which taking that away costs something; `loops`: the same
-    of periods. `matching`, `order`: the gain over "no match" and over "reversed", in units of that over "none".
+    `coverage`: by twin of the one-offs, the share of lags at which taking that away costs something; `loops`: the share
+    of periods at which losing the repeat, and losing its order, do. `matching`, `order`: the gain over "no match" and
+    over "reversed", in units of that over "none".
     """
 
     level: float
@@ -94,13 +95,14 @@ def behaviours(table: pd.DataFrame) -> list[Behaviour]:
         total = {row.twin: row.gain for row in one_off[one_off["lag"] == 0].itertuples()}
         per_lag = one_off[one_off["lag"] > 0].groupby("twin")["found"].mean()
         loops = rows_of(table, design="loop", level=level)
+        periods = loops[loops["lag"] > 0].groupby("lag")["found"].all()  # over both twins
         unit = max(total["none"], 1e-9)
         found.append(
             Behaviour(
                 level=float(level),
                 gain=total["none"],
                 coverage={str(twin): float(value) for twin, value in per_lag.items()},
-                loops=float(loops[loops["lag"] > 0]["found"].mean()) if len(loops) else 0.0,
+                loops=float(periods.mean()),
                 matching=total["no match"] / unit,
                 order=total["reversed"] / unit,
             )

@@ -69,12 +69,12 @@ class DevelopmentResult(Result):
         formed = []
         for name, meaning in CURVES.items():
             final = float(self.table[name].max())
-            reached = self.table[self.table[name] >= final / 2]
+            reached: Any = self.table[self.table[name] >= final / 2]
             if final > 0.05 and len(reached):
                 formed.append((int(reached["step"].iloc[0]), f"- step {int(reached['step'].iloc[0])}: {meaning} "
                                f"(half of its largest value, {final:.2f})."))  # fmt: skip
         order = "\n".join(text for _, text in sorted(formed))
-        verdicts = "\n".join(f"- step {row.step}: {row.verdict}." for row in self.table.itertuples())
+        verdicts = "\n".join(f"- step {step}: {verdict}." for row in self.table[["step", "verdict"]].to_dict("records"))
         return f"When the parts form:\n\n{order}\n\nVerdicts:\n\n{verdicts}"
 
 
@@ -130,7 +130,7 @@ def _parts(
     found: dict[str, Any] = {}
     heads: dict[str, Sequence[tuple[int, int]]] = {}
     for name in ("previous_frame", "duplicate", "prefix_matching"):
-        ranked = scores.sort_values(name, ascending=False)
+        ranked: Any = scores.sort_values(name, ascending=False)
         heads[name] = [(int(row.layer), int(row.head)) for row in ranked.itertuples()]
         layer, head = heads[name][0]
         found |= {name: float(ranked[name].iloc[0]), f"{name}_head": f"{layer}.{head}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +20,22 @@ from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention
 
 Head = tuple[int, int]  # layer, head
-Engine = Literal["inline", "ray"]
 RANDOM_SETS = 20
 PAIRS = 32  # of clips that paths are patched between
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """How the sweeps of a search are run: the engine, and the folder of their ledgers (None: in memory)."""
+
+    engine: Literal["inline", "ray"] = "inline"
+    out: Path | None = None
+
+    def options(self, name: str) -> dict[str, Any]:
+        return {"progress": False, "out": None if self.out is None else self.out / name}
+
+
+IN_MEMORY = Sweeps()
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Towards:
 
 
 def ablation_table(
-    task: Task, level: float, heads: Sequence[Head], seed: int = 0, engine: Engine = "inline"
+    task: Task, level: float, heads: Sequence[Head], seed: int = 0, sweeps: Sweeps = IN_MEMORY
 ) -> pd.DataFrame:
     """What mean ablation of heads does to repeats and to clips without.
 
@@ -59,11 +73,11 @@ def ablation_table(
         sets["all named"] = tuple(heads)
     drawn = matched(heads, model.cfg.n_heads, seed)
     sets |= {f"random {index}": one for index, one in enumerate(drawn, 1)}
-    trials = [
-        sweep.Trial(interventions=without(one, means), label={"set": name}) for name, one in sets.items()
-    ]
+    trials = [sweep.Trial(interventions=without(one, means), label={"set": name}) for name, one in sets.items()]
     cases = [case for twin in (None, "none") for case in _cases(task, level, twin)]
-    found = sweep.run(task.pipe, cases, trials, {"error": LastError()}, engine=engine, progress=False)
+    found = sweep.run(
+        task.pipe, cases, trials, {"error": LastError()}, engine=sweeps.engine, **sweeps.options("ablation")
+    )
     table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
     base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"])
     untouched = base.set_index(["clips", "at"])["value"]
@@ -127,9 +141,7 @@ def _cases(task: Task, level: float, twin: str | None) -> list[sweep.Case]:
     return cases
 
 
-def copy_table(
-    task: Task, level: float, heads: Sequence[Head], engine: Engine = "inline"
-) -> pd.DataFrame:
+def copy_table(task: Task, level: float, heads: Sequence[Head], sweeps: Sweeps = IN_MEMORY) -> pd.DataFrame:
     """Does what a head attends to come out as the prediction?
 
     `copy_gain = <x0 if it may see only the successor - x0 if only a distractor, B - D> / |B - D|^2`, with B and D what
@@ -153,16 +165,15 @@ def copy_table(
         trials = [
             sweep.Trial(
                 interventions=(
-                    MaskAttention(
-                        cut=([last], [f for f in range(last) if f != seen]), layers=[layer], heads=[head]
-                    ),
+                    MaskAttention(cut=([last], [f for f in range(last) if f != seen]), layers=[layer], heads=[head]),
                 ),
                 label={"layer": layer, "head": head, "seen": seen},
             )
             for layer, head in heads
             for seen in (at, other)
         ]
-        found = sweep.run(task.pipe, [case], trials, {"towards": Towards()}, engine=engine, progress=False)
+        found = sweep.run(task.pipe, [case], trials, {"towards": Towards()}, engine=sweeps.engine,
+                          **sweeps.options(f"copying-{lag}"))  # fmt: skip
         table: Any = found.table
         for (layer, head), rows in table.groupby(["layer", "head"]):
             by_frame = rows.pivot(index="clip", columns="seen", values="value")
@@ -176,7 +187,7 @@ def copy_table(
 
 
 def path_table(
-    task: Task, level: float, senders: Sequence[Head], receivers: Sequence[Head], engine: Engine = "inline"
+    task: Task, level: float, senders: Sequence[Head], receivers: Sequence[Head], sweeps: Sweeps = IN_MEMORY
 ) -> pd.DataFrame:
     """What earlier heads tell the keys and the queries of the named heads.
 
@@ -195,7 +206,7 @@ def path_table(
             task.pipe, clean, corrupted, level,
             senders=[f"{layer}.{head}" for layer, head in dict.fromkeys(s for s, _ in pairs)],
             receivers=[f"{layer}.{head}.{part}" for layer, head in dict.fromkeys(r for _, r in pairs)],
-            seed=task.seed, engine=engine, sweep_options={"progress": False},
+            seed=task.seed, engine=sweeps.engine, sweep_options=sweeps.options(f"paths-{part}"),
         )  # fmt: skip
         table = found.table.dropna(subset=["value"]).assign(taken=twin)
         rows.append(table[["sender", "receiver", "taken", "value", "low", "high"]])

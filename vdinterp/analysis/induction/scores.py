@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,7 +155,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 
 def candidates(table: pd.DataFrame, level: float, at_least: float) -> list[tuple[int, int]]:
     """Heads that look at the successor at a noise level, strongest first: prefix matching and contrast above it."""
-    rows = table[(table["level"] == level) & (table["prefix_matching"] >= at_least) & (table["contrast"] > 0)]
+    rows: Any = table[(table["level"] == level) & (table["prefix_matching"] >= at_least) & (table["contrast"] > 0)]
     ranked = rows.sort_values("prefix_matching", ascending=False)
     return [(int(row.layer), int(row.head)) for row in ranked.itertuples()]
 
@@ -175,4 +176,3 @@ def same_position(task: Task, level: float) -> Float[torch.Tensor, "layer head"]
                 own = clean.diagonal(dim1=-2, dim2=-1)
                 total[layer] += (own / clean.sum(-1).clamp(min=1e-12)).mean(-1).sum(0)
     return total / len(noised.clips) - 1 / n_cells
-

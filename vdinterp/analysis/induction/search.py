@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from vdinterp.analysis.composition import composition, undetermined
+from vdinterp.analysis.composition import Part, composition, undetermined
 from vdinterp.analysis.induction import effects
 from vdinterp.analysis.induction.behaviour import Behaviour, behaviour_table, behaviours
 from vdinterp.analysis.induction.controls import control_table, controls
+from vdinterp.analysis.induction.effects import Sweeps
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
-from vdinterp.analysis.induction.task import Task, cells_of, pool_of
+from vdinterp.analysis.induction.task import LookStore, Task, cells_of, pool_of
 from vdinterp.analysis.induction.verdict import Evidence, from_behaviour, from_heads, is_positional, nothing_learned
 from vdinterp.analysis.noised import check_levels
 from vdinterp.data import Clips
@@ -24,11 +25,10 @@ from vdinterp.data.repeats import DESIGNS, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k
 from vdinterp.pipeline import VideoDiffusion
 
-log = logging.getLogger("vdinterp")
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 LOOKS = 0.1  # prefix matching from which a head is a candidate
 MOST_HEADS, MOST_CELLS = 12, 400
-MOST_ASKED, MOST_SENDERS = 24, 4  # earlier heads whose removal is tried, and of which paths are patched
+MOST_ASKED, MOST_SENDERS = 24, 3  # earlier heads whose removal is tried, and of which paths are patched
 Q = 0.01
 
 
@@ -42,6 +42,7 @@ def find_induction(
     designs: Sequence[str] = DESIGNS,
     batch: int = 16,
     engine: Literal["inline", "ray"] = "inline",
+    out: str | Path | None = None,
     progress: bool = True,
 ) -> InductionResult:
     """Search a model for an induction circuit, and say no if there is none.
@@ -69,19 +70,24 @@ def find_induction(
         designs: kinds of repeats (`vdinterp.data.repeats.MEANING`) whose behaviour is measured; "one-off" and "loop"
             are always among them.
         batch: clips a forward pass. `engine`: of the sweeps of interventions.
+        out: folder in which everything is recorded as it is measured; a search that was stopped goes on from there.
 
     Returns an `InductionResult`: `.verdict`, `.heads`, `.to_frame()`, `.plot()`.
 
     Raises ValueError before any compute when clips, levels or designs do not fit the model.
     """
     if not isinstance(pipe, VideoDiffusion):
-        raise ValueError(f"find_induction takes a pipeline (vd.load(..), vd.organisms.build(..)), got {type(pipe).__name__}")
+        raise ValueError(
+            f"find_induction takes a pipeline (vd.load(..), vd.organisms.build(..)), got {type(pipe).__name__}"
+        )
     check_levels(levels)
     if unknown := [name for name in designs if name not in DESIGNS]:
         raise ValueError(f"unknown designs {unknown}; there are {', '.join(DESIGNS)}")
     if n_per_lag < 2 or seed < 0:
         raise ValueError(f"need n_per_lag >= 2 and seed >= 0, got {n_per_lag=}, {seed=}")
-    search = _Search(pipe, pool_of(pipe, clips), seed, tuple(levels), n_per_lag, batch, engine)
+    sweeps = Sweeps(engine, None if out is None else Path(out) / "sweeps")
+    store = None if out is None else LookStore(Path(out) / "looks", pipe)
+    search = _Search(pipe, pool_of(pipe, clips), seed, tuple(levels), n_per_lag, batch, sweeps, store)
     wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
     with tqdm(total=len(wanted) + 4, desc="induction", disable=not progress) as bar:
         search.advance = bar.update
@@ -91,10 +97,10 @@ def find_induction(
 class _Search:
     def __init__(
         self, pipe: VideoDiffusion, pool: torch.Tensor, seed: int, levels: tuple[float, ...], n_per_lag: int,
-        batch: int, engine: Any,
+        batch: int, sweeps: Sweeps, store: LookStore | None,
     ) -> None:  # fmt: skip
         self.pipe, self.pool, self.seed, self.levels, self.batch = pipe, pool, seed, levels, batch
-        self.n_frames, self.n_per_lag, self.engine = pipe.model.cfg.n_frames, n_per_lag, engine
+        self.n_frames, self.sweeps, self.store = pipe.model.cfg.n_frames, sweeps, store
         self.n_clips = n_per_lag * len(lags_of(self.n_frames))
         self.cells = cells_of(pipe, pool)
         self.advance: Any = lambda: None
@@ -104,7 +110,7 @@ class _Search:
         seed = 2 * self.seed + (part == "reported on")
         n = self.n_clips if design == "one-off" else max(24, self.n_clips // 2)
         repeats = make_repeats(design, self.pool, n, n_frames=self.n_frames, cells=self.cells, seed=seed)
-        return Task(self.pipe, repeats, self.levels, seed=seed, batch=self.batch)
+        return Task(self.pipe, repeats, self.levels, seed=seed, batch=self.batch, store=self.store)
 
     def possible(self, design: str) -> str:
         """Why a design cannot be shown; empty where it can."""
@@ -152,11 +158,11 @@ class _Search:
         if not named:
             verdict, why = from_heads(level, Evidence())
             return InductionResult.without_heads(verdict, level, why, scores=scores, **about)
-        ablation = effects.ablation_table(task, level, named, self.seed, self.engine)
-        copied = effects.copy_table(task, level, named, self.engine)
+        ablation = effects.ablation_table(task, level, named, self.seed, self.sweeps)
+        copied = effects.copy_table(task, level, named, self.sweeps)
         reliance = effects.reliance_table(task, level, self._earlier(here, named), named)
         senders = strongest(reliance, MOST_SENDERS)
-        paths = effects.path_table(task, level, senders, named, self.engine)
+        paths = effects.path_table(task, level, senders, named, self.sweeps)
         self.advance()
         checked = controls(task, level, scores, named, self.seed)
         mine = ablation[ablation["set"] == ("all named" if len(named) > 1 else ablation["set"].iloc[0])].iloc[0]
@@ -205,7 +211,8 @@ class _Search:
             for receiver in named:
                 if sender[0] >= receiver[0]:
                     continue
-                for part, here, there in (("k", clean, dirty), ("q", dirty, clean)):
+                sides: tuple[tuple[Part, Any, Any], ...] = (("k", clean, dirty), ("q", dirty, clean))
+                for part, here, there in sides:
                     found = composition(
                         self.pipe.model, sender, receiver, part, noise_level=here, query_level=there, seed=self.seed
                     )  # type: ignore[arg-type]
@@ -231,10 +238,12 @@ class _Search:
 
 
 def strongest(reliance: pd.DataFrame, n: int) -> list[effects.Head]:
-    """Senders without which the prefix matching of some head surely falls, most first."""
+    """Of the senders without which the prefix matching of some head surely falls, the `n` that cost it most and the `n`
+    that look most at the frame before (senders come in that order)."""
     sure = reliance[reliance["low"] > 0]
-    worst = sure.groupby("sender")["drop"].max().sort_values(ascending=False)
-    return [(int(name.split(".")[0]), int(name.split(".")[1])) for name in worst.index[:n]]
+    worst = sure.groupby("sender")["drop"].max().sort_values(ascending=False).index[:n]
+    names = dict.fromkeys([*worst, *list(dict.fromkeys(sure["sender"]))[:n]])
+    return [(int(name.split(".")[0]), int(name.split(".")[1])) for name in names]
 
 
 def lag_table(task: Task, level: float, heads: Sequence[effects.Head]) -> pd.DataFrame:

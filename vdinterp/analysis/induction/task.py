@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 
 from vdinterp.analysis.noised import NoisedClips
 from vdinterp.data import Clips, make_clips, sample_clips
@@ -18,6 +20,7 @@ from vdinterp.data.repeats import Repeats
 from vdinterp.data.textures import make_textures
 from vdinterp.interventions import Intervention
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.sweep.fingerprint import code_of, fingerprint
 
 POOL = 256  # pictures of a pool that is made, not found
 
@@ -40,13 +43,42 @@ class Look:
     cells: torch.Tensor | None
 
 
+class LookStore:
+    """Looks on disk, by what they are of: a search that was stopped does not look twice."""
+
+    def __init__(self, folder: Path, pipe: VideoDiffusion) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._model = fingerprint([pipe.model, pipe.diffusion, code_of("models", "diffusion", "analysis/induction")])
+
+    def get(self, asked: Any, make: Callable[[], Look]) -> Look:
+        """The look that was asked for, from disk or made and written."""
+        file = self.folder / f"{fingerprint([self._model, asked])[:24]}.safetensors"
+        if file.is_file():
+            found = load_file(file)
+            return Look(**{part.name: found.get(part.name) for part in fields(Look)})  # type: ignore[arg-type]
+        look = make()
+        parts = {part.name: getattr(look, part.name) for part in fields(Look)}
+        partial_file = file.with_suffix(".partial")
+        save_file({name: value.contiguous() for name, value in parts.items() if value is not None}, partial_file)
+        partial_file.replace(file)  # whole or not there
+        return look
+
+
 class Task:
     """All frames clean but the last, at some noise levels; twins of the clips have the same last frame and noise."""
 
     def __init__(
-        self, pipe: VideoDiffusion, repeats: Repeats, levels: Sequence[float], seed: int = 0, batch: int = 16
+        self,
+        pipe: VideoDiffusion,
+        repeats: Repeats,
+        levels: Sequence[float],
+        seed: int = 0,
+        batch: int = 16,
+        store: LookStore | None = None,
     ) -> None:
         self.pipe, self.repeats, self.levels, self.seed, self.batch = pipe, repeats, tuple(levels), seed, batch
+        self.store = store
         self._noised: dict[str | None, NoisedClips] = {}
         self._looks: dict[Any, Look] = {}
 
@@ -80,7 +112,9 @@ class Task:
         if interventions:
             return self._look(level, twin, interventions)
         if key not in self._looks:
-            self._looks[key] = self._look(level, twin, ())
+            make = partial(self._look, level, twin, ())
+            asked = (self.noised(twin).latents, level, self.seed)
+            self._looks[key] = make() if self.store is None else self.store.get(asked, make)
         return self._looks[key]
 
     @torch.no_grad()
@@ -165,5 +199,3 @@ def cells_of(pipe: VideoDiffusion, pool: torch.Tensor) -> tuple[int, int]:
     rows, cols = pipe.model.cfg.n_rows, pipe.model.cfg.n_cols
     height, width = pool.shape[-2:]
     return (rows, cols) if height % rows == 0 and width % cols == 0 else (1, 1)
-
-

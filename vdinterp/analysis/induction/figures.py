@@ -1,0 +1,129 @@
+"""Figures of an induction search."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from vdinterp import plotting
+from vdinterp.data.repeats import MEANING
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from vdinterp.analysis.induction.result import InductionResult
+
+MOST_ROWS = 48  # heads of a mosaic
+LEAST_EDGE = 0.02  # of the strongest edge: weaker ones are not drawn
+
+
+def figures(found: InductionResult) -> dict[str, go.Figure]:
+    """Behaviour, mosaic of heads by level, and of the candidates: attention, lags, ablation, circuit."""
+    made = behaviour_figures(found)
+    if len(found.table):
+        made |= _mosaic(found)
+    if found.candidates:
+        made |= _candidates(found)
+    return made
+
+
+def behaviour_figures(found: InductionResult) -> dict[str, go.Figure]:
+    one_off: Any = found.behaviour[found.behaviour["design"] == "one-off"]
+    overall: Any = one_off[one_off["lag"] == 0]
+    by_level = "What a last frame that came back gains over twins, by noise level (95 % interval over clips)"
+    by_lag = f"The same by lag, noise level {found.level:g}"
+    gain = "gain: rise of the x0 error over variance"
+    lags: Any = one_off[(one_off["lag"] > 0) & (one_off["level"] == found.level)]
+    designs: Any = found.behaviour[(found.behaviour["lag"] == 0) & (found.behaviour["twin"] == "none")]
+    relative = designs.assign(share=designs["gain"] / designs["twin_error"].clip(lower=1e-9))
+    grid = relative.pivot(index="design", columns="level", values="share")
+    grid = grid.loc[[name for name in MEANING if name in grid.index]]
+    by_design = "Error that a repeat saves, as a share of the error without: kinds of repeats by noise level"
+    return {
+        by_level: plotting.lines(
+            overall, x="level", y="gain", color="twin", low="low", high="high", title=by_level,
+            x_title="noise level", y_title=gain, reference={"no gain": 0.0},
+        ),
+        by_lag: plotting.lines(
+            lags, x="lag", y="gain", color="twin", low="low", high="high", title=by_lag, x_title="lag (frames)",
+            y_title=gain, reference={"no gain": 0.0},
+        ),
+        by_design: plotting.heatmap(
+            grid.to_numpy(), x=[f"{level:g}" for level in grid.columns], y=list(grid.index), title=by_design,
+            x_title="noise level", y_title="kind of repeat", value_title="share saved", zmin=-1.0, zmax=1.0,
+            diverging=True, number_format=".2f",
+        ),
+    }  # fmt: skip
+
+
+def _mosaic(found: InductionResult) -> dict[str, go.Figure]:
+    names = [f"{layer}.{head}" for layer, head in zip(found.table["layer"], found.table["head"], strict=True)]
+    grid = found.table.assign(name=names).pivot(index="name", columns="level", values="prefix_matching")
+    grid = grid.loc[list(dict.fromkeys(names))]
+    title = "Prefix matching of every head by noise level"
+    if len(grid) > MOST_ROWS:
+        title = f"Prefix matching of the {MOST_ROWS} best heads by noise level"
+        grid = grid.loc[grid.max(axis=1).nlargest(MOST_ROWS).index]
+    return {
+        title: plotting.heatmap(
+            grid.to_numpy(), x=[f"{level:g}" for level in grid.columns], y=list(grid.index), title=title,
+            x_title="noise level", y_title="head", value_title="share minus chance", zmin=-1.0, zmax=1.0,
+            diverging=True, number_format=".2f",
+        )
+    }  # fmt: skip
+
+
+def _candidates(found: InductionResult) -> dict[str, go.Figure]:
+    names = [f"{layer}.{head}" for layer, head in found.candidates]
+    video = found.example["video"].numpy()
+    weights = {f"head {name}": found.example[name].numpy() for name in names[:4]}
+    lag = int(found.lags["lag"].iloc[0])
+    at = f"(query: the noisy last frame; what follows is in frame {len(video) - 1 - lag})"
+    strip = f"Attention of the candidates over one clip {at}"
+    query: Any = tuple(int(x) for x in found.example["query"])
+    follow = "The lag that candidates attend to most, against the true lag"
+    line = pd.DataFrame({"head": "true lag", "lag": sorted(set(found.lags["lag"]))})
+    line["preferred"] = line["lag"].astype(float)
+    ablation = found.ablation.melt(id_vars=["set", "heads"], value_vars=["repeats", "others"], var_name="clips")
+    ablation = ablation.merge(found.ablation[["set", "low", "high"]], on="set")
+    of_others = ablation["clips"] == "others"
+    ablation.loc[of_others, ["low", "high"]] = np.column_stack([ablation.loc[of_others, "value"]] * 2)
+    shown = ablation["set"].where(~ablation["set"].str.startswith("random"), ablation["set"] + ": "
+                                  + ablation["heads"])  # fmt: skip
+    mean = "Rise of the x0 error when heads are replaced by their mean (95 % interval on repeats)"
+    figures = {
+        strip: plotting.attention_strip(
+            video, weights, title=strip, queries={name: query for name in weights}
+        ),
+        follow: plotting.lines(
+            pd.concat([line, found.lags]), x="lag", y="preferred", color="head", title=follow,
+            x_title="true lag (frames)", y_title="preferred lag (frames)",
+        ),
+        mean: plotting.bars(
+            ablation.assign(set=shown), x="set", y="value", color="clips", low="low", high="high", title=mean,
+            x_title="heads", y_title="rise of x0 error over variance",
+        ),
+    }  # fmt: skip
+    if len(edges := circuit(found)):
+        title = "The circuit: paths from earlier heads, and what the candidates write"
+        figures[title] = plotting.circuit_graph(edges, title=title, value_title="recovered")
+    return figures
+
+
+def circuit(found: InductionResult) -> pd.DataFrame:
+    """Edges `sender receiver score`: paths into keys and queries (share recovered), and copy gains to the output;
+    without those below a fiftieth of the strongest."""
+    edges = [
+        {"sender": row["sender"], "receiver": row["receiver"], "score": row["value"]}
+        for row in found.paths.to_dict("records")
+        if row["receiver"] != "total"
+    ]
+    if edges:
+        edges += [
+            {"sender": f"{row['layer']}.{row['head']}", "receiver": "final", "score": row["copy_gain"]}
+            for row in found.copying.to_dict("records")
+        ]
+    table: Any = pd.DataFrame(edges, columns=["sender", "receiver", "score"])
+    return table[table["score"].abs() >= LEAST_EDGE * table["score"].abs().max()]
