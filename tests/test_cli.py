@@ -237,6 +237,38 @@ def test_patch_refuses_what_does_not_fit(tmp_path: Path, arguments: tuple[str, .
     assert outcome.exit_code == 2 and message in " ".join(outcome.output.split())
 
 
+def test_induction_says_what_it_found_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    arguments = ("induction", "tiny-loop", "--level", 0.95, "--clips-per-lag", 4, "--out", tmp_path)
+    outcome = run(*arguments)
+    assert outcome.exit_code == 0, outcome.output
+    assert "tiny-loop: period detector" in outcome.output and (tmp_path / "report.html").is_file()
+    looks = {file: file.stat().st_mtime_ns for file in (tmp_path / "records" / "looks").iterdir()}
+    assert run(*arguments).exit_code == 0
+    assert looks == {file: file.stat().st_mtime_ns for file in (tmp_path / "records" / "looks").iterdir()}
+    assert run(*arguments, "--fresh").exit_code == 0
+    assert looks != {file: file.stat().st_mtime_ns for file in (tmp_path / "records" / "looks").iterdir()}
+
+
+def test_induction_along_training(tmp_path: Path) -> None:
+    outcome = run("induction", "tiny-induction", "--checkpoints", "0,500", "--out", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    assert "step 0: no behaviour" in outcome.output and (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny-loop", "--checkpoints", "all"), "without checkpoints"),
+        (("tiny-induction", "--checkpoints", "0,7"), "--checkpoints 7: give all, or some of 0, 500"),
+        (("tiny-induction", "--checkpoints", "0", "--level", 0.5, "--level", 0.9), "one noise level"),
+        (("tiny-induction", "--level", 2), "noise levels in"),
+    ],
+)
+def test_induction_refuses_what_does_not_fit(tmp_path: Path, arguments: tuple, message: str) -> None:
+    outcome = run("induction", *arguments, "--out", tmp_path / "out")
+    assert outcome.exit_code == 2 and message in outcome.output
+
+
 def test_patch_of_a_model_that_does_not_say_its_clips(folder: Path) -> None:
     outcome = run("patch", folder)
     assert outcome.exit_code == 2 and "give clean and corrupted clips yourself" in outcome.output

@@ -12,7 +12,13 @@ TEXTS = sorted(NOTEBOOKS.glob("*.py"))
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in TEXTS} >= {"01_main_demo", "02_ablations", "03_attention", "04_patching"}
+    assert {path.stem for path in TEXTS} >= {
+        "01_main_demo",
+        "02_ablations",
+        "03_attention",
+        "04_patching",
+        "05_induction",
+    }
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)

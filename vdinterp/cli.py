@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vdinterp.pipeline import VideoDiffusion
 
 USER_ERRORS = (ValueError, KeyError, FileNotFoundError)
-CLIPS_OF_A_FILE = 8
+CLIPS_OF_A_FILE, PAIRS_OF_A_FILE = 8, 256
 
 
 class _OneLine(click.ClickException):
@@ -229,20 +229,22 @@ def induction(
 
     if out.is_file():
         raise ValueError(f"--out {out} is a file; give a folder")
+    if not resume:
+        shutil.rmtree(out / "records", ignore_errors=True)
     if checkpoints is not None:
         if len(levels) > 1:
             raise ValueError("--checkpoints searches at one noise level; give --level once")
         steps = _steps(checkpoints, vd.list_checkpoints(model))
         pipes = {step: vd.load(model, checkpoint=step) for step in steps}
-        clips = None if video is None else _clips_for(next(iter(pipes.values())), video, None, stride)
-        along = vd.induction_over_training(pipes, clips, seed=seed, level=levels[0] if levels else LEVELS[-1])
+        clips = None if video is None else _pairs_for(next(iter(pipes.values())), video, stride)
+        along = vd.induction_over_training(
+            pipes, clips, seed=seed, level=levels[0] if levels else LEVELS[-1], out=out / "records"
+        )
         click.echo(along.summary().replace("**", ""))
         click.echo(f"\nReport: {vd.report.write(along, out)}")
         return
     pipe = vd.load(model)
-    clips = None if video is None else _clips_for(pipe, video, None, stride)
-    if not resume:
-        shutil.rmtree(out / "records", ignore_errors=True)
+    clips = None if video is None else _pairs_for(pipe, video, stride)
     result = vd.find_induction(
         pipe, clips, seed=seed, levels=levels or LEVELS, n_per_lag=clips_per_lag, engine=engine, out=out / "records"
     )
@@ -280,6 +282,18 @@ def train(name: str, steps: int | None, out: Path, seed: int | None, resume: boo
 
 def _clips_for(pipe: VideoDiffusion, video: Path, n: int | None, stride: int) -> Clips:
     """Clips of a file in the size, colours and length that the model was made for."""
+    found = _read(pipe, video, n or CLIPS_OF_A_FILE, pipe.model.cfg.n_frames, stride)
+    if n is not None and len(found) < n:
+        click.echo(f"{video} is long enough for {len(found)} of {n} clips", err=True)
+    return found
+
+
+def _pairs_for(pipe: VideoDiffusion, video: Path, stride: int) -> Clips:
+    """Pairs of consecutive frames of a file, which the stimuli of a search are made of."""
+    return _read(pipe, video, PAIRS_OF_A_FILE, 2, stride)
+
+
+def _read(pipe: VideoDiffusion, video: Path, n: int, n_frames: int, stride: int) -> Clips:
     import torch
 
     from vdinterp.data import read_clips
@@ -287,10 +301,7 @@ def _clips_for(pipe: VideoDiffusion, video: Path, n: int | None, stride: int) ->
     cfg = pipe.model.cfg
     frame = pipe.decode(torch.zeros(1, 1, cfg.in_channels, cfg.height, cfg.width))
     channels, height, width = frame.shape[2:]
-    found = read_clips(video, n or CLIPS_OF_A_FILE, cfg.n_frames, (height, width), stride=stride, channels=channels)
-    if n is not None and len(found) < n:
-        click.echo(f"{video} is long enough for {len(found)} of {n} clips", err=True)
-    return found
+    return read_clips(video, n, n_frames, (height, width), stride=stride, channels=channels)
 
 
 def models_table() -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -35,9 +36,9 @@ CURVES = {
 class DevelopmentResult(Result):
     """Behaviour and scores along training.
 
-    `table`, one row a checkpoint: `step verdict`, `error` of one-off repeats (x0, over the variance) and `twin_error`
-    where nothing came back, `loop_error`; `previous_frame duplicate prefix_matching` of the best head each (named in
-    `previous_frame_head` ..) and `composition`.
+    `table`, one row a checkpoint: `step verdict reason`, `error` of one-off repeats (x0, over the variance),
+    `twin_error` where nothing came back, and `loop_error`; `previous_frame duplicate prefix_matching` of the best head
+    each (named in `previous_frame_head` ..) and `composition`.
     """
 
     title = "Induction over training"
@@ -74,7 +75,10 @@ class DevelopmentResult(Result):
                 formed.append((int(reached["step"].iloc[0]), f"- step {int(reached['step'].iloc[0])}: {meaning} "
                                f"(half of its largest value, {final:.2f})."))  # fmt: skip
         order = "\n".join(text for _, text in sorted(formed))
-        verdicts = "\n".join(f"- step {step}: {verdict}." for row in self.table[["step", "verdict"]].to_dict("records"))
+        verdicts = "\n".join(
+            f"- step {step}: {verdict}."
+            for step, verdict in zip(self.table["step"], self.table["verdict"], strict=True)
+        )
         return f"When the parts form:\n\n{order}\n\nVerdicts:\n\n{verdicts}"
 
 
@@ -85,6 +89,7 @@ def induction_over_training(
     seed: int = 0,
     level: float = 0.95,
     n_per_lag: int = 8,
+    out: str | Path | None = None,
     progress: bool = True,
 ) -> DevelopmentResult:
     """The search at every checkpoint, and the best score of each part of a circuit.
@@ -94,15 +99,19 @@ def induction_over_training(
 
     All at one noise level, where the query carries hardly any content. `composition` is the largest drop of the best
     induction head's prefix matching when a previous-frame head is replaced by its mean. Best-of-all-heads scores are
-    above chance even for random weights: compare with the first checkpoint. Raises ValueError for no checkpoints.
+    above chance even for random weights: compare with the first checkpoint. `clips`, `out`: as of `find_induction`.
+
+    Raises ValueError for no checkpoints.
     """
     if not checkpoints:
         raise ValueError("no checkpoint is given: a mapping from training step to pipeline is needed")
     rows: list[dict[str, Any]] = []
     for step, pipe in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
-        options: Any = {"seed": seed, "levels": (level,), "n_per_lag": n_per_lag, "designs": (), "progress": False}
-        found = find_induction(pipe, clips, **options)
-        rows.append({"step": step, "verdict": found.verdict, **_errors(found.behaviour),
+        folder = None if out is None else Path(out) / f"step-{step}"
+        options: Any = {"levels": (level,), "n_per_lag": n_per_lag, "designs": (), "progress": False}
+        found = find_induction(pipe, clips, seed=seed, out=folder, **options)
+        rows.append({"step": step, "verdict": found.verdict,
+                "reason": found.reason, **_errors(found.behaviour),
                      **_parts(pipe, clips, seed, level, n_per_lag)})  # fmt: skip
     last = next(iter(checkpoints.values()))
     meta = {"model": last.model.cfg.model_name, "level": level, "seed": seed, "checkpoints": len(rows)}

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from vdinterp.analysis.induction import figures, words
+from vdinterp.analysis.induction.scores import UNITS
 from vdinterp.analysis.induction.verdict import Verdict
 from vdinterp.data.repeats import MEANING, TWINS
 from vdinterp.results import Result, Section
@@ -73,6 +74,11 @@ class InductionResult(Result):
         """Behaviour, mosaic of heads by level, and of the candidates: attention, lags, ablation, circuit."""
         return figures.figures(self)
 
+    def circuit(self) -> pd.DataFrame:
+        """Edges `sender receiver score`: paths into keys and queries (share recovered), and copy gains to the output;
+        without those below a fiftieth of the strongest."""
+        return figures.circuit(self)
+
     def _sorted_scores(self) -> pd.DataFrame:
         """The level that decided first, best heads on top."""
         here = self.table["level"] == self.level
@@ -97,7 +103,15 @@ class InductionResult(Result):
             ),
         ]
         if len(self.table):
-            found.append(Section(title="Heads", figures=of_heads, tables={"Scores": self._sorted_scores()}))
+            meanings = "\n".join(f"- `{name}`: {text}." for name, text in UNITS.items())
+            found.append(
+                Section(
+                    title="Heads",
+                    text=f"Scores:\n\n{meanings}",
+                    figures=of_heads,
+                    tables={"Scores": self._sorted_scores()},
+                )
+            )
         effects = {
             "Mean ablation": self.ablation, "Copying": self.copying, "Paths from earlier heads": self.paths,
             "Prefix matching without an earlier head": self.reliance, "Composition of weights": self.composition,

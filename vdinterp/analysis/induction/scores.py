@@ -25,6 +25,7 @@ UNITS = {
     "previous_frame": "attention of clean frames to the frame before",
     "duplicate": "attention of a clean frame to its earlier copy, as a share",
     "first_frame": "share on the first frame",
+    "offset_matching": "prefix matching by the language-model convention: of the clean frame before",
     "same_position": "share on the own place in other frames, minus uniform attention's",
 }
 
@@ -50,6 +51,8 @@ def score_table(task: Task, seed: int = 0, significance: bool = True) -> pd.Data
     - `p`: permutation of which clip has which successor (positions stay, contents do not fit), one-sided; `q`:
       Benjamini-Hochberg over all heads and levels.
     - `previous_frame`, `duplicate` (the clean cue on its earlier copy), `first_frame`: other roles of the head.
+    - `offset_matching`: the cue's share on the successor - 1 / n clean frames, which is prefix matching as language
+      models have it. Chance 0.
 
     Misleads: a high score is not an effect (a head may look and not tell, or another one may do the same); a chain of
     heads can do the matching while none of them looks at the successor from the last frame.
@@ -107,6 +110,7 @@ def _scores(task: Task, look: Look, plain: Look, layer: int, head: int) -> dict[
         "previous_frame": float(look.previous[layer, :, head].mean()),
         "duplicate": float(look.cue[layer, where.clip, head, copies].mean()),
         "first_frame": float(share[:, 0].mean()),
+        "offset_matching": float((look.cue[layer, where.clip, head, where.at] - 1 / (where.n_clean - 1)).mean()),
     }  # fmt: skip
 
 
