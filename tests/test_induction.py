@@ -14,7 +14,7 @@ from factories import tiny_model
 import vdinterp as vd
 from vdinterp.analysis.composition import _modulations, _rotated, _through, composition
 from vdinterp.analysis.induction import VERDICTS, InductionResult
-from vdinterp.analysis.induction.effects import copy_table, matched
+from vdinterp.analysis.induction.effects import ablation_table, copy_table, matched, path_table
 from vdinterp.analysis.induction.scores import benjamini_hochberg, score_table
 from vdinterp.analysis.induction.task import Task
 from vdinterp.data.repeats import make_repeats
@@ -168,7 +168,7 @@ def test_copy_gain() -> None:
     organism = vd.organisms.build("induction", 2)
     planted, sender = organism.heads["induction"], organism.heads["previous frame"]
     other = next((3, h) for h in range(4) if (3, h) not in (planted, sender))
-    table = copy_table(one_offs(organism), 0.95, [planted, other]).set_index(["layer", "head"])["copy_gain"]
+    table = copy_table(one_offs(organism), [0.95], [planted, other]).set_index(["layer", "head"])["copy_gain"]
     assert table[planted] > 0.5 and abs(table[other]) < 0.05
 
 
@@ -235,6 +235,38 @@ def test_composition_refuses_what_weights_do_not_say() -> None:
         composition(model, (1, 0), (1, 1), "k")
     with pytest.raises(ValueError, match="choose 'q', 'k' or 'v'"):
         composition(model, (0, 0), (1, 1), "o")  # type: ignore[arg-type]
+
+
+# Other architectures
+
+
+@pytest.mark.parametrize("kind", ["space_time", "normed", "causal"])
+def test_other_architectures_are_measured(kind: str) -> None:
+    """Attention over space alone sees no other frame, and scores nothing; all the rest is measured as ever."""
+    model = tiny_model(kind, n_frames=8, in_channels=1, out_channels=1, height=4, width=6)
+    pipe = vd.VideoDiffusion(model, vd.vae.IdentityVAE(1), vd.DiffusionConfig(), meta={"clips": "texture"})
+    pool = make_textures(64, size=12)[:, None, :, :4, :6]
+    repeats = make_repeats("one-off", pool, 12, n_frames=8, cells=(2, 3))
+    task = Task(pipe, repeats, (0.9,))
+    table = score_table(task)
+    assert len(table) == 4 and table["p"].between(0, 1).all()
+    if kind == "space_time":
+        assert (table["share"][table["layer"] == 0] == 0).all() and (table["share"][table["layer"] == 1] > 0).all()
+    copied = copy_table(task, [0.9], [(0, 0), (1, 1)])
+    assert list(copied["layer"]) == ([1] if kind == "space_time" else [0, 1])
+    ablated = ablation_table(task, 0.9, [(1, 0)])
+    assert list(ablated["set"]) == ["head 1.0", "random 1"] and ablated["repeats"].notna().all()
+    paths = path_table(task, 0.9, [(0, 1)], [(1, 0)])
+    assert set(paths["receiver"]) == {"1.0.k", "1.0.q", "total"}
+    assert vd.find_induction(pipe, pool, **QUICK).verdict in VERDICTS
+
+
+def test_the_shortest_clips() -> None:
+    """Five frames, as of the published models of Kinetics: two lags."""
+    model = tiny_model("3d", n_frames=5, in_channels=1, out_channels=1)
+    pipe = vd.VideoDiffusion(model, vd.vae.IdentityVAE(1), vd.DiffusionConfig())
+    found = vd.find_induction(pipe, make_textures(64, size=12)[:, None, :, :4, :6], **QUICK)
+    assert found.verdict in VERDICTS and set(found.behaviour["lag"]) == {0, 2, 3}
 
 
 # Results

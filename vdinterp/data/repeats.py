@@ -59,9 +59,11 @@ class Repeats:
 
 
 def lags_of(n_frames: int) -> list[int]:
-    """Lags that a one-off takes in clips of that length: so that A is neither the first frame nor close to its end."""
-    first, last = max(2, n_frames // 4), min(5 * n_frames // 8, n_frames - 4)
-    return list(range(first, max(first, last) + 1))
+    """Lags that a one-off takes in clips of that length: at least two, and where there is room A is neither the first
+    frame nor close to the end."""
+    first = max(2, n_frames // 4)
+    last = max(min(5 * n_frames // 8, n_frames - 4), min(n_frames - 2, first + 1))
+    return list(range(first, last + 1))
 
 
 def make_repeats(
@@ -85,8 +87,8 @@ def make_repeats(
         raise ValueError(f"unknown design {design!r}; there are {', '.join(DESIGNS)}")
     if n < 1 or seed < 0:
         raise ValueError(f"need n >= 1 and seed >= 0, got {n=}, {seed=}")
-    if n_frames < 6:
-        raise ValueError(f"{n_frames} frames are too few for a repeat at several lags; at least 6 are needed")
+    if n_frames < 5:
+        raise ValueError(f"{n_frames} frames are too few for a repeat at several lags; at least 5 are needed")
     if pool.ndim != 5 or len(pool) < 2 * n_frames + 4:
         raise ValueError(
             f"the pool has shape {list(pool.shape)}; [clip frame channel height width] with at least "
@@ -192,7 +194,7 @@ def _pair(clip: _Clip, pair: Frames, again: Frames | None = None, between: torch
         frames[at + 1 : last - 1] = [between] * (last - 2 - at)
     frames[at - 1], frames[at] = pair
     frames[last - 1], frames[last] = pair if again is None else again
-    foils = {"first frame": 0, "before the match": at - 2, "the match itself": at - 1, "frame before": last - 1}
+    foils = {"first frame": 0, "before the match": max(0, at - 2), "the match itself": at - 1, "frame before": last - 1}
     free = [f for f in range(1, last - 1) if f not in (at - 2, at - 1, at)]
     if between is None and free:
         foils["same texture"] = int(clip.rng.choice(free))

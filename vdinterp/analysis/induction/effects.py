@@ -22,6 +22,7 @@ from vdinterp.interventions import Ablate, MaskAttention
 Head = tuple[int, int]  # layer, head
 RANDOM_SETS = 20
 PAIRS = 32  # of clips that paths are patched between
+COPIES = 8  # clips of a lag that copying is measured on
 
 
 @dataclass(frozen=True)
@@ -141,49 +142,56 @@ def _cases(task: Task, level: float, twin: str | None) -> list[sweep.Case]:
     return cases
 
 
-def copy_table(task: Task, level: float, heads: Sequence[Head], sweeps: Sweeps = IN_MEMORY) -> pd.DataFrame:
+def copy_table(task: Task, levels: Sequence[float], heads: Sequence[Head], sweeps: Sweeps = IN_MEMORY) -> pd.DataFrame:
     """Does what a head attends to come out as the prediction?
 
     `copy_gain = <x0 if it may see only the successor - x0 if only a distractor, B - D> / |B - D|^2`, with B and D what
     these two frames show: 1 if the head alone writes what it looks at, 0 if that changes nothing. Of the last frame's
-    queries; its own frame stays visible. One row a head, with a 95 % bootstrap interval over clips. In x0: under
-    velocity or noise prediction what is copied shows with the wrong sign. Misleads: later layers may undo or amplify.
+    queries; its own frame stays visible. One row a level and head, with a 95 % bootstrap interval over clips; heads of
+    spatial attention see no other frame and have none. In x0: under velocity or noise prediction what is copied shows
+    with the wrong sign. Misleads: later layers may undo or amplify.
     """
-    noised, lags = task.noised(), task.repeats.lag
-    values: dict[Head, list[float]] = {head: [] for head in heads}
-    middle = sorted(set(lags.tolist()))
-    for lag in middle[len(middle) // 3 :][:2]:
-        clips = (lags == lag).nonzero()[:, 0][:16]
-        last = task.n_frames - 1
-        at = last - lag
-        other = at + 1 if at + 1 < last - 1 else at - 2
-        direction = noised.latents[clips, at] - noised.latents[clips, other]
-        given = {name: value[clips] for name, value in noised.inputs(level, slice(0, len(lags))).items()}
-        case = sweep.Case(
-            runs={"base": sweep.Inputs(**given)}, base="base", label={"first_clip": 0}, about={"direction": direction}
-        )
-        trials = [
-            sweep.Trial(
-                interventions=(
-                    MaskAttention(cut=([last], [f for f in range(last) if f != seen]), layers=[layer], heads=[head]),
-                ),
-                label={"layer": layer, "head": head, "seen": seen},
-            )
-            for layer, head in heads
-            for seen in (at, other)
-        ]
-        found = sweep.run(task.pipe, [case], trials, {"towards": Towards()}, engine=sweeps.engine,
-                          **sweeps.options(f"copying-{lag}"))  # fmt: skip
-        table: Any = found.table
-        for (layer, head), rows in table.groupby(["layer", "head"]):
-            by_frame = rows.pivot(index="clip", columns="seen", values="value")
-            values[(int(layer), int(head))] += (by_frame[at] - by_frame[other]).tolist()
+    axes = [block.axis for block in task.pipe.model.cfg.blocks]
+    heads = [head for head in heads if axes[head[0]] != "space"]
+    lags = sorted(set(task.repeats.lag.tolist()))
     rows = []
-    for (layer, head), gains in values.items():
-        interval = bootstrap_mean(torch.tensor(gains))
-        rows.append({"layer": layer, "head": head, "copy_gain": float(interval.value), "low": float(interval.low),
-                     "high": float(interval.high)})  # fmt: skip
-    return pd.DataFrame(rows)
+    for level in levels:
+        parts = [_copied(task, level, heads, lag, sweeps) for lag in lags[len(lags) // 3 :][:2]]
+        for head in heads:
+            interval = bootstrap_mean(torch.cat([part[head] for part in parts]))
+            rows.append(
+                {
+                    "level": level, "layer": head[0], "head": head[1], "copy_gain": float(interval.value),
+                    "low": float(interval.low), "high": float(interval.high),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["level", "layer", "head", "copy_gain", "low", "high"])
+
+
+def _copied(task: Task, level: float, heads: Sequence[Head], lag: int, sweeps: Sweeps) -> dict[Head, torch.Tensor]:
+    """Copy gains clip by clip, on clips of one lag."""
+    noised, last = task.noised(), task.n_frames - 1
+    clips = (task.repeats.lag == lag).nonzero()[:COPIES, 0]
+    at = last - lag
+    other = at + 1 if at + 1 < last - 1 else max(0, at - 2)
+    direction = noised.latents[clips, at] - noised.latents[clips, other]
+    given = {name: value[clips] for name, value in noised.inputs(level, slice(0, len(task.repeats))).items()}
+    case = sweep.Case(runs={"base": sweep.Inputs(**given)}, base="base", about={"direction": direction})
+    trials = [
+        sweep.Trial(interventions=(_seeing(seen, last, head),), label={"head": str(head), "seen": seen})
+        for head in heads
+        for seen in (at, other)
+    ]
+    options = sweeps.options(f"copying-{level:g}-{lag}")
+    found = sweep.run(task.pipe, [case], trials, {"towards": Towards()}, engine=sweeps.engine, **options)
+    table: Any = found.table.pivot(index=["head", "clip"], columns="seen", values="value")
+    gain = table[at] - table[other]
+    return {head: torch.tensor(gain.loc[str(head)].to_numpy()) for head in heads}
+
+
+def _seeing(frame: int, last: int, head: Head) -> MaskAttention:
+    """The last frame's queries of a head see one clean frame only, and their own."""
+    return MaskAttention(cut=([last], [f for f in range(last) if f != frame]), layers=[head[0]], heads=[head[1]])
 
 
 def path_table(

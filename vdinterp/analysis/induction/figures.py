@@ -124,6 +124,7 @@ def circuit(found: InductionResult) -> pd.DataFrame:
         edges += [
             {"sender": f"{row['layer']}.{row['head']}", "receiver": "final", "score": row["copy_gain"]}
             for row in found.copying.to_dict("records")
+            if row["level"] == found.level and (row["layer"], row["head"]) in found.candidates
         ]
     table: Any = pd.DataFrame(edges, columns=["sender", "receiver", "score"])
     return table[table["score"].abs() >= LEAST_EDGE * table["score"].abs().max()]

@@ -22,6 +22,7 @@ UNITS = {
     "beyond_position": "share on the successor minus what the same lag gets without a repeat",
     "auc": "probability that the successor gets more than another clean frame",
     "slope": "of the preferred lag against the true lag",
+    "copy_gain": "how far x0 goes towards what the head alone may see, 0 to 1",
     "previous_frame": "attention of clean frames to the frame before",
     "duplicate": "attention of a clean frame to its earlier copy, as a share",
     "first_frame": "share on the first frame",

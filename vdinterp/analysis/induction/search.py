@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -28,6 +30,7 @@ from vdinterp.pipeline import VideoDiffusion
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 LOOKS = 0.1  # prefix matching from which a head is a candidate
 MOST_HEADS, MOST_CELLS = 12, 400
+FEW_HEADS = 64  # copying is measured for all heads and levels of up to so many
 MOST_ASKED, MOST_SENDERS = 24, 3  # earlier heads whose removal is tried, and of which paths are patched
 Q = 0.01
 
@@ -159,25 +162,29 @@ class _Search:
             verdict, why = from_heads(level, Evidence())
             return InductionResult.without_heads(verdict, level, why, scores=scores, **about)
         ablation = effects.ablation_table(task, level, named, self.seed, self.sweeps)
-        copied = effects.copy_table(task, level, named, self.sweeps)
+        everyone = [(layer, head) for layer, head in here.index]
+        few = len(everyone) <= FEW_HEADS
+        copied = effects.copy_table(task, self.levels if few else [level], everyone if few else named, self.sweeps)
+        mine = np.array([head in named for head in _heads(copied)], dtype=bool)
+        of_named = copied[(copied["level"] == level) & mine]
         reliance = effects.reliance_table(task, level, self._earlier(here, named), named)
         senders = strongest(reliance, MOST_SENDERS)
         paths = effects.path_table(task, level, senders, named, self.sweeps)
         self.advance()
         checked = controls(task, level, scores, named, self.seed)
-        mine = ablation[ablation["set"] == ("all named" if len(named) > 1 else ablation["set"].iloc[0])].iloc[0]
+        whole = ablation[ablation["set"] == ("all named" if len(named) > 1 else ablation["set"].iloc[0])].iloc[0]
         random = ablation[ablation["set"].str.startswith("random")]["repeats"]
         evidence = Evidence(
-            named=named, effect=float(mine["repeats"]), effect_low=float(mine["low"]),
+            named=named, effect=float(whole["repeats"]), effect_low=float(whole["low"]),
             random=float(random.mean()) if len(random) else float("nan"),
-            copies=bool((copied["low"] > 0).any()), controls=checked,
+            copies=bool((of_named["low"] > 0).any()), controls=checked,
         )  # fmt: skip
         verdict, why = from_heads(level, evidence)
         self.advance()
         place = torch.full((self.pipe.model.cfg.n_layers, self.pipe.model.cfg.n_heads), float("nan"))
         if task.noised().grid.tokens_per_frame <= MOST_CELLS:
             place = same_position(task, level)
-        scores = scores.assign(
+        scores = scores.merge(copied[["level", "layer", "head", "copy_gain"]], how="left").assign(
             same_position=[
                 float(place[layer, head]) if at == level else float("nan")
                 for at, layer, head in zip(scores["level"], scores["layer"], scores["head"], strict=True)
@@ -200,24 +207,23 @@ class _Search:
     def _composition(
         self, level: float, senders: Sequence[effects.Head], named: Sequence[effects.Head]
     ) -> pd.DataFrame:
-        columns = ["sender", "receiver", "part", "score", "baseline", "beyond"]
+        columns = ["sender", "receiver", "part", "displacement", "score", "baseline", "beyond"]
         if undetermined(self.pipe.model):
             return pd.DataFrame(columns=columns)
         noisy = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
         network = self.pipe.schedule.network_level
         clean, dirty = (network(torch.tensor([[k]])) for k in (-1, noisy))
+        sides: tuple[tuple[Part, Any, Any], ...] = (("k", clean, dirty), ("q", dirty, clean))
+        lags = lags_of(self.n_frames)
+        pairs = [(one, other) for one in senders for other in named if one[0] < other[0]]
         rows = []
-        for sender in senders:
-            for receiver in named:
-                if sender[0] >= receiver[0]:
-                    continue
-                sides: tuple[tuple[Part, Any, Any], ...] = (("k", clean, dirty), ("q", dirty, clean))
-                for part, here, there in sides:
-                    found = composition(
-                        self.pipe.model, sender, receiver, part, noise_level=here, query_level=there, seed=self.seed
-                    )  # type: ignore[arg-type]
-                    rows.append({"sender": f"{sender[0]}.{sender[1]}", "receiver": f"{receiver[0]}.{receiver[1]}",
-                                 "part": part, **found})  # fmt: skip
+        for (sender, receiver), (part, here, there), lag in product(pairs, sides, (0, lags[0], lags[-1])):
+            found = composition(
+                self.pipe.model, sender, receiver, part, noise_level=here, query_level=there,
+                displacement=(-lag, 0, 0), seed=self.seed,
+            )  # fmt: skip
+            names = {"sender": f"{sender[0]}.{sender[1]}", "receiver": f"{receiver[0]}.{receiver[1]}"}
+            rows.append({**names, "part": part, "displacement": -lag, **found})
         return pd.DataFrame(rows, columns=columns)
 
     def _kernels(self, task: Task) -> pd.DataFrame:
@@ -235,6 +241,10 @@ class _Search:
             "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
             **({"actions": "none: the model ran without"} if cfg.d_action else {}),
         }  # fmt: skip
+
+
+def _heads(table: pd.DataFrame) -> list[effects.Head]:
+    return [(int(layer), int(head)) for layer, head in zip(table["layer"], table["head"], strict=True)]
 
 
 def strongest(reliance: pd.DataFrame, n: int) -> list[effects.Head]:

@@ -57,7 +57,7 @@ def _behaviour(found: InductionResult) -> str:
 
 def _heads(found: InductionResult) -> str:
     here = found.table[found.table["level"] == found.level].set_index(["layer", "head"])
-    copies = found.copying.set_index(["layer", "head"])
+    copies = found.copying[found.copying["level"] == found.level].set_index(["layer", "head"])
     lines = []
     for layer, head in found.candidates:
         row, copied = here.loc[(layer, head)], copies.loc[(layer, head)]
