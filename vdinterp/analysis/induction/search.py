@@ -106,7 +106,7 @@ class _Search:
         self.n_frames, self.sweeps, self.store = pipe.model.cfg.n_frames, sweeps, store
         self.n_clips = n_per_lag * len(lags_of(self.n_frames))
         self.cells = cells_of(pipe, pool)
-        self.advance: Any = lambda: None
+        self.advance: Any = lambda n=1: None
 
     def task(self, design: str, part: Literal["chosen on", "reported on"] = "reported on") -> Task:
         """Clips of two seeds: heads are chosen on one and reported on the other."""
@@ -127,6 +127,7 @@ class _Search:
         skipped = {design: why for design in designs if (why := self.possible(design))}
         tasks = {design: self.task(design) for design in designs if design not in skipped}
         tables = []
+        self.advance(len(skipped))
         for design, task in tasks.items():
             tables.append(behaviour_table({design: task}))
             self.advance()

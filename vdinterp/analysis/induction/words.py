@@ -92,4 +92,6 @@ def _times(found: InductionResult) -> str:
         return "there are no other heads in these layers to compare with"
     if math.isinf(found.times_random):
         return "random heads of the same layers do no harm"
+    if found.times_random > 100:
+        return "more than 100 times the effect of random heads of the same layers"
     return f"{found.times_random:.1f} times the effect of random heads of the same layers"
