@@ -150,14 +150,14 @@ class NoisedClips:
         return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
 
     @torch.no_grad()
-    def cache(self, level: float, names: Names, clips: slice) -> ActivationCache:
-        """The activations of some clips."""
+    def cache(self, level: float, names: Names | None, clips: slice) -> ActivationCache:
+        """The activations of some clips; `names` as of `run_with_cache`."""
         given = self.inputs(level, clips)
         k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
         noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
         return self.model.run_with_cache(noisy, k, **given, names=names)[1]
 
-    def caches(self, level: float, names: Names) -> Iterator[ActivationCache]:
+    def caches(self, level: float, names: Names | None) -> Iterator[ActivationCache]:
         """The activations of one batch of clips after the other."""
         return (self.cache(level, names, clips) for clips in self.batches)
 

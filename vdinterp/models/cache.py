@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vdinterp.grid import TokenGrid
+from vdinterp.models.decompose import Decomposition
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
 from vdinterp.models.pattern import AttentionPattern
 
@@ -24,18 +25,21 @@ if TYPE_CHECKING:
 Key = str | tuple[str, int] | tuple[str, int, str]
 
 
-class ActivationCache(Mapping[str, torch.Tensor]):
+class ActivationCache(Decomposition, Mapping[str, torch.Tensor]):
     """Activations of one forward pass.
 
     `cache["blocks.2.attn.hook_z"]`, `cache["z", 2]`, `cache["resid_post", -1]` (the last layer),
     `cache["mod.gate", 0, "mlp"]` (alias, layer, sublayer; without one the self-attention's is meant).
     `attn_scores` and `result` are computed on demand from what is there, unless they were recorded. So is `pattern`:
     an `AttentionPattern`, which answers questions without the N x N matrix and gives it with `.materialize()`.
+    `accumulated_resid`, `decompose_resid`, `stack_head_results` take the residual stream apart. `inputs`: the `latents`
+    and `noise_levels` that the model was given, where the cache was made by running it.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None) -> None:
         self.tensors, self.grid, self.model = tensors, grid, model
         self.edited: set[str] = set()  # what a hook changed and was not recorded
+        self.inputs: dict[str, torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -206,7 +210,12 @@ class ActivationCache(Mapping[str, torch.Tensor]):
             name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
             for name, tensor in self.tensors.items()
         }
-        return ActivationCache(moved, self.grid, self.model)
+        cache = ActivationCache(moved, self.grid, self.model)
+        cache.inputs = {
+            name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            for name, value in self.inputs.items()
+        }
+        return cache
 
     @property
     def nbytes(self) -> int:

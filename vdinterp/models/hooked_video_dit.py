@@ -191,6 +191,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             raise ValueError("incl_bwd=True and loss=..., a function of the prediction giving one number, go together.")
         kept: dict[str, torch.Tensor] = {}
         cache = ActivationCache(kept, self.grid(latents.shape[1]), self)
+        cache.inputs = {"latents": latents, "noise_levels": noise_levels}
         wanted = self.cacheable_names(names)
         forward = self._recorders(wanted, lambda: cache, device)
         backward = [(wanted, Recorder(keeper(lambda: kept, device, suffix="_grad")))] if incl_bwd else []
@@ -257,7 +258,9 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         def begin(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             nonlocal current
             latents = args[0] if args else kwargs["latents"]
+            levels = args[1] if len(args) > 1 else kwargs["noise_levels"]
             current = ActivationCache({}, self.grid(latents.shape[1]), self)
+            current.inputs = {"latents": latents, "noise_levels": levels}
             recording.begin(self.hook_pred.ctx.get("step"), current)
 
         handle = self.register_forward_pre_hook(begin, with_kwargs=True)

@@ -1,0 +1,91 @@
+"""Lens curves: how far the stream is from the prediction, and from the truth, by layer and noise level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from vdinterp import plotting
+from vdinterp.analysis.bootstrap import bootstrap_mean
+from vdinterp.analysis.lens import NEEDED, TunedLens
+from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.readout import Readout
+from vdinterp.results import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LensCurve(Result):
+    """`table`, one row a noise level, layer, lens and target: `level layer lens to error low high`.
+
+    `to`: "the prediction" or "the truth". `error`: squared distance of x0 over the variance of the clips, 95 %
+    bootstrap interval over clips: 0 equal, 1 what the mean frame has of the truth.
+    """
+
+    title = "What the stream holds, layer by layer"
+    table: pd.DataFrame
+
+    def plot(self) -> dict[str, go.Figure]:
+        """Error over layers, a line a noise level, for either lens and target."""
+        figures = {}
+        for to in dict.fromkeys(self.table["to"]):
+            for name in dict.fromkeys(self.table["lens"]):
+                rows: Any = self.table[(self.table["lens"] == name) & (self.table["to"] == to)]
+                title = f"{name.capitalize()}: x0 error to {to}, by layer and noise level"
+                figures[title] = plotting.lines(
+                    rows.assign(level=rows["level"].map("{:g}".format)), x="layer", y="error", color="level", low="low",
+                    high="high", title=title, x_title="stream before block (the last: after all)",
+                    y_title="squared error over variance", log_y=to == "the truth",
+                )  # fmt: skip
+        return figures
+
+    def summary(self) -> str:
+        """How much of the last block's work is left to do, by level."""
+        lines = []
+        last = int(self.table["layer"].max())
+        mine: Any = self.table[(self.table["to"] == "the prediction") & (self.table["layer"] == last - 1)]
+        for row in mine.to_dict("records"):
+            lines.append(
+                f"- noise level {row['level']:g}, {row['lens']}: {row['error']:.3f} [{row['low']:.3f}, "
+                f"{row['high']:.3f}] of the variance away from the prediction before the last block."
+            )
+        return "\n".join(lines)
+
+
+def lens_curve(noised: NoisedClips, tuned: TunedLens | None = None) -> LensCurve:
+    """`lens` on all clips and noise levels, of the noised frames; streams are not kept.
+
+    Formula, chance and pitfalls: `vdinterp.analysis.lens.lens`.
+    """
+    rows = []
+    n_layers = noised.model.cfg.n_layers
+    for level in noised.levels:
+        found: dict[tuple[str, int, str], list[torch.Tensor]] = {}
+        for clips in noised.batches:
+            cache = noised.cache(level, list(NEEDED), clips)
+            readout = Readout(noised.pipe, cache, noised.target)
+            final, truth = readout.total(), noised.latents[clips][:, noised.target].to(readout.total())
+            streams = [cache["resid_pre", layer] for layer in range(n_layers)] + [cache["resid_post", -1]]
+            with torch.no_grad():
+                for layer, stream in enumerate(streams):
+                    made = {"lens": readout.normalised(stream)}
+                    if tuned is not None:
+                        made["tuned lens"] = readout.normalised(tuned(stream, layer)) if layer < n_layers else final
+                    for name, x0 in made.items():
+                        for to, target in (("the prediction", final), ("the truth", truth)):
+                            error = (x0 - target).square().mean((1, 2, 3, 4)) / noised.variance
+                            found.setdefault((name, layer, to), []).append(error.cpu())
+        for (name, layer, to), parts in found.items():
+            interval = bootstrap_mean(torch.cat(parts))
+            rows.append(
+                {
+                    "level": level, "layer": layer, "lens": name, "to": to, "error": float(interval.value),
+                    "low": float(interval.low), "high": float(interval.high),
+                }
+            )  # fmt: skip
+    return LensCurve(table=pd.DataFrame(rows), meta=noised.meta(tuned=tuned is not None))
