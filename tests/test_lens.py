@@ -10,8 +10,11 @@ from factories import KINDS, inputs, tiny_model
 
 import vdinterp as vd
 from vdinterp.analysis.direct_attribution import direct_attribution
+from vdinterp.analysis.direct_effect import direct_effect
 from vdinterp.analysis.lens import LensResult, TunedLens, lens, tuned_lens
 from vdinterp.analysis.lens_curve import lens_curve
+from vdinterp.data.repeats import make_repeats
+from vdinterp.data.textures import make_textures
 from vdinterp.models import ActivationCache
 
 BUNDLED = ("tiny-induction", "tiny-loop", "tiny-crafter")
@@ -146,6 +149,30 @@ def test_a_plot_and_a_saved_result(tmp_path: Path) -> None:
     assert torch.equal(again.parts, found.parts) and again.names == found.names
     with pytest.raises(KeyError, match=r"no part is called '9\.9'"):
         found.part("9.9")
+
+
+# Direct against total effect
+
+
+def test_heads_of_the_last_layer_act_directly_and_those_before_through_others() -> None:
+    """In a circuit of two layers the sender has a total effect only, the reader's is nearly all direct."""
+    organism = vd.organisms.build("induction", 1, placement={"previous frame": (0, 0), "induction": (3, 1)})
+    repeats = make_repeats("one-off", make_textures(128)[:, None], 14, n_frames=16)
+    clips = vd.data.Clips(kind="repeats", video=repeats.video)
+    found = direct_effect(vd.NoisedClips(organism, clips, levels=(0.95,)))
+    table = found.table.set_index(["layer", "head"])
+    assert table["total"].drop([(0, 0), (3, 1)]).abs().max() < 0.05
+    assert table.loc[(0, 0), "total"] > 0.5 and abs(table.loc[(0, 0), "direct"]) < 0.02
+    assert table.loc[(3, 1), "direct"] == pytest.approx(table.loc[(3, 1), "total"], rel=0.15)
+    assert found.rank_correlation["heads"].tolist() == [16] and len(found.plot()) == 1
+    assert "0.0" in found.summary()
+
+
+def test_the_total_effect_is_the_head_tables() -> None:
+    clips = noised("tiny-induction", (0.9,), n=8)
+    found = direct_effect(clips).table["total"].to_numpy()
+    table = vd.analysis.head_table(clips).table["effect"].to_numpy()
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(table), atol=1e-5, rtol=0)
 
 
 # The lens

@@ -15,6 +15,7 @@ import torch
 from vdinterp import sweep
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.induction.task import Task
+from vdinterp.analysis.noised_sweep import TargetError, cases_of
 from vdinterp.analysis.path_patching import path_patch
 from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention
@@ -37,15 +38,6 @@ class Sweeps:
 
 
 IN_MEMORY = Sweeps()
-
-
-@dataclass(frozen=True)
-class LastError:
-    """x0 error of the last frame over the variance."""
-
-    def __call__(self, x0: torch.Tensor, moment: sweep.Moment) -> torch.Tensor:
-        about = moment.case.about
-        return (x0[:, -1] - about["truth"].to(x0)).square().mean((1, 2, 3)) / about["variance"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +67,13 @@ def ablation_table(
     drawn = matched(heads, model.cfg.n_heads, seed)
     sets |= {f"random {index}": one for index, one in enumerate(drawn, 1)}
     trials = [sweep.Trial(interventions=without(one, means), label={"set": name}) for name, one in sets.items()]
-    cases = [case for twin in (None, "none") for case in _cases(task, level, twin)]
+    cases = [
+        case
+        for twin, name in ((None, "repeats"), ("none", "others"))
+        for case in cases_of(task.noised(twin), level, {"clips": name}, task.variance)
+    ]
     found = sweep.run(
-        task.pipe, cases, trials, {"error": LastError()}, engine=sweeps.engine, **sweeps.options("ablation")
+        task.pipe, cases, trials, {"error": TargetError()}, engine=sweeps.engine, **sweeps.options("ablation")
     )
     table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
     base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"])
@@ -127,19 +123,6 @@ def matched(heads: Sequence[Head], n_heads: int, seed: int) -> list[tuple[Head, 
         if len(found) == RANDOM_SETS:
             break
     return list(found)
-
-
-def _cases(task: Task, level: float, twin: str | None) -> list[sweep.Case]:
-    noised = task.noised(twin)
-    label = {"clips": "repeats" if twin is None else "others"}
-    cases = []
-    for clips in noised.batches:
-        about = {"truth": task.truth[clips], "variance": task.variance}
-        inputs = sweep.Inputs(**noised.inputs(level, clips))
-        cases.append(
-            sweep.Case(runs={"base": inputs}, base="base", label={**label, "first_clip": clips.start}, about=about)
-        )
-    return cases
 
 
 def copy_table(task: Task, levels: Sequence[float], heads: Sequence[Head], sweeps: Sweeps = IN_MEMORY) -> pd.DataFrame:
