@@ -208,7 +208,9 @@ def test_a_tuned_lens_is_closer_on_other_clips(tmp_path: Path) -> None:
     assert (error["tuned lens"][:4] < error["lens"][:4]).all()
     again = LensResult.load(found.save(tmp_path))
     assert torch.equal(again.x0, found.x0) and again.frames == [15]
-    assert len(found.plot()) == 3 and "tuned lens" in found.summary()
+    assert len(found.plot()) == 2 and "tuned lens" in found.summary()
+    whole = lens(pipe, test.cache(0.9, None, slice(0, 1)), tuned=tuned)
+    assert len(whole.plot()) == 3 and whole.title == "Lens" and found.title == "Lens at noise level 0.9"
     curve = lens_curve(test, tuned)
     assert len(curve.table) == 2 * 5 * 2 * 2 and len(curve.plot()) == 4
     ends = curve.table[(curve.table["layer"] == 4) & (curve.table["to"] == "the prediction")]

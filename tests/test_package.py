@@ -44,6 +44,7 @@ PUBLIC = {
     "attribution_patch",
     "data",
     "diffusion",
+    "direct_attribution",
     "edge_attribution",
     "explorer",
     "faithfulness",
@@ -51,6 +52,7 @@ PUBLIC = {
     "grid",
     "induction_over_training",
     "interventions",
+    "lens",
     "list_checkpoints",
     "list_models",
     "load",
@@ -64,6 +66,7 @@ PUBLIC = {
     "studies",
     "sweep",
     "training",
+    "tuned_lens",
     "vae",
 }
 HEAVY = ["anywidget", "diffusers", "sklearn", "ray", "crafter", "torchvision", "kaleido", "nnsight"]

@@ -33,11 +33,14 @@ if TYPE_CHECKING:
         PatchEdges,
         activation_patch,
         attribution_patch,
+        direct_attribution,
         edge_attribution,
         faithfulness,
         find_induction,
         induction_over_training,
+        lens,
         path_patch,
+        tuned_lens,
     )
     from vdinterp.diffusion import ClassifierFreeGuidance, ClassifierGuidance, DiffusionConfig, HistoryGuidance
     from vdinterp.explorer import AttentionExplorer
@@ -64,10 +67,13 @@ _HOME = {
     "PatchEdges": "analysis",
     "activation_patch": "analysis",
     "attribution_patch": "analysis",
+    "direct_attribution": "analysis",
     "edge_attribution": "analysis",
     "faithfulness": "analysis",
     "find_induction": "analysis",
     "induction_over_training": "analysis",
+    "lens": "analysis",
+    "tuned_lens": "analysis",
     "path_patch": "analysis",
     "ClassifierFreeGuidance": "diffusion",
     "ClassifierGuidance": "diffusion",
@@ -143,6 +149,7 @@ __all__ = [
     "attribution_patch",
     "data",
     "diffusion",
+    "direct_attribution",
     "edge_attribution",
     "explorer",
     "faithfulness",
@@ -150,6 +157,7 @@ __all__ = [
     "grid",
     "induction_over_training",
     "interventions",
+    "lens",
     "list_checkpoints",
     "list_models",
     "load",
@@ -163,6 +171,7 @@ __all__ = [
     "studies",
     "sweep",
     "training",
+    "tuned_lens",
     "vae",
 ]
 

@@ -14,6 +14,8 @@ from vdinterp.analysis.bootstrap import Interval, bootstrap_mean
 from vdinterp.analysis.composition import composition
 from vdinterp.analysis.contrast import Contrast
 from vdinterp.analysis.correspondence import correspondence
+from vdinterp.analysis.direct_attribution import DirectAttribution, direct_attribution
+from vdinterp.analysis.direct_effect import DirectEffect, direct_effect
 from vdinterp.analysis.edge_attribution import CircuitCurve, EdgeResult, edge_attribution, faithfulness
 from vdinterp.analysis.edges import Graph, PatchEdges
 from vdinterp.analysis.head_statistic import HeadStatistic
@@ -24,6 +26,8 @@ from vdinterp.analysis.induction import (
     find_induction,
     induction_over_training,
 )
+from vdinterp.analysis.lens import LensResult, TunedLens, lens, tuned_lens
+from vdinterp.analysis.lens_curve import LensCurve, lens_curve
 from vdinterp.analysis.massive_activations import MassiveActivations, massive_activations
 from vdinterp.analysis.metrics import deviation, motion_error, psnr, ssim, x0_error
 from vdinterp.analysis.noised import NoisedClips
@@ -41,6 +45,8 @@ __all__ = [
     "CircuitCurve",
     "Contrast",
     "DevelopmentResult",
+    "DirectAttribution",
+    "DirectEffect",
     "DisplacementKernels",
     "EdgeResult",
     "FrameMass",
@@ -50,6 +56,8 @@ __all__ = [
     "HeadTable",
     "InductionResult",
     "Interval",
+    "LensCurve",
+    "LensResult",
     "MassiveActivations",
     "NoisedClips",
     "PatchCrossing",
@@ -61,6 +69,7 @@ __all__ = [
     "Sinks",
     "StepRedundancy",
     "Synopsis",
+    "TunedLens",
     "activation_patch",
     "attribution_patch",
     "bootstrap_mean",
@@ -68,6 +77,8 @@ __all__ = [
     "composition",
     "correspondence",
     "deviation",
+    "direct_attribution",
+    "direct_effect",
     "displacement_kernel",
     "edge_attribution",
     "faithfulness",
@@ -76,6 +87,8 @@ __all__ = [
     "head_consensus",
     "head_table",
     "induction_over_training",
+    "lens",
+    "lens_curve",
     "massive_activations",
     "motion_error",
     "patch_crossing",
@@ -88,5 +101,6 @@ __all__ = [
     "ssim",
     "step_redundancy",
     "synopsis",
+    "tuned_lens",
     "x0_error",
 ]

@@ -36,7 +36,7 @@ class DirectAttribution(Result):
     `<part, total> / <total, total>`, mean over clips; shares sum to 1. `size`: its norm over the total's.
     """
 
-    title = "Direct attribution"
+    title: str  # pyright: ignore[reportIncompatibleVariableOverride]
     parts: Float[torch.Tensor, "part clip ..."]
     total: Float[torch.Tensor, "clip ..."]
     names: list[str]
@@ -52,7 +52,7 @@ class DirectAttribution(Result):
     def plot(self) -> dict[str, go.Figure]:
         """The largest parts as bars, and the heads as a layer x head grid."""
         largest = self.table.reindex(self.table["share"].abs().sort_values(ascending=False).index).head(MOST_BARS)
-        title = f"Direct contributions to the prediction ({self.unit})"
+        title = f"{self.title}: contributions to the prediction ({self.unit})"
         figures = {
             title: plotting.bars(
                 largest, x="part", y="share", title=title, x_title="component", y_title="share of the prediction"
@@ -62,7 +62,7 @@ class DirectAttribution(Result):
         if len(heads):
             head = heads["part"].str.split(".").str[-1].astype(int)
             grid = heads.assign(head=head).pivot(index="layer", columns="head", values="share")
-            title = f"Direct contribution of every head ({self.unit})"
+            title = f"{self.title}: contribution of every head ({self.unit})"
             figures[title] = plotting.layer_head(
                 grid.to_numpy(), title=title, value_title="share of the prediction", diverging=True
             )
@@ -131,7 +131,13 @@ def direct_attribution(
         )
     meta = {"model": readout.model.cfg.model_name, "clips": len(total), "frames": readout.frames}
     return DirectAttribution(
-        parts=stacked, total=total, names=names, table=_table(names, stacked, total), unit=readout.unit, meta=meta
+        title=f"Direct attribution{readout.where}",
+        parts=stacked,
+        total=total,
+        names=names,
+        table=_table(names, stacked, total),
+        unit=readout.unit,
+        meta=meta,
     )
 
 

@@ -44,11 +44,11 @@ class LensResult(Result):
 
     `x0` `[layer clip frame channel height width]` of the chosen frames (a bare model: its prediction); entry `n_layers`
     is the prediction itself. `tuned`: the same through a tuned lens, if one was given. `video`, `tuned_video`: the
-    first clip, decoded. `table`: `layer lens error low high`, mean squared distance to the final prediction over the
-    prediction's variance, 95 % bootstrap interval over clips: 0 at the last layer, 1 as far as its mean.
+    first clip, decoded. `table`: `layer lens error low high`, mean squared distance to the final prediction over that
+    prediction's variance about its channels' means, 95 % bootstrap interval over clips: 0 at the last layer.
     """
 
-    title = "Lens"
+    title: str  # pyright: ignore[reportIncompatibleVariableOverride]
     x0: Float[torch.Tensor, "layer clip frame channel height width"]
     tuned: Float[torch.Tensor, "layer clip frame channel height width"] | None = None
     video: Float[torch.Tensor, "layer frame _ _ _"] | None = None
@@ -59,20 +59,32 @@ class LensResult(Result):
 
     def plot(self) -> dict[str, go.Figure]:
         """The error to the final prediction over layers, and the first clip layer by layer (a row a layer)."""
-        title = f"Distance of the lens to the final prediction ({self.unit})"
+        title = f"{self.title}: distance to the final prediction ({self.unit})"
         figures = {
             title: plotting.lines(
                 self.table, x="layer", y="error", color="lens", low="low", high="high", title=title,
                 x_title="stream before block (the last: after all)", y_title="squared distance over variance",
             )
         }  # fmt: skip
-        for name, video in (("Lens", self.video), ("Tuned lens", self.tuned_video)):
-            if video is not None:
-                title = f"{name}: {self.unit} from the stream before each block, one clip"
-                rows = {_row(layer, len(video)): video[layer, :MOST_FRAMES].numpy() for layer in range(len(video))}
-                labels = [str(frame) for frame in self.frames[:MOST_FRAMES]]
-                figures[title] = plotting.filmstrip(rows, title=title, frame_labels=labels)
+        for title, rows, labels, axis in self._strips():
+            figures[title] = plotting.filmstrip(rows, title=title, frame_labels=labels, x_title=axis)
         return figures
+
+    def _strips(self) -> list[tuple[str, dict[str, Any], list[str], str]]:
+        """Filmstrips of the first clip: of one frame, a column a layer and a row a lens; of several, a row a layer."""
+        videos = {"lens": self.video, "tuned lens": self.tuned_video}
+        shown = {name: video.numpy() for name, video in videos.items() if video is not None}
+        if not shown:
+            return []
+        steps = [_step(layer, len(self.x0)) for layer in range(len(self.x0))]
+        title = f"{self.title}: {self.unit} read off before each block, one clip"
+        if len(self.frames) == 1:
+            return [(title, {name: video[:, 0] for name, video in shown.items()}, steps, "stream before block")]
+        labels = [str(frame) for frame in self.frames[:MOST_FRAMES]]
+        return [
+            (f"{title} ({name})", {step: video[i, :MOST_FRAMES] for i, step in enumerate(steps)}, labels, "frame")
+            for name, video in shown.items()
+        ]
 
     def summary(self) -> str:
         """From which layer on the prediction is there."""
@@ -131,7 +143,8 @@ def lens(
     rows = _errors(plain, "lens") + ([] if through is None else _errors(through, "tuned lens"))
     pipe = readout.pipe if readout.pipe is not None and readout.pipe.vae is not None else None
     return LensResult(
-        x0=plain, tuned=through, table=pd.DataFrame(rows), unit=readout.unit, frames=readout.frames,
+        title=f"Lens{readout.where}", x0=plain, tuned=through, table=pd.DataFrame(rows), unit=readout.unit,
+        frames=readout.frames,
         video=None if pipe is None else pipe.decode(plain[:, 0]).float().cpu(),
         tuned_video=None if pipe is None or through is None else pipe.decode(through[:, 0]).float().cpu(),
         meta={"model": readout.model.cfg.model_name, "clips": plain.shape[1], "frames": readout.frames},
@@ -140,7 +153,7 @@ def lens(
 
 def _errors(x0: torch.Tensor, name: str) -> list[dict[str, Any]]:
     final = x0[-1]
-    variance = (final - final.mean((0, 1))).square().mean().clamp(min=1e-12)
+    variance = (final - final.mean((0, 1, 3, 4), keepdim=True)).square().mean().clamp(min=1e-12)
     rows = []
     for layer, estimate in enumerate(x0):
         interval = bootstrap_mean((estimate - final).square().mean((1, 2, 3, 4)) / variance)
@@ -149,8 +162,8 @@ def _errors(x0: torch.Tensor, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(layer: int, n: int) -> str:
-    return "prediction" if layer == n - 1 else f"before {layer}"
+def _step(layer: int, n: int) -> str:
+    return "all: the prediction" if layer == n - 1 else str(layer)
 
 
 # The tuned lens

@@ -45,6 +45,14 @@ class Readout:
     def unit(self) -> str:
         return "x0" if self.pipe is not None else "the model's prediction"
 
+    @property
+    def where(self) -> str:
+        """ " at noise level 0.9" where the chosen frames share one, else nothing: for titles."""
+        if self.pipe is None:
+            return ""
+        levels = levels_of(self.pipe, self.cache.inputs["noise_levels"][:, self.frames])
+        return f" at noise level {float(levels[0, 0]):.2g}" if bool((levels == levels[0, 0]).all()) else ""
+
     # The linear map and its constant
 
     def linear(self, part: Float[torch.Tensor, "clip pos d_model"]) -> Latents:
@@ -120,7 +128,15 @@ _MODULATION = ("final.mod.hook_shift", "final.mod.hook_scale")
 
 def amplitudes_at(pipe: VideoDiffusion, network_levels: torch.Tensor) -> tuple[Any, Any]:
     """Signal and noise amplitudes of frames, from the levels that the network was given."""
+    return pipe.schedule.coefficients(_integers(pipe, network_levels))
+
+
+def levels_of(pipe: VideoDiffusion, network_levels: torch.Tensor) -> torch.Tensor:
+    """Noise levels as shares in (0, 1], from what the network was given (a clean frame counts as its first level)."""
+    return (_integers(pipe, network_levels) + 1) / len(pipe.schedule)
+
+
+def _integers(pipe: VideoDiffusion, network_levels: torch.Tensor) -> torch.Tensor:
     levels = torch.arange(len(pipe.schedule), device=network_levels.device)
     known = pipe.schedule.network_level(levels[None])[0]
-    k = (network_levels.unsqueeze(-1).double() - known.double()).abs().argmin(-1)
-    return pipe.schedule.coefficients(k)
+    return (network_levels.unsqueeze(-1).double() - known.double()).abs().argmin(-1)
