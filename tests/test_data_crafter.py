@@ -8,6 +8,7 @@ import torch
 import vdinterp.data.crafter as game
 from vdinterp.data import make_clips, sample_clips
 from vdinterp.data.crafter import Trajectories
+from vdinterp.data.crafter_edit import facing, with_facing
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,34 @@ def test_cells_are_scored_by_their_nearest_patch():
 def test_bad_input_says_what_would_work(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_what_the_last_step_leads_to() -> None:
+    clips = sample_clips("crafter", n_frames=8)
+    names = [game.SEMANTIC[index] for index in facing(clips).tolist()]
+    moved, blocked = game.moved(clips)[:, -1].tolist(), game.blocked(clips)[:, -1].tolist()
+    assert {name for name, went in zip(names, moved, strict=True) if went} <= {"grass", "sand", "path"}
+    assert not {name for name, stays in zip(names, blocked, strict=True) if stays} & {"grass", "sand"}
+
+
+def test_another_material_in_the_way() -> None:
+    clips = sample_clips("crafter", n_frames=8)
+    clips = clips[game.moved(clips)[:, -1].nonzero()[:12, 0]]
+    changed = with_facing(clips, "stone")
+    assert (facing(changed) == game.SEMANTIC.index("stone")).all()
+    assert torch.equal(changed.video[:, -1], clips.video[:, -1]) and torch.equal(changed.action, clips.action)
+    differs = game.cut(changed.video).ne(game.cut(clips.video)).any(-1)
+    assert (differs[:, -2].flatten(1).sum(-1) == 1).all(), "one cell of the frame before"
+    assert (differs.flatten(2).sum(-1) <= 1).all() and differs[:, 0].any(), "and the same one in earlier frames"
+    assert torch.equal(changed.semantic_map != clips.semantic_map, differs)
+    again = with_facing(changed, "stone")
+    assert torch.equal(again.video, changed.video)
+
+
+def test_only_moves_lead_somewhere() -> None:
+    clips = sample_clips("crafter", n_frames=8)
+    still = clips[(game.implied(clips)[:, -1] == 0).all(-1).nonzero()[:2, 0]]
+    with pytest.raises(ValueError, match="has to be a move"):
+        with_facing(still, "stone")
+    with pytest.raises(ValueError, match="unknown material 'rock'; there are outside, water"):
+        with_facing(clips, "rock")
