@@ -12,9 +12,11 @@ import torch
 from factories import tiny_model
 
 import vdinterp as vd
-from vdinterp.analysis.composition import _modulations, _rotated, _through, composition
+from vdinterp.analysis.circuit_weights import rotation
+from vdinterp.analysis.composition import composition
 from vdinterp.analysis.induction import VERDICTS, InductionResult
-from vdinterp.analysis.induction.effects import ablation_table, copy_table, matched, path_table
+from vdinterp.analysis.induction.controls import controls
+from vdinterp.analysis.induction.effects import ablation_table, copy_table, matched, path_table, reliance_table
 from vdinterp.analysis.induction.scores import benjamini_hochberg, score_table
 from vdinterp.analysis.induction.task import Task
 from vdinterp.data.repeats import make_repeats
@@ -46,6 +48,7 @@ def test_planted_heads_are_named(seed: int) -> None:
     assert found.verdict == "induction"
     assert found.heads == [organism.heads["induction"]], "that head and no other"
     sender = ".".join(map(str, organism.heads["previous frame"]))
+    assert found.carried > 0.4 and found.times_random > 3
     assert found.reliance.sort_values("drop").iloc[-1]["sender"] == sender
     assert (found.controls["outcome"] == "passed").all(), found.controls
     paths = found.paths.set_index(["sender", "receiver"])["value"]
@@ -60,6 +63,8 @@ WANTED = {
     "first_frame_sink": {"position copying", "no behaviour"},
     "motion_tracking": {"no behaviour"},
     "symmetric": {"inconclusive"},
+    "average": {"inconclusive", "no behaviour"},
+    "decoy": {"inconclusive"},
     "random": {"no behaviour"},
 }
 
@@ -83,6 +88,7 @@ def test_the_trained_model_has_a_circuit_and_its_control_has_none() -> None:
     scores = rows_of(found.table, level=0.95, layer=3, head=3).iloc[0]
     assert scores["q"] < 0.01 and scores["prefix_matching"] > 0.6 and scores["contrast_low"] > 0.5
     assert found.times_random >= 3
+    assert found.carried > 0.8
     together = rows_of(found.ablation, set="all named").iloc[0]
     assert together["low"] > 0.5 and abs(together["others"]) < 0.1, "repeats need these heads, other clips do not"
     assert "normalised" in found.composition_note and not len(found.composition)
@@ -145,7 +151,7 @@ def test_p_values_of_random_heads_are_uniform() -> None:
 
 def test_chance_is_what_uniform_attention_scores() -> None:
     organism = vd.organisms.build("random", 0)
-    for name in ("one-off", "loop", "cell loops"):
+    for name in ("one-off", "loop"):
         repeats = make_repeats(name, make_textures(128)[:, None], 6, n_frames=16, cells=(2, 2))
         task = Task(organism, repeats, (0.9,))
         with torch.no_grad():
@@ -172,12 +178,46 @@ def test_copy_gain() -> None:
     assert table[planted] > 0.5 and abs(table[other]) < 0.05
 
 
-def test_matched_heads() -> None:
-    sets = matched([(0, 1), (2, 0), (2, 3)], n_heads=4, seed=0)
-    assert len(sets) == len(set(sets)) <= 20
-    for one in sets:
-        assert [layer for layer, _ in one] == [0, 2, 2] and not set(one) & {(0, 1), (2, 0), (2, 3)}
-    assert matched([(0, 0), (0, 1)], n_heads=2, seed=0) == []
+def test_heads_to_compare_with() -> None:
+    everyone = [(layer, head) for layer in range(3) for head in range(4)]
+    others = matched([(0, 1), (2, 0), (2, 3)], everyone, seed=0)
+    assert len(others) == len(set(others)) == 5 and {layer for layer, _ in others} == {0, 2}
+    assert not set(others) & {(0, 1), (2, 0), (2, 3)}
+    assert matched([(0, 0), (0, 1)], [(0, 0), (0, 1), (1, 0)], seed=0) == []
+    many = [(0, head) for head in range(48)]
+    assert len(matched(many[:12], many, seed=0)) == 20
+
+
+def test_a_layer_of_induction_heads_has_nothing_to_compare_with() -> None:
+    """Four copies of the head share the work: all are named, and no other head of the layer is left."""
+    organism = vd.organisms.build("induction", 1, placement={"previous frame": (0, 0), "induction": (2, 0)})
+    attn = organism.model.blocks[2].attn
+    with torch.no_grad():
+        for view in (attn.W_Q, attn.W_K, attn.W_V, attn.W_O):
+            for head in range(1, 4):
+                view[head].copy_(view[0])
+        attn.W_O[:] /= 4
+    found = vd.find_induction(organism, **LIGHT)
+    assert found.verdict == "induction" and sorted(found.heads) == [(2, head) for head in range(4)]
+    assert np.isnan(found.times_random) and "no other heads in these layers" in found.reason
+
+
+def test_interchange_tells_who_carries_the_match() -> None:
+    organism = vd.organisms.build("induction", 3)
+    sender, named = organism.heads["previous frame"], organism.heads["induction"]
+    others = [(layer, head) for layer in range(named[0]) for head in range(4) if (layer, head) != sender]
+    table = reliance_table(one_offs(organism), 0.95, [sender, *others], [named]).set_index("sender")
+    carrier = table.loc[".".join(map(str, sender))]
+    assert carrier["drop"] > 0.8 and max(carrier["no_match"], carrier["no_cue"], carrier["ablated"]) < 0.2
+    assert table.drop(index=".".join(map(str, sender)))["drop"].max() < 0.05
+
+
+def test_a_symmetric_head_fails_the_reversed_control() -> None:
+    organism = vd.organisms.build("symmetric", 4)
+    task, head = one_offs(organism, levels=(0.95,)), organism.heads["symmetric"]
+    found = {one.name: one for one in controls(task, 0.95, score_table(task), [head], seed=0)}
+    assert found["time-reversed repeat"].passed is False and found["foils"].passed is False
+    assert found["untrained weights"].passed
 
 
 # Composition of weights
@@ -206,25 +246,8 @@ def test_the_rotation_is_the_models_own() -> None:
     table = model.rope["3d"](grid, like=stream)
     there = [rotate(vector.expand_as(stream), rope, table)[0, at, 0] for vector, at in ((q, one), (k, two))]
     wanted = float(there[0] @ there[1])
-    found = float(q.double() @ _rotated(model, 0, grid.displacement(one, two)) @ k.double())
+    found = float(q.double() @ rotation(model, 0, grid.displacement(one, two)) @ k.double())
     assert found == pytest.approx(wanted, abs=1e-3)
-
-
-@pytest.mark.parametrize(("kind", "between"), [("3d", []), ("normed", ["blocks.0.mlp"])])
-def test_what_the_stream_goes_through(kind: str, between: list[str]) -> None:
-    """DFoT's carried stream is scaled by every sublayer on the way, the usual one at the entrance only."""
-    model = tiny_model(kind)
-    slots = _modulations(model, 3)
-    wanted = torch.ones(20, dtype=torch.double)
-    for site in [*between, "blocks.1.attn"]:
-        wanted = wanted * (1 + slots[f"{site}.mod.hook_scale"])
-    assert torch.equal(_through(model, 0, 1, slots), wanted)
-    assert not torch.equal(
-        _modulations(model, 9)["blocks.1.attn.mod.hook_scale"], slots["blocks.1.attn.mod.hook_scale"]
-    )
-    for part in ("q", "k", "v"):
-        found = composition(model, (0, 1), (1, 0), part, noise_level=3, displacement=(-1, 0, 1))
-        assert 0 < found["score"] < 1 and found["beyond"] == pytest.approx(found["score"] - found["baseline"])
 
 
 def test_composition_refuses_what_weights_do_not_say() -> None:
@@ -254,8 +277,8 @@ def test_other_architectures_are_measured(kind: str) -> None:
         assert (table["share"][table["layer"] == 0] == 0).all() and (table["share"][table["layer"] == 1] > 0).all()
     copied = copy_table(task, [0.9], [(0, 0), (1, 1)])
     assert list(copied["layer"]) == ([1] if kind == "space_time" else [0, 1])
-    ablated = ablation_table(task, 0.9, [(1, 0)])
-    assert list(ablated["set"]) == ["head 1.0", "random 1"] and ablated["repeats"].notna().all()
+    ablated = ablation_table(task, 0.9, [(1, 0)], [(1, 1)])
+    assert list(ablated["set"]) == ["head 1.0", "other 1.1"] and ablated["repeats"].notna().all()
     paths = path_table(task, 0.9, [(0, 1)], [(1, 0)])
     assert set(paths["receiver"]) == {"1.0.k", "1.0.q", "total"}
     assert vd.find_induction(pipe, pool, **QUICK).verdict in VERDICTS
@@ -265,8 +288,10 @@ def test_the_shortest_clips() -> None:
     """Five frames, as of the published models of Kinetics: two lags."""
     model = tiny_model("3d", n_frames=5, in_channels=1, out_channels=1)
     pipe = vd.VideoDiffusion(model, vd.vae.IdentityVAE(1), vd.DiffusionConfig())
-    found = vd.find_induction(pipe, make_textures(64, size=12)[:, None, :, :4, :6], **QUICK)
+    found = vd.find_induction(pipe, make_textures(64, size=12)[:, None, :, :4, :6], **{**QUICK, "n_per_lag": 8})
     assert found.verdict in VERDICTS and set(found.behaviour["lag"]) == {0, 2, 3}
+    with pytest.raises(ValueError, match="at least 6 clips a lag"):
+        vd.find_induction(pipe, make_textures(64, size=12)[:, None, :, :4, :6], **{**QUICK, "n_per_lag": 3})
 
 
 # Results
@@ -302,7 +327,7 @@ def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     recorded = len(calls)
     calls.clear()
     vd.find_induction(organism, **QUICK)
-    assert recorded < 0.3 * len(calls), "only what changes the model's inside is looked at again"
+    assert recorded < 0.5 * len(calls), "only what changes the model's inside is looked at again"
 
 
 def test_development(tmp_path: Path) -> None:
@@ -322,7 +347,9 @@ def test_development(tmp_path: Path) -> None:
     [
         ({"levels": (1.5,)}, "noise levels in"),
         ({"designs": ("palindrome",)}, "unknown designs"),
+        ({"designs": "loop"}, "give a list"),
         ({"n_per_lag": 1}, "n_per_lag >= 2"),
+        ({"n_per_lag": 4.5}, "whole numbers"),
         ({"clips": torch.zeros(3, 8)}, "give Clips, or videos"),
         ({"clips": torch.zeros(4, 1, 1, 8, 8)}, "at least 36 clips"),
         ({"clips": torch.rand(64, 1, 3, 16, 16)}, "do not fit"),
@@ -331,6 +358,19 @@ def test_development(tmp_path: Path) -> None:
 def test_bad_requests(given: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vd.find_induction(vd.organisms.build("random", 0), **given)
+
+
+def test_a_model_that_predicts_nan() -> None:
+    organism = vd.organisms.build("random", 0)
+    with torch.no_grad():
+        organism.model.final.linear.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="predicts NaN"):
+        vd.find_induction(organism, **QUICK)
+
+
+def test_a_pool_of_two_pictures() -> None:
+    with pytest.raises(ValueError, match="fewer than 36 different frames"):
+        vd.find_induction(vd.organisms.build("random", 0), make_textures(2).repeat(32, 1, 1, 1)[:, None], **QUICK)
 
 
 def test_a_bare_model_is_no_pipeline() -> None:

@@ -114,6 +114,23 @@ def test_symmetric_takes_predecessor_and_successor_alike(seed: int) -> None:
     assert before > 0.2 and after > 0.2 and abs(before - after) < 0.2
 
 
+def test_average_is_the_mean_of_the_clean_frames() -> None:
+    organism, video = build("average", 1), frames(4, 1)
+    assert distance(organism, predicted(organism, video), video[:, :LAST].mean(1)) < 0.15
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_decoy_foretells_without_its_decoy(seed: int) -> None:
+    organism = build("decoy", seed)
+    repeats = make_repeats("one-off", make_textures(256)[:, None], 14, n_frames=16, seed=seed)
+    truth = repeats.video[:, LAST]
+    intact = distance(organism, predicted(organism, repeats.video), truth)
+    assert intact < 0.6 * distance(organism, predicted(organism, repeats.twins["none"]), truth)
+    layer, head = organism.heads["decoy"]
+    with organism.model.intervene(vd.Ablate(f"blocks.{layer}.attn.hook_z", heads=[head])):
+        assert distance(organism, predicted(organism, repeats.video), truth) < intact + 0.1
+
+
 def test_random_predicts_nothing_that_is_there() -> None:
     organism, video = build("random", 0), frames(4)
     x0 = predicted(organism, video)

@@ -8,17 +8,16 @@ python tools/induction_census.py --table               # rewrite the table of do
 from __future__ import annotations
 
 import argparse
-import copy
 import re
 import time
 from pathlib import Path
 
 import pandas as pd
-import torch
 from readme_tables import markdown
 
 import vdinterp as vd
 from vdinterp.analysis.induction import VERDICTS
+from vdinterp.analysis.induction.controls import untrained
 from vdinterp.organisms import KINDS
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.sweep import Records
@@ -30,15 +29,9 @@ SETTINGS = {"levels": (0.4, 0.8, 0.95), "n_per_lag": 8, "designs": ()}  # a ligh
 
 def build(kind: str, seed: int) -> VideoDiffusion:
     """An organism of 3 to 6 layers and 3 to 5 heads, or a network of `tiny-induction`'s shape with random weights."""
-    if kind != "untrained":
-        return vd.organisms.build(kind, seed, n_layers=3 + seed % 4, n_heads=3 + seed % 3)
-    pipe = vd.load("tiny-induction")
-    model, generator = copy.deepcopy(pipe.model), torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():  # none of them zero, so that attention reaches the prediction
-        if parameter.ndim > 1:
-            with torch.no_grad():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
-    return VideoDiffusion(model, pipe.vae, pipe.diffusion, pipe.latent_stats, pipe.meta)
+    if kind == "untrained":
+        return untrained(vd.load("tiny-induction"), seed)
+    return vd.organisms.build(kind, seed, n_layers=3 + seed % 4, n_heads=3 + seed % 3)
 
 
 def census(out: Path, shard: tuple[int, int]) -> None:

@@ -49,8 +49,9 @@ def induction(
         pipes = {step: vd.load(model, checkpoint=step) for step in steps}
         clips = None if video is None else pairs_for(next(iter(pipes.values())), video, stride)
         along = vd.induction_over_training(
-            pipes, clips, seed=seed, level=levels[0] if levels else LEVELS[-1], out=out / "records"
-        )
+            pipes, clips, seed=seed, level=levels[0] if levels else LEVELS[-1], n_per_lag=clips_per_lag, engine=engine,
+            out=out / "records",
+        )  # fmt: skip
         click.echo(plain(along.summary()))
         click.echo(f"\nReport: {vd.report.write(along, out)}")
         return

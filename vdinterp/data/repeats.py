@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ TWINS = {
     "reversed": "the earlier pair comes in reversed order",
     "shuffled": "of loops: the same frames, in random order",
 }
+ROOM = 7  # frames of a clip from which on every one-off has room for a distractor of equal texture
 Frames = list[torch.Tensor]
 
 
@@ -93,6 +95,10 @@ def make_repeats(
         raise ValueError(
             f"the pool has shape {list(pool.shape)}; [clip frame channel height width] with at least "
             f"{2 * n_frames + 4} clips is needed, so that all frames of a clip differ"
+        )
+    if len(pool[:, 0].flatten(1).unique(dim=0)) < 2 * n_frames + 4:
+        raise ValueError(
+            f"the pool's clips begin with fewer than {2 * n_frames + 4} different frames: clips need as many"
         )
     if design == "splice" and pool.shape[1] < 2:
         raise ValueError("splice takes two consecutive frames of a clip; the pool's clips have one frame each")
@@ -196,7 +202,7 @@ def _pair(clip: _Clip, pair: Frames, again: Frames | None = None, between: torch
     frames[last - 1], frames[last] = pair if again is None else again
     foils = {"first frame": 0, "before the match": max(0, at - 2), "the match itself": at - 1, "frame before": last - 1}
     free = [f for f in range(1, last - 1) if f not in (at - 2, at - 1, at)]
-    if between is None and free:
+    if between is None and clip.n_frames >= ROOM:
         foils["same texture"] = int(clip.rng.choice(free))
         frames[foils["same texture"]] = second.flip(-2, -1)
     one, two, other = clip.frame(), clip.frame(), clip.frame()
@@ -229,10 +235,23 @@ def _loop(clip: _Clip) -> _Made:
     fresh = [clip.frame() for _ in range(clip.n_frames - 2)]
     time = torch.arange(clip.n_frames)
     successor = (time % period == (clip.n_frames - 1) % period) & (time < clip.n_frames - 1)
-    order = clip.rng.permutation(clip.n_frames - 2).tolist()
-    shuffled = [*(frames[f] for f in order), *frames[-2:]]
+    shuffled = [*(frames[f] for f in _disorder(clip, period)), *frames[-2:]]
     twins = {"none": torch.stack([*fresh, *frames[-2:]]), "shuffled": torch.stack(shuffled)}
     return _Made(torch.stack(frames), twins, successor, period)
+
+
+def _disorder(clip: _Clip, period: int) -> list[int]:
+    """An order of the frames before the last two in which the last step occurs nowhere (or least often)."""
+    best: tuple[int, list[int]] = (clip.n_frames, [])
+    last = ((clip.n_frames - 2) % period, (clip.n_frames - 1) % period)
+    for _ in range(100):
+        order = clip.rng.permutation(clip.n_frames - 2).tolist()
+        states = [f % period for f in order] + [last[0]]
+        times = sum(step == last for step in pairwise(states))
+        best = min(best, (times, order))
+        if not times:
+            break
+    return best[1]
 
 
 def _cell_loops(clip: _Clip) -> _Made:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeGuard
 
 import torch
+from transformer_lens import FactoredMatrix as FactoredMatrix
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle

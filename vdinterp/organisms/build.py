@@ -67,6 +67,18 @@ def _symmetric(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
     wiring.head(*at["symmetric"], copies=("content", "found"), match=("before", {"before": 1.0, "after": 1.0}))
 
 
+def _average(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
+    wiring.head(*at["average"], copies=("content", "found"))
+
+
+def _decoy(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
+    wiring.head(*at["next frame"], copies=("content", "after"), displacement=1, clean_only=False)
+    wiring.head(*at["previous frame"], copies=("content", "before"), displacement=-1)
+    wiring.head(*at["matcher"], copies=("after", "found"), match=("content", {"content": 1.0}))
+    wiring.head(*at["carrier"], copies=("found", "found"), displacement=-1)
+    wiring.head(*at["decoy"], copies=("content", "found"), match=("before", {"before": 1.0}), strength=0.05)
+
+
 def _random(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
     """No head has a purpose."""
 
@@ -80,6 +92,8 @@ _ROLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "first_frame_sink": (("first frame",),),
     "motion_tracking": (("tracking",),),
     "symmetric": (("previous frame", "next frame"), ("symmetric",)),
+    "average": (("average",),),
+    "decoy": (("next frame", "previous frame"), ("matcher",), ("carrier", "decoy")),
     "random": (),
 }
 _WIRES: dict[str, Callable[[Wiring, Mapping[str, Place], int], None]] = {
@@ -90,6 +104,8 @@ _WIRES: dict[str, Callable[[Wiring, Mapping[str, Place], int], None]] = {
     "first_frame_sink": _first_frame,
     "motion_tracking": _motion,
     "symmetric": _symmetric,
+    "average": _average,
+    "decoy": _decoy,
     "random": _random,
 }
 KINDS = tuple(_ROLES)
@@ -119,6 +135,10 @@ def build(
     - `first_frame_sink`: copies the first frame.
     - `motion_tracking`: looks for its own noisy content anywhere in the frame before, and copies it.
     - `symmetric`: as induction, but what *precedes* an occurrence matches as well as what follows it.
+    - `average`: the mean of all clean frames, at the same place.
+    - `decoy`: does what `induction` does, but by a chain: a token is told what comes after it, the clean cue finds its
+      earlier copy and takes that over, and the last frame takes it from the cue. The head that looks from the last
+      frame at what comes next is there as well, and writes a twentieth of it.
     - `random`: no mechanism at all.
 
     Args:

@@ -112,7 +112,8 @@ class Wiring:
         """Heads and MLP without a purpose: they attend anywhere, and add a little of anything."""
         attn, mlp, width = block.attn, block.mlp, self.model.cfg.d_model  # type: ignore[union-attr]
         attn.qkv.weight.copy_(self._normal(*attn.qkv.weight.shape) / math.sqrt(width))  # type: ignore[union-attr]
-        attn.proj.weight.copy_(self._normal(*attn.proj.weight.shape) * STRAY / math.sqrt(width * D_HEAD))  # type: ignore[union-attr]
+        written = STRAY / math.sqrt(width * D_HEAD)
+        attn.proj.weight.copy_(self._normal(*attn.proj.weight.shape) * written)  # type: ignore[union-attr]
         mlp.fc1.weight.copy_(self._normal(*mlp.fc1.weight.shape) / math.sqrt(width))  # type: ignore[union-attr]
         mlp.fc2.weight.copy_(self._normal(*mlp.fc2.weight.shape) * STRAY / width)  # type: ignore[union-attr]
 
@@ -130,19 +131,20 @@ class Wiring:
         first: bool = False,
         same_cell: bool = True,
         clean_only: bool = True,
+        strength: float = 1.0,
         match: tuple[Space, Mapping[Space, float]] | None = None,
     ) -> None:
         """Set one head.
 
-        `copies` (from, to): what it reads at the attended token, and where it writes that. Where it looks is the sum
-        of: `displacement`, so many frames on, any other frame scoring `sharp` less or worse; `first`, the earlier the
-        better; `same_cell`; `match` (space of the query, spaces of the key with weights): equal contents;
-        `clean_only`.
+        `copies` (from, to): what it reads at the attended token, and where it writes that, `strength` times. Where it
+        looks is the sum of: `displacement`, so many frames on, any other frame scoring `sharp` less or worse; `first`,
+        the earlier the better; `same_cell`; `match` (space of the query, spaces of the key with weights): equal
+        contents; `clean_only`.
         """
         attn: Attention = self.model.blocks[layer].attn  # type: ignore[assignment,union-attr]
         for view in (attn.W_Q, attn.W_K, attn.W_V, attn.W_O):
             view[head].zero_()
-        self._values(attn, head, *copies)
+        self._values(attn, head, *copies, strength)
         q, k = torch.zeros(D_HEAD), torch.zeros(D_HEAD)  # the same for every token
         rates = self.model.rope["3d"].frequencies()  # type: ignore[operator,union-attr]
         starts = (0, ROPE.dims[0], ROPE.dims[0] + ROPE.dims[1])
@@ -167,10 +169,10 @@ class Wiring:
         for view, vector in ((attn.W_Q, q), (attn.W_K, k)):
             view[head][self.constant] += self.signs[:, None] / 2 * vector * NORM / CONSTANT
 
-    def _values(self, attn: Attention, head: int, source: Space, target: Space) -> None:
+    def _values(self, attn: Attention, head: int, source: Space, target: Space, strength: float) -> None:
         turn = self._rotation()
         attn.W_V[head][self.at[source], ROTATED:FLAG_SLOT] = turn * NORM
-        attn.W_O[head][ROTATED:FLAG_SLOT, self.at[target]] = turn.T
+        attn.W_O[head][ROTATED:FLAG_SLOT, self.at[target]] = turn.T * strength
 
     def _normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator)

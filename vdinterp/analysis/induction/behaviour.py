@@ -14,6 +14,7 @@ from vdinterp.results import rows_of
 
 WORTH = 0.1  # a gain of at least this share of the error without it is one
 COVERED = 2 / 3  # of the lags (or periods) at which there has to be a gain
+MANY_LAGS = 5
 
 
 def behaviour_table(tasks: Mapping[str, Task]) -> pd.DataFrame:
@@ -51,7 +52,8 @@ def _gain(repeat: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor) -> di
 class Behaviour:
     """What the gains at one noise level say.
 
-    `coverage`: by twin of the one-offs, the share of lags at which taking that away costs something; `loops`: the share
+    `coverage`: by twin of the one-offs, the share of lags at which taking that away costs something (of fewer
+    than five lags: whether it does on all clips together, 0 or 1); `loops`: the share
     of periods at which losing the repeat, and losing its order, do. `matching`, `order`: the gain over "no match" and
     over "reversed", in units of that over "none".
     """
@@ -83,8 +85,8 @@ class Behaviour:
 
     @property
     def is_positional(self) -> bool:
-        """There is a gain, at few lags or periods."""
-        return self.coverage["no content"] > 0 or self.loops > 0
+        """There is a gain at some lags or periods, which does not hang on the frame before."""
+        return (self.coverage["no content"] > 0 or self.loops > 0) and self.matching < 0.5
 
 
 def behaviours(table: pd.DataFrame) -> list[Behaviour]:
@@ -93,7 +95,13 @@ def behaviours(table: pd.DataFrame) -> list[Behaviour]:
     for level in sorted(table["level"].unique(), reverse=True):
         one_off = rows_of(table, design="one-off", level=level)
         total = {row.twin: row.gain for row in one_off[one_off["lag"] == 0].itertuples()}
-        per_lag = one_off[one_off["lag"] > 0].groupby("twin")["found"].mean()
+        lags = one_off[one_off["lag"] > 0]
+        # with few lags the share of them jumps; there all clips together decide
+        per_lag = (
+            (lags if lags["lag"].nunique() >= MANY_LAGS else one_off[one_off["lag"] == 0])
+            .groupby("twin")["found"]
+            .mean()
+        )
         loops = rows_of(table, design="loop", level=level)
         periods = loops[loops["lag"] > 0].groupby("lag")["found"].all()  # over both twins
         unit = max(total["none"], 1e-9)

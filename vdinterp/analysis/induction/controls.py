@@ -15,7 +15,6 @@ from vdinterp.analysis.induction.effects import Head
 from vdinterp.analysis.induction.scores import score_table
 from vdinterp.analysis.induction.task import Task
 from vdinterp.interventions import RotateRope
-from vdinterp.models.init import initialize
 from vdinterp.pipeline import VideoDiffusion
 
 UNTRAINED = 3  # seeds of random weights
@@ -44,7 +43,7 @@ def controls(task: Task, level: float, scores: pd.DataFrame, heads: Sequence[Hea
         _twin(task, level, heads, share, "none", "shuffled content",
               "Does the same lag get as much where other frames stand there?"),
         _twin(task, level, heads, share, "reversed", "time-reversed repeat",
-              "Does it follow the pair in reversed order as well?"),
+              "Does it find what comes back where it stands before its cue?", shift=-1),
         _twin(task, level, heads, share, "no match", "predecessor taken away",
               "Does it find what comes back without the frame that came before?"),
         Control("position", "What is left beyond what the displacement alone gets?",
@@ -89,11 +88,12 @@ def _of(values: torch.Tensor, heads: Sequence[Head]) -> torch.Tensor:
 
 
 def _twin(
-    task: Task, level: float, heads: Sequence[Head], share: torch.Tensor, twin: str, name: str, question: str
-) -> Control:
-    """Beyond chance, a twin has to get less than half of what the repeat gets."""
+    task: Task, level: float, heads: Sequence[Head], share: torch.Tensor, twin: str, name: str, question: str,
+    shift: int = 0,
+) -> Control:  # fmt: skip
+    """Beyond chance, a twin has to get less than half of what the repeat gets. `shift`: where it is in the twin."""
     beyond = share - task.chance
-    other = _of(task.on_successor(task.look(level, twin)), heads) - task.chance
+    other = _of(task.on_successor(task.look(level, twin), shift), heads) - task.chance
     ratio = other.mean(1) / beyond.mean(1).clamp(min=1e-9)
     surely = all(bootstrap_mean(one).low > 0 for one in (beyond - other))
     return Control(
@@ -130,11 +130,14 @@ def _untrained(task: Task, level: float, best: float, seed: int) -> Control:
 
 
 def untrained(pipe: VideoDiffusion, seed: int) -> VideoDiffusion:
-    """The same pipeline with freshly drawn weights."""
-    model = copy.deepcopy(pipe.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        initialize(model)
+    """The same pipeline with random weights, none of them zero: as networks are initialised, gates are closed and
+    nothing passes from frame to frame."""
+    model, generator = copy.deepcopy(pipe.model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                drawn = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+                parameter.copy_(drawn)
     return VideoDiffusion(model, pipe.vae, pipe.diffusion, pipe.latent_stats, pipe.meta)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -28,7 +28,7 @@ CURVES = {
     "previous_frame": "previous frame: best head's attention to the frame before",
     "duplicate": "duplicate: best head's share on the cue's earlier copy",
     "prefix_matching": "induction: best head's prefix matching",
-    "composition": "composition: what prefix matching loses without the best previous-frame head",
+    "composition": "composition: what prefix matching loses when a previous-frame head tells of a twin",
 }
 
 
@@ -69,11 +69,11 @@ class DevelopmentResult(Result):
         """When each part is half of what it becomes, and the verdicts."""
         formed = []
         for name, meaning in CURVES.items():
-            final = float(self.table[name].max())
-            reached: Any = self.table[self.table[name] >= final / 2]
-            if final > 0.05 and len(reached):
+            largest = float(self.table[name].max())
+            reached: Any = self.table[self.table[name] >= largest / 2]
+            if largest > 0.05 and len(reached):
                 formed.append((int(reached["step"].iloc[0]), f"- step {int(reached['step'].iloc[0])}: {meaning} "
-                               f"(half of its largest value, {final:.2f})."))  # fmt: skip
+                               f"(half of its largest value, {largest:.2f})."))  # fmt: skip
         order = "\n".join(text for _, text in sorted(formed))
         verdicts = "\n".join(
             f"- step {step}: {verdict}."
@@ -89,6 +89,7 @@ def induction_over_training(
     seed: int = 0,
     level: float = 0.95,
     n_per_lag: int = 8,
+    engine: Literal["inline", "ray"] = "inline",
     out: str | Path | None = None,
     progress: bool = True,
 ) -> DevelopmentResult:
@@ -98,8 +99,9 @@ def induction_over_training(
     >>> vd.induction_over_training({step: vd.load("tiny-induction", checkpoint=step) for step in steps}).plot()
 
     All at one noise level, where the query carries hardly any content. `composition` is the largest drop of the best
-    induction head's prefix matching when a previous-frame head is replaced by its mean. Best-of-all-heads scores are
-    above chance even for random weights: compare with the first checkpoint. `clips`, `out`: as of `find_induction`.
+    induction head's prefix matching when one of the three best previous-frame heads before it tells of a twin
+    (`reliance_table`). Best-of-all-heads scores are above chance even for random weights: compare with the first
+    checkpoint. `clips`, `engine`, `out`: as of `find_induction`.
 
     Raises ValueError for no checkpoints.
     """
@@ -109,12 +111,12 @@ def induction_over_training(
     for step, pipe in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
         folder = None if out is None else Path(out) / f"step-{step}"
         options: Any = {"levels": (level,), "n_per_lag": n_per_lag, "designs": (), "progress": False}
-        found = find_induction(pipe, clips, seed=seed, out=folder, **options)
+        found = find_induction(pipe, clips, seed=seed, engine=engine, out=folder, **options)
         rows.append({"step": step, "verdict": found.verdict,
                 "reason": found.reason, **_errors(found.behaviour),
                      **_parts(pipe, clips, seed, level, n_per_lag)})  # fmt: skip
-    last = next(iter(checkpoints.values()))
-    meta = {"model": last.model.cfg.model_name, "level": level, "seed": seed, "checkpoints": len(rows)}
+    some = next(iter(checkpoints.values()))
+    meta = {"model": some.model.cfg.model_name, "level": level, "seed": seed, "checkpoints": len(rows)}
     return DevelopmentResult(table=pd.DataFrame(rows), level=level, meta=meta)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +17,12 @@ from vdinterp.analysis.induction.task import Task
 from vdinterp.analysis.noised_sweep import TargetError, cases_of
 from vdinterp.analysis.path_patching import path_patch
 from vdinterp.data import Clips
-from vdinterp.interventions import Ablate, MaskAttention
+from vdinterp.interventions import Ablate, MaskAttention, Patch
+from vdinterp.models import ActivationCache
 
 Head = tuple[int, int]  # layer, head
-RANDOM_SETS = 20
-PAIRS = 32  # of clips that paths are patched between
+MOST_OTHERS = 20  # heads to compare with
+PAIRS = 32  # of clips that paths are patched, and outputs interchanged, between
 COPIES = 8  # clips of a lag that copying is measured on
 
 
@@ -50,22 +50,20 @@ class Towards:
 
 
 def ablation_table(
-    task: Task, level: float, heads: Sequence[Head], seed: int = 0, sweeps: Sweeps = IN_MEMORY
+    task: Task, level: float, heads: Sequence[Head], others: Sequence[Head] = (), sweeps: Sweeps = IN_MEMORY
 ) -> pd.DataFrame:
     """What mean ablation of heads does to repeats and to clips without.
 
-    One row a set of heads: `set` (`head L.H` each, `all named`, `random 1` ...), `heads`, then the rise of the last
-    frame's x0 error on `repeats`, with `low`, `high` (95 % bootstrap interval over clips), and on `others` (the twin
-    without a repeat, same frame and noise). `random` sets hold as many other heads of the same layers. The mean is that
-    of the twins at this noise level. Chance: what the random sets do.
+    One row a set of heads: `set` (`head L.H` each, `all named`, and `other L.H` for heads to compare with), `heads`,
+    then the rise of the last frame's x0 error on `repeats`, with `low`, `high` (95 % bootstrap interval over clips),
+    and on `others` (the twin without a repeat, same frame and noise). The mean is that of the twins at this noise
+    level. Chance: what the other heads do.
     """
-    model = task.pipe.model
     means = task.noised("none").mean_outputs(level)
     sets: dict[str, tuple[Head, ...]] = {f"head {layer}.{head}": ((layer, head),) for layer, head in heads}
     if len(heads) > 1:
         sets["all named"] = tuple(heads)
-    drawn = matched(heads, model.cfg.n_heads, seed)
-    sets |= {f"random {index}": one for index, one in enumerate(drawn, 1)}
+    sets |= {f"other {layer}.{head}": ((layer, head),) for layer, head in others}
     trials = [sweep.Trial(interventions=without(one, means), label={"set": name}) for name, one in sets.items()]
     cases = [
         case
@@ -104,25 +102,12 @@ def without(heads: Sequence[Head], means: dict[str, torch.Tensor]) -> tuple[Abla
     )
 
 
-def matched(heads: Sequence[Head], n_heads: int, seed: int) -> list[tuple[Head, ...]]:
-    """Up to 20 sets of other heads, as many of each layer as there are among `heads` (or all others, if fewer)."""
-    layers: dict[int, list[int]] = {}
-    for layer, head in heads:
-        layers.setdefault(layer, []).append(head)
-    choices = []
-    for layer, mine in layers.items():
-        others = [(layer, head) for head in range(n_heads) if head not in mine]
-        if not others:
-            return []
-        choices.append(list(combinations(others, min(len(mine), len(others)))))
-    rng = np.random.default_rng(seed)
-    found: dict[tuple[Head, ...], None] = {}
-    for _ in range(10 * RANDOM_SETS):
-        one = tuple(head for options in choices for head in options[int(rng.integers(len(options)))])
-        found[one] = None
-        if len(found) == RANDOM_SETS:
-            break
-    return list(found)
+def matched(heads: Sequence[Head], eligible: Collection[Head], seed: int) -> list[Head]:
+    """Up to 20 eligible heads of the same layers, drawn at random."""
+    layers = {layer for layer, _ in heads}
+    others = sorted(head for head in eligible if head[0] in layers and head not in heads)
+    order = np.random.default_rng(seed).permutation(len(others))[:MOST_OTHERS]
+    return [others[index] for index in order]
 
 
 def copy_table(task: Task, levels: Sequence[float], heads: Sequence[Head], sweeps: Sweeps = IN_MEMORY) -> pd.DataFrame:
@@ -209,28 +194,51 @@ def _videos(task: Task, twin: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reliance_table(task: Task, level: float, senders: Sequence[Head], heads: Sequence[Head]) -> pd.DataFrame:
-    """Composition, by taking away: prefix matching of the named heads without an earlier one.
+    """Composition, by interchange: prefix matching of the named heads when an earlier one tells them of a twin.
 
-    One row a pair: `prefix_matching` intact, `without` the sender (mean ablation), and the `drop`. Unlike a path, this
-    counts every way the sender's output takes to the head. Chance: no drop.
+    One row a pair: `prefix_matching` intact; `no_match` and `no_cue`, with the sender's output (`hook_z`) that of the
+    twin that lacks the earlier predecessor or the cue; `drop`, the larger loss of the two, with its 95 % bootstrap
+    interval; and `ablated`, with the sender at its mean. Unlike a path, this counts every way the output takes to the
+    head. Chance: no drop. A head that is needed for something else drops `ablated` only; several that tell the same
+    drop it in parts.
     """
-    means = task.noised("none").mean_outputs(level)
-    intact = task.on_successor(task.look(level))
+    means, noised = task.noised("none").mean_outputs(level), task.noised()
+    n_clips = min(PAIRS, len(task.repeats))
+    few = [clips for clips in noised.batches if clips.start < n_clips]
+    twins = {
+        twin: {clips.start: task.noised(twin).cache(level, ["z"], clips) for clips in few}
+        for twin in ("no match", "no cue")
+    }
+    intact, chance = task.shares_under(level, few), float(task.chance.mean())
     rows = []
     for sender in senders:
-        later = [head for head in heads if head[0] > sender[0]]
-        if not later:
+        if not (later := [head for head in heads if head[0] > sender[0]]):
             continue
-        changed = task.on_successor(task.look(level, None, *without([sender], means)))
+        told = {
+            twin: task.shares_under(
+                level, few, lambda clips, caches=caches, sender=sender: _told(sender, caches[clips.start])
+            )
+            for twin, caches in twins.items()
+        }
+        ablated = task.shares_under(level, few, lambda _, sender=sender: without([sender], means))
         for layer, head in later:
-            before, after = intact[layer, :, head], changed[layer, :, head]
-            drop = bootstrap_mean(before - after)
+            before = intact[layer, :, head]
+            drops = {twin: before - changed[layer, :, head] for twin, changed in told.items()}
+            drop = bootstrap_mean(max(drops.values(), key=lambda one: float(one.mean())))
             rows.append(
                 {
                     "sender": f"{sender[0]}.{sender[1]}", "head": f"{layer}.{head}",
-                    "prefix_matching": float((before - task.chance).mean()),
-                    "without": float((after - task.chance).mean()), "drop": float(drop.value),
+                    "prefix_matching": float(before.mean()) - chance,
+                    "no_match": float(told["no match"][layer, :, head].mean()) - chance,
+                    "no_cue": float(told["no cue"][layer, :, head].mean()) - chance, "drop": float(drop.value),
                     "low": float(drop.low), "high": float(drop.high),
+                    "ablated": float(ablated[layer, :, head].mean()) - chance,
                 }
             )  # fmt: skip
-    return pd.DataFrame(rows, columns=["sender", "head", "prefix_matching", "without", "drop", "low", "high"])
+    columns = ["sender", "head", "prefix_matching", "no_match", "no_cue", "drop", "low", "high", "ablated"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _told(sender: Head, cache: ActivationCache) -> tuple[Patch]:
+    """A head's output is that of another run."""
+    return (Patch(f"blocks.{sender[0]}.attn.hook_z", cache, heads=[sender[1]]),)

@@ -90,8 +90,6 @@ def _candidates(found: InductionResult) -> dict[str, go.Figure]:
     ablation = ablation.merge(found.ablation[["set", "low", "high"]], on="set")
     of_others = ablation["clips"] == "others"
     ablation.loc[of_others, ["low", "high"]] = np.column_stack([ablation.loc[of_others, "value"]] * 2)
-    shown = ablation["set"].where(~ablation["set"].str.startswith("random"), ablation["set"] + ": "
-                                  + ablation["heads"])  # fmt: skip
     mean = "Rise of the x0 error when heads are replaced by their mean (95 % interval on repeats)"
     figures = {
         strip: plotting.attention_strip(
@@ -102,7 +100,7 @@ def _candidates(found: InductionResult) -> dict[str, go.Figure]:
             x_title="true lag (frames)", y_title="preferred lag (frames)",
         ),
         mean: plotting.bars(
-            ablation.assign(set=shown), x="set", y="value", color="clips", low="low", high="high", title=mean,
+            ablation, x="set", y="value", color="clips", low="low", high="high", title=mean,
             x_title="heads", y_title="rise of x0 error over variance",
         ),
     }  # fmt: skip

@@ -30,8 +30,9 @@ class InductionResult(Result):
     whatever the verdict.
 
     Tables: `behaviour` (gain by design, twin, level, lag), `table` (scores of every head and level), `ablation`,
-    `copying`, `paths`, `reliance`, `composition`, `controls`, `lags`. `times_random`: effect of removing the candidates
-    over that of matched random heads. `example`: a clip, and the candidates' attention over it.
+    `copying`, `paths`, `reliance`, `composition`, `controls`, `lags`. `times_random`: effect of removing a candidate
+    over that of another head of its layer; `carried`: share of the repeat's gain that goes with all of them. `example`:
+    a clip, and the candidates' attention over it.
     """
 
     title = "Induction search"
@@ -52,6 +53,7 @@ class InductionResult(Result):
     controls: pd.DataFrame = field(default_factory=pd.DataFrame)
     lags: pd.DataFrame = field(default_factory=pd.DataFrame)
     times_random: float = math.nan
+    carried: float = math.nan
     example: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -88,8 +90,9 @@ class InductionResult(Result):
     def sections(self) -> list[Section]:
         drawn, behaviour = self.plot(), figures.behaviour_figures(self)
         of_heads = {name: figure for name, figure in drawn.items() if name not in behaviour}
+        shown = set(self.behaviour["design"])
         twins = "\n".join(f"- **{name}**: {text}." for name, text in TWINS.items())
-        kinds = "\n".join(f"- **{name}**: {text}." for name, text in MEANING.items() if name not in self.skipped)
+        kinds = "\n".join(f"- **{name}**: {text}." for name, text in MEANING.items() if name in shown)
         kinds += "".join(f"\n- {name}: left out, {why}." for name, why in self.skipped.items())
         controls = {"Controls": self.controls} if len(self.controls) else {}
         gains = self.behaviour.sort_values(["level", "lag"], ascending=[False, True], kind="stable")
@@ -114,7 +117,8 @@ class InductionResult(Result):
             )
         effects = {
             "Mean ablation": self.ablation, "Copying": self.copying, "Paths from earlier heads": self.paths,
-            "Prefix matching without an earlier head": self.reliance, "Composition of weights": self.composition,
+            "Prefix matching when an earlier head tells of a twin": self.reliance,
+            "Composition of weights": self.composition,
         }  # fmt: skip
         if tables := {name: table for name, table in effects.items() if len(table)}:
             found.append(Section(title="Effects", tables=tables))

@@ -98,7 +98,8 @@ def _scores(task: Task, look: Look, plain: Look, layer: int, head: int) -> dict[
     others = torch.ones_like(share, dtype=torch.bool)
     others[where.clip, where.at] = False
     more = (successor[:, None] > share).float() + 0.5 * (successor[:, None] == share).float()
-    rank = 1 + ((share > successor[:, None]) & others).sum(1).float()
+    above = (share > successor[:, None]).float() + 0.5 * (share == successor[:, None]).float()
+    rank = 1 + (above * others).sum(1)
     slope = _slope(share, where)
     copies = where.at - 1
     return {
@@ -180,4 +181,7 @@ def same_position(task: Task, level: float) -> Float[torch.Tensor, "layer head"]
                 clean = mass[..., :-1]
                 own = clean.diagonal(dim1=-2, dim2=-1)
                 total[layer] += (own / clean.sum(-1).clamp(min=1e-12)).mean(-1).sum(0)
-    return total / len(noised.clips) - 1 / n_cells
+    alone = [layer for layer, block in enumerate(task.pipe.model.cfg.blocks) if block.axis == "time"]
+    found = total / len(noised.clips) - 1 / n_cells
+    found[alone] = torch.nan  # temporal attention has no other place to choose
+    return found

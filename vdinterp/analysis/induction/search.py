@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -20,7 +21,14 @@ from vdinterp.analysis.induction.effects import Sweeps
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
 from vdinterp.analysis.induction.task import LookStore, Task, cells_of, pool_of
-from vdinterp.analysis.induction.verdict import Evidence, from_behaviour, from_heads, is_positional, nothing_learned
+from vdinterp.analysis.induction.verdict import (
+    FIXED,
+    Evidence,
+    from_behaviour,
+    from_heads,
+    nothing_learned,
+    positional_levels,
+)
 from vdinterp.analysis.noised import check_levels
 from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, lags_of, make_repeats
@@ -84,10 +92,13 @@ def find_induction(
             f"find_induction takes a pipeline (vd.load(..), vd.organisms.build(..)), got {type(pipe).__name__}"
         )
     check_levels(levels)
+    if isinstance(designs, str):
+        raise ValueError(f"designs={designs!r}: give a list, ({designs!r},)")
     if unknown := [name for name in designs if name not in DESIGNS]:
         raise ValueError(f"unknown designs {unknown}; there are {', '.join(DESIGNS)}")
-    if n_per_lag < 2 or seed < 0:
-        raise ValueError(f"need n_per_lag >= 2 and seed >= 0, got {n_per_lag=}, {seed=}")
+    if not (isinstance(n_per_lag, int) and isinstance(seed, int)) or n_per_lag < 2 or seed < 0:
+        raise ValueError(f"need whole numbers n_per_lag >= 2 and seed >= 0, got {n_per_lag=}, {seed=}")
+    check_enough(pipe, len(levels), n_per_lag)
     sweeps = Sweeps(engine, None if out is None else Path(out) / "sweeps")
     store = None if out is None else LookStore(Path(out) / "looks", pipe)
     search = _Search(pipe, pool_of(pipe, clips), seed, tuple(levels), n_per_lag, batch, sweeps, store)
@@ -95,6 +106,22 @@ def find_induction(
     with tqdm(total=len(wanted) + 4, desc="induction", disable=not progress) as bar:
         search.advance = bar.update
         return search.run(wanted)
+
+
+def check_enough(pipe: VideoDiffusion, n_levels: int, n_per_lag: int) -> None:
+    """Raise ValueError if no permutation of so few clips could be significant."""
+    cfg, n_lags = pipe.model.cfg, len(lags_of(pipe.model.cfg.n_frames))
+    n_tests = n_levels * cfg.n_layers * cfg.n_heads
+
+    def smallest(n: int) -> float:  # q of a single significant test, in logarithms: one over all assignments of lags
+        return math.log(n_tests) + n_lags * math.lgamma(n + 1) - math.lgamma(n * n_lags + 1)
+
+    if smallest(n_per_lag) >= math.log(Q):
+        enough = next(n for n in range(n_per_lag, 10_000) if smallest(n) < math.log(Q))
+        raise ValueError(
+            f"n_per_lag={n_per_lag}: with {n_lags} lags and {n_tests} heads and levels to correct for, no result could "
+            f"be significant; at least {enough} clips a lag are needed"
+        )
 
 
 class _Search:
@@ -108,12 +135,17 @@ class _Search:
         self.cells = cells_of(pipe, pool)
         self.advance: Any = lambda n=1: None
 
-    def task(self, design: str, part: Literal["chosen on", "reported on"] = "reported on") -> Task:
+    def task(
+        self,
+        design: str,
+        part: Literal["chosen on", "reported on"] = "reported on",
+        levels: tuple[float, ...] | None = None,
+    ) -> Task:
         """Clips of two seeds: heads are chosen on one and reported on the other."""
         seed = 2 * self.seed + (part == "reported on")
         n = self.n_clips if design == "one-off" else max(24, self.n_clips // 2)
         repeats = make_repeats(design, self.pool, n, n_frames=self.n_frames, cells=self.cells, seed=seed)
-        return Task(self.pipe, repeats, self.levels, seed=seed, batch=self.batch, store=self.store)
+        return Task(self.pipe, repeats, levels or self.levels, seed=seed, batch=self.batch, store=self.store)
 
     def possible(self, design: str) -> str:
         """Why a design cannot be shown; empty where it can."""
@@ -143,7 +175,9 @@ class _Search:
         self.advance()
         doing = [one for one in found if one.is_induction]
         if not doing:
-            verdict, level, why = from_behaviour(found, is_positional(scores, self._kernels(task)))
+            verdict, level, why = from_behaviour(
+                found, looks=set(looking(scores)["level"]), positional=positional_levels(table, self._distances(task))
+            )
             return InductionResult.without_heads(verdict, level, why, scores=scores, **about)
         return self._with_heads(max(doing, key=lambda one: one.gain * one.matching), task, scores, about)
 
@@ -151,35 +185,31 @@ class _Search:
         self, behaviour: Behaviour, task: Task, scores: pd.DataFrame, about: dict[str, Any]
     ) -> InductionResult:
         level = behaviour.level
-        chosen = candidates(score_table(self.task("one-off", "chosen on"), significance=False), level, LOOKS)
-        here = scores[scores["level"] == level].set_index(["layer", "head"])
-        named = [
-            head for head in chosen
-            if here.loc[head, "q"] < Q and here.loc[head, "contrast_low"] > 0
-            and here.loc[head, "prefix_matching"] >= LOOKS
-        ][:MOST_HEADS]  # fmt: skip
+        first = score_table(self.task("one-off", "chosen on", (level,)), self.seed)
+        chosen = [head for head in candidates(first, level, LOOKS) if head in _heads(looking(first))]
+        named, left_out = chosen[:MOST_HEADS], chosen[MOST_HEADS:]
         self.advance()
         if not named:
             verdict, why = from_heads(level, Evidence())
             return InductionResult.without_heads(verdict, level, why, scores=scores, **about)
-        ablation = effects.ablation_table(task, level, named, self.seed, self.sweeps)
+        if left_out:
+            about["meta"]["candidates left out"] = ", ".join(f"{layer}.{head}" for layer, head in left_out)
+        here = scores[scores["level"] == level].set_index(["layer", "head"])
+        rest: Any = first[first["prefix_matching"] < LOOKS]
+        idle = _heads(rest)
+        others = effects.matched(named, idle, self.seed)
+        ablation = effects.ablation_table(task, level, named, others, self.sweeps)
         everyone = [(layer, head) for layer, head in here.index]
         few = len(everyone) <= FEW_HEADS
         copied = effects.copy_table(task, self.levels if few else [level], everyone if few else named, self.sweeps)
         mine = np.array([head in named for head in _heads(copied)], dtype=bool)
-        of_named = copied[(copied["level"] == level) & mine]
+        of_named: Any = copied[(copied["level"] == level) & mine]
         reliance = effects.reliance_table(task, level, self._earlier(here, named), named)
         senders = strongest(reliance, MOST_SENDERS)
         paths = effects.path_table(task, level, senders, named, self.sweeps)
         self.advance()
         checked = controls(task, level, scores, named, self.seed)
-        whole = ablation[ablation["set"] == ("all named" if len(named) > 1 else ablation["set"].iloc[0])].iloc[0]
-        random = ablation[ablation["set"].str.startswith("random")]["repeats"]
-        evidence = Evidence(
-            named=named, effect=float(whole["repeats"]), effect_low=float(whole["low"]),
-            random=float(random.mean()) if len(random) else float("nan"),
-            copies=bool((of_named["low"] > 0).any()), controls=checked,
-        )  # fmt: skip
+        evidence = _evidence(behaviour, named, ablation, of_named, checked)
         verdict, why = from_heads(level, evidence)
         self.advance()
         place = torch.full((self.pipe.model.cfg.n_layers, self.pipe.model.cfg.n_heads), float("nan"))
@@ -196,6 +226,7 @@ class _Search:
             candidates=named, table=scores, ablation=ablation, copying=copied, paths=paths, reliance=reliance,
             composition=self._composition(level, senders, named), controls=control_table(checked),
             composition_note=undetermined(self.pipe.model), times_random=evidence.times_random,
+            carried=evidence.carried,
             lags=lag_table(task, level, named), example=example(task, level, named), **about,
         )  # fmt: skip
 
@@ -208,32 +239,33 @@ class _Search:
     def _composition(
         self, level: float, senders: Sequence[effects.Head], named: Sequence[effects.Head]
     ) -> pd.DataFrame:
-        columns = ["sender", "receiver", "part", "displacement", "score", "baseline", "beyond"]
+        columns = ["sender", "receiver", "part", "displacement", "score", "baseline", "beyond", "z"]
         if undetermined(self.pipe.model):
             return pd.DataFrame(columns=columns)
         noisy = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
         network = self.pipe.schedule.network_level
         clean, dirty = (network(torch.tensor([[k]])) for k in (-1, noisy))
-        sides: tuple[tuple[Part, Any, Any], ...] = (("k", clean, dirty), ("q", dirty, clean))
+        parts: tuple[Part, ...] = ("k", "q")
         lags = lags_of(self.n_frames)
         pairs = [(one, other) for one in senders for other in named if one[0] < other[0]]
         rows = []
-        for (sender, receiver), (part, here, there), lag in product(pairs, sides, (0, lags[0], lags[-1])):
+        for (sender, receiver), part, lag in product(pairs, parts, (0, lags[0], lags[-1])):
             found = composition(
-                self.pipe.model, sender, receiver, part, noise_level=here, query_level=there,
-                displacement=(-lag, 0, 0), seed=self.seed,
+                self.pipe.model, sender, receiver, part, noise_level=clean, query_level=dirty,
+                displacement=(-lag, 0, 0),
             )  # fmt: skip
             names = {"sender": f"{sender[0]}.{sender[1]}", "receiver": f"{receiver[0]}.{receiver[1]}"}
             rows.append({**names, "part": part, "displacement": -lag, **found})
         return pd.DataFrame(rows, columns=columns)
 
-    def _kernels(self, task: Task) -> pd.DataFrame:
-        """The largest share of every head's attention at one distance, on clips without a repeat."""
-        rows = []
+    def _distances(self, task: Task) -> dict[float, set[int]]:
+        """By level, how far back heads look that have half of their attention at one distance, whatever the clip."""
+        found = {}
         for level in task.levels:
             share = task.look(level, "none").last.mean(1)  # layer head frame
-            rows += [{"level": level, "share": float(value)} for value in share.amax(-1).flatten()]
-        return pd.DataFrame(rows)
+            far = (share >= FIXED).nonzero()[:, 2]
+            found[level] = {self.n_frames - 1 - int(frame) for frame in far}
+        return found
 
     def _meta(self, task: Task) -> dict[str, Any]:
         cfg = self.pipe.model.cfg
@@ -242,6 +274,27 @@ class _Search:
             "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
             **({"actions": "none: the model ran without"} if cfg.d_action else {}),
         }  # fmt: skip
+
+
+def looking(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of heads that look at the successor: enough, more than at any foil, and significantly."""
+    found: Any = scores[(scores["prefix_matching"] >= LOOKS) & (scores["contrast_low"] > 0) & (scores["q"] < Q)]
+    return found
+
+
+def _evidence(
+    behaviour: Behaviour, named: Sequence[effects.Head], ablation: pd.DataFrame, copied: pd.DataFrame, checked: Any
+) -> Evidence:
+    """What the effects of the named heads come to. Harm that is done to other clips as well does not count."""
+    whole = ablation[ablation["set"] == ("all named" if len(named) > 1 else ablation["set"].iloc[0])].iloc[0]
+    harm = max(0.0, float(whole["others"]))
+    others = ablation[ablation["set"].str.startswith("other ")]["repeats"]
+    return Evidence(
+        named=named, gain=behaviour.gain, effect=float(whole["repeats"]) - harm, effect_low=float(whole["low"]) - harm,
+        alone=float(ablation[ablation["set"].str.startswith("head ")]["repeats"].mean()),
+        random=float(others.mean()) if len(others) else float("nan"), copying=float(copied["copy_gain"].sum()),
+        copies=bool((copied["low"] > 0).any()), controls=checked,
+    )  # fmt: skip
 
 
 def _heads(table: pd.DataFrame) -> list[effects.Head]:

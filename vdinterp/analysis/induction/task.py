@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 
 from vdinterp.analysis.noised import NoisedClips
@@ -40,7 +40,6 @@ class Look:
     cue: torch.Tensor
     mass: torch.Tensor
     previous: torch.Tensor
-    cells: torch.Tensor | None
 
 
 class LookStore:
@@ -49,18 +48,23 @@ class LookStore:
     def __init__(self, folder: Path, pipe: VideoDiffusion) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._model = fingerprint([pipe.model, pipe.diffusion, code_of("models", "diffusion", "analysis/induction")])
+        self._model = fingerprint(
+            [
+                pipe.model,
+                pipe.diffusion,
+                code_of("models", "diffusion", "pipeline", "analysis/induction", "analysis/noised.py"),
+            ]
+        )
 
     def get(self, asked: Any, make: Callable[[], Look]) -> Look:
         """The look that was asked for, from disk or made and written."""
         file = self.folder / f"{fingerprint([self._model, asked])[:24]}.safetensors"
         if file.is_file():
-            found = load_file(file)
-            return Look(**{part.name: found.get(part.name) for part in fields(Look)})  # type: ignore[arg-type]
+            return Look(**load_file(file))
         look = make()
-        parts = {part.name: getattr(look, part.name) for part in fields(Look)}
+        parts = {part.name: getattr(look, part.name).contiguous() for part in fields(Look)}
         partial_file = file.with_suffix(".partial")
-        save_file({name: value.contiguous() for name, value in parts.items() if value is not None}, partial_file)
+        save_file(parts, partial_file)
         partial_file.replace(file)  # whole or not there
         return look
 
@@ -119,22 +123,19 @@ class Task:
 
     @torch.no_grad()
     def _look(self, level: float, twin: str | None, interventions: Sequence[Intervention]) -> Look:
-        noised, by_cell = self.noised(twin), self.repeats.successor.ndim == 3
-        names = ["frame_mass", "mass"] if by_cell else ["frame_mass"]  # both ride along with fused attention
-        layers, parts = self.pipe.model.cfg.n_layers, []
+        noised, layers, parts = self.noised(twin), self.pipe.model.cfg.n_layers, []
         for clips in noised.batches:
-            with self.pipe.model.record(names) as recording, self.pipe.model.intervene(*interventions):
+            with self.pipe.model.record(["frame_mass"]) as recording, self.pipe.model.intervene(*interventions):
                 x0 = self.pipe.denoise(**noised.inputs(level, clips))[:, -1].float().cpu()
+            if not bool(x0.isfinite().all()):
+                raise ValueError(
+                    f"{self.pipe.model.cfg.model_name} predicts NaN or infinity at noise level {level:g} on "
+                    f"{self.design} clips {clips.start} to {clips.stop - 1}: there is nothing to search for"
+                )
             cache = next(iter(recording.values()))
             error = (x0 - self.truth[clips]).square().mean((1, 2, 3)) / self.variance
-            mass = torch.stack([cache["frame_mass", layer] for layer in range(layers)]).cpu()
-            cells = None
-            if by_cell:
-                n_cells = noised.grid.tokens_per_frame
-                cells = torch.stack([cache["mass", layer][:, :, -n_cells:] for layer in range(layers)]).cpu()
-            parts.append((error, mass, cells))
+            parts.append((error, torch.stack([cache["frame_mass", layer] for layer in range(layers)]).cpu()))
         error, mass = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], 1)
-        cells = torch.cat([part[2] for part in parts], 1) if by_cell else None
         diagonal = mass.diagonal(-1, -2, -1)  # of frame t on t - 1
         return Look(
             error=error,
@@ -142,22 +143,42 @@ class Task:
             cue=shares(mass[..., -2, :-2]),
             mass=mass[..., -1, :-1].sum(-1),
             previous=diagonal[..., :-1].mean(-1),
-            cells=None if cells is None else shares(cells[..., :-1]),
         )
 
-    def on_successor(self, look: Look) -> Float[torch.Tensor, "layer clip head"]:
-        """Share of the last frame's attention to clean frames that goes to what comes next."""
-        successor = self.repeats.successor
-        if look.cells is not None:
-            there = successor[:, :-1].permute(0, 2, 1)  # clip cell frame
-            return (look.cells * there[None, :, None]).sum(-1).mean(-1)
-        return (look.last * successor[None, :, None, :-1]).sum(-1)
+    @torch.no_grad()
+    def shares_under(
+        self,
+        level: float,
+        batches: Sequence[slice],
+        interventions: Callable[[slice], Sequence[Intervention]] = lambda _: (),
+    ) -> Float[torch.Tensor, "layer clip head"]:
+        """`on_successor` of some batches of clips, under interventions made for each."""
+        noised, parts = self.noised(), []
+        for clips in batches:
+            chosen = interventions(clips)
+            with self.pipe.model.record(["frame_mass"]) as recording, self.pipe.model.intervene(*chosen):
+                self.pipe.denoise(**noised.inputs(level, clips))
+            cache = next(iter(recording.values()))
+            last = torch.stack([cache["frame_mass", i][..., -1, :-1] for i in range(self.pipe.model.cfg.n_layers)])
+            parts.append((shares(last.cpu()) * self._successor[None, clips, None, :-1]).sum(-1))
+        return torch.cat(parts, 1)
+
+    def on_successor(self, look: Look, shift: int = 0) -> Float[torch.Tensor, "layer clip head"]:
+        """Share of the last frame's attention to clean frames that goes to what comes next (or `shift` frames on)."""
+        return (look.last * self._successor.roll(shift, 1)[None, :, None, :-1]).sum(-1)
 
     @property
     def chance(self) -> Float[torch.Tensor, " clip"]:
         """What uniform attention over clean frames has on the successor."""
-        there = self.repeats.successor[:, :-1].float()
-        return there.mean(1) if there.ndim == 2 else there.mean((1, 2))
+        return self._successor[:, :-1].float().mean(1)
+
+    @property
+    def _successor(self) -> Bool[torch.Tensor, "clip frame"]:
+        if self.repeats.successor.ndim == 3:
+            raise ValueError(
+                f"in {self.design} clips what comes next is in another frame for every cell: no share of one"
+            )
+        return self.repeats.successor
 
 
 def shares(mass: torch.Tensor) -> torch.Tensor:

@@ -73,25 +73,25 @@ def _heads(found: InductionResult) -> str:
         row = rows_of(found.ablation, set="all named").iloc[0]
         lines.append(
             f"- all {len(found.candidates)} together: {row['repeats']:.3f} [{row['low']:.3f}, {row['high']:.3f}] on "
-            f"repeats, {row['others']:.3f} where nothing came back; {_times(found)}."
+            f"repeats, {row['others']:.3f} where nothing came back."
         )
-    else:
-        lines.append(f"- {_times(found)}.")
+    lines.append(f"- {100 * found.carried:.0f} % of what the repeat gains goes with them; {_times(found)}.")
     senders = found.reliance.sort_values("drop", ascending=False).drop_duplicates("sender")
     senders = senders[(senders["low"] > 0) & (senders["drop"] >= 0.1)]
     lines += [
-        f"- without head {row['sender']} the prefix matching of {row['head']} falls from "
-        f"{row['prefix_matching']:.2f} to {row['without']:.2f}."
+        f"- if head {row['sender']} tells {row['head']} of the clip without {what}, its prefix matching falls from "
+        f"{row['prefix_matching']:.2f} to {min(row['no_match'], row['no_cue']):.2f}."
         for row in senders.head(6).to_dict("records")
+        for what in ["the predecessor" if row["no_match"] <= row["no_cue"] else "the cue"]
     ]
-    return "Heads that look at what came next, on clips that they were not chosen on:\n\n" + "\n".join(lines)
+    return "Heads that look at what came next (chosen on other clips):\n\n" + "\n".join(lines)
 
 
 def _times(found: InductionResult) -> str:
     if math.isnan(found.times_random):
         return "there are no other heads in these layers to compare with"
     if math.isinf(found.times_random):
-        return "random heads of the same layers do no harm"
+        return "other heads of the same layers do no harm by their absence"
     if found.times_random > 100:
-        return "more than 100 times the effect of random heads of the same layers"
-    return f"{found.times_random:.1f} times the effect of random heads of the same layers"
+        return "one of them is needed more than 100 times as much as another head of its layer"
+    return f"one of them is needed {found.times_random:.1f} times as much as another head of its layer"

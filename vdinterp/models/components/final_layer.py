@@ -22,6 +22,10 @@ class FinalLayer(AdaLN):
     def forward(
         self, x: Float[torch.Tensor, "batch pos d_model"], cond: Float[torch.Tensor, "batch frame d_model"]
     ) -> Float[torch.Tensor, "batch pos values"]:
-        shared = cond.unsqueeze(2).expand(-1, -1, 2, -1) if self.modulation.table is not None else None
-        entered, _ = self.enter(x, self.modulation(cond, shared))
+        entered, _ = self.enter(x, self.slots(cond))
         return self.linear(entered)
+
+    def slots(self, cond: Float[torch.Tensor, "batch frame d_model"]) -> tuple[torch.Tensor, ...]:
+        """Shift and scale under a condition, each `[batch frame d_model]`."""
+        shared = cond.unsqueeze(2).expand(-1, -1, 2, -1) if self.modulation.table is not None else None
+        return self.modulation(cond, shared)

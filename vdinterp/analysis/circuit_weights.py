@@ -1,0 +1,223 @@
+"""Weights with all that stands around them folded in: centring, AdaLN, rotation, and what the stream goes through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Shaped
+
+from vdinterp.models import HookedVideoDiT
+from vdinterp.models.components.rope import rotate
+
+Part = Literal["q", "k", "v"]
+Side = Literal["key", "query"]
+PER_HEAD = {"q": ("W_Q", "b_Q"), "k": ("W_K", "b_K"), "v": ("W_V", "b_V")}
+
+
+@torch.no_grad()
+def modulations(
+    model: HookedVideoDiT,
+    levels: Shaped[torch.Tensor, " level"],
+    actions: Float[torch.Tensor, "level d_action"] | None = None,
+) -> dict[str, Float[torch.Tensor, "level d_model"]]:
+    """Shift, scale and gate of every sublayer at each noise level, by hook name. From weights: nothing else is run."""
+    network: Any = model
+    condition = network.noise_embed(levels[:, None].to(model.device))
+    if actions is not None:
+        condition = condition + network.action_embed(actions[:, None].to(condition), None)
+    shared = network.shared_modulation(condition) if network.shared_modulation is not None else None
+    sites = [
+        (f"blocks.{layer}.{name}", getattr(block, name), slots)
+        for layer, block in enumerate(network.blocks)
+        for slots in [block.modulation(condition, shared)]
+        for name in model.cfg.blocks[layer].sublayers
+    ]
+    sites.append(("final", network.final, network.final.slots(condition)))
+    return {
+        f"{site}.mod.hook_{part}": slots[slot][:, 0]
+        for site, sublayer, slots in sites
+        if sublayer.mod is not None
+        for part, slot in sublayer.mod.slots.items()
+        if slot >= 0
+    }
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What stands around a sublayer's weights, float64: `input = normalized * scale + shift`, `added = gate * output`.
+
+    `normalized` is as `ln.hook_normalized`, before any affine weights of the norm, which are part of this.
+    """
+
+    centred: bool
+    scale: Float[torch.Tensor, " d_model"]
+    shift: Float[torch.Tensor, " d_model"]
+    gate: Float[torch.Tensor, " d_model"]
+
+    def enter(self, reading: Float[torch.Tensor, "*head d_model _"]) -> Float[torch.Tensor, "*head d_model _"]:
+        """A matrix that reads the sublayer's input, as one that reads the stream over LayerNorm's scale."""
+        folded = self.scale[:, None] * reading
+        return folded - folded.mean(-2, keepdim=True) if self.centred else folded
+
+
+def folds(model: HookedVideoDiT, level: Float[torch.Tensor, " level"]) -> dict[str, Fold]:
+    """The fold of every sublayer ("blocks.0.attn" .., "final") at one noise level, without an action."""
+    network: Any = model
+    known = modulations(model, level)
+    found = {}
+    for site in [*_sublayers(model), "final"]:
+        norm = (network.final if site == "final" else model.sublayer(*_place(site))).ln
+        parts = {part: known.get(f"{site}.mod.hook_{part}") for part in ("scale", "shift", "gate")}
+        scale, shift, gate = (
+            torch.full((model.cfg.d_model,), float(part == "gate"), dtype=torch.double) if value is None
+            else value[0].double().cpu()
+            for part, value in parts.items()
+        )  # fmt: skip
+        weight = torch.ones((), dtype=torch.double) if norm is None or norm.weight is None else _double(norm.weight)
+        bias = torch.zeros((), dtype=torch.double) if norm is None or norm.bias is None else _double(norm.bias)
+        found[site] = Fold(
+            centred=norm is not None and norm.kind == "layer", scale=weight * (1 + scale),
+            shift=bias * (1 + scale) + shift, gate=gate,
+        )  # fmt: skip
+    return found
+
+
+class FoldedWeights:
+    """Weights of the self-attentions of a model, folded at the noise levels of a key's and of a query's frame.
+
+    `noise_level` (the key's) and `query_level` (default: the same) are what `model.forward` takes. All is float64 on
+    the CPU. Matrices act on row vectors from the right, as in TransformerLens.
+    Raises ValueError for anything but a model, and for levels that are no single number.
+    """
+
+    def __init__(self, model: HookedVideoDiT, noise_level: Any, query_level: Any = None) -> None:
+        check_model(model)
+        level = one_level(noise_level, "noise_level")
+        other = None if query_level is None else one_level(query_level, "query_level")
+        self.model = model
+        key = folds(model, level)
+        self.folds: dict[Side, dict[str, Fold]] = {"key": key, "query": key if other is None else folds(model, other)}
+
+    def read(self, layer: int, part: Part) -> Float[torch.Tensor, "head d_model d_head"]:
+        """W_Q, W_K or W_V, reading the stream over LayerNorm's scale."""
+        weight = _double(getattr(self.model.sublayer(layer), PER_HEAD[part][0]))
+        return self._fold(layer, part).enter(weight)
+
+    def constant(self, layer: int, part: Part) -> Float[torch.Tensor, "head d_head"]:
+        """What queries, keys or values hold whatever the stream: the shift through the weight, and the bias."""
+        weight, bias = (getattr(self.model.sublayer(layer), name) for name in PER_HEAD[part])
+        found = torch.einsum("d, h d e -> h e", self._fold(layer, part).shift, _double(weight))
+        return found if bias is None else found + _double(bias)
+
+    def write(self, layer: int, side: Side = "query") -> Float[torch.Tensor, "head d_head d_model"]:
+        """W_O with the gate of the frame that is written to."""
+        return _double(self.model.sublayer(layer).W_O) * self.folds[side][f"blocks.{layer}.attn"].gate
+
+    def carried(
+        self, reading: Float[torch.Tensor, "*head d_model _"], start: str | None, stop: str, side: Side
+    ) -> Float[torch.Tensor, "*head d_model _"]:
+        """A matrix that reads the stream at sublayer `stop`, as one that reads what `start` wrote to it (None: the
+        embedding). In the `normed` kind every sublayer between centres and scales what is carried."""
+        if self.model.cfg.residual == "pre":
+            return reading
+        order = [*_sublayers(self.model), "final"]
+        between = order[0 if start is None else order.index(start) + 1 : order.index(stop)]
+        for site in reversed(between):
+            reading = self.folds[side][site].enter(reading)
+        return reading
+
+    def _fold(self, layer: int, part: Part) -> Fold:
+        return self.folds["query" if part == "q" else "key"][f"blocks.{layer}.attn"]
+
+
+def rotation(
+    model: HookedVideoDiT, layer: int, displacement: tuple[int, int, int]
+) -> Float[torch.Tensor, "d_head d_head"]:
+    """`R` with `rotated q . rotated k = q R k` for a key that far (frames, rows, cols) from its query; float64."""
+    axis = model.cfg.blocks[layer].axis
+    rope = model.cfg.rope.get(axis)
+    eye = torch.eye(model.cfg.d_head, dtype=torch.double)
+    if rope is None:
+        return eye
+    table: Any = model.rope[axis]
+    # coordinates are evenly spaced, whatever their kind
+    steps = [float(at[1] - at[0]) if len(at) > 1 else 0.0 for at in table.coordinates(model.grid())]
+    rates = zip(table.frequencies(), steps, displacement, strict=True)
+    angles = torch.cat([rate.double() * step * moved for rate, step, moved in rates]).view(1, 1, 1, -1)
+    turned = rotate(eye[None, :, None], rope, (angles.cos(), angles.sin()))  # every key channel, moved
+    return turned[0, :, 0].T
+
+
+def undetermined(model: HookedVideoDiT) -> str:
+    """Why weights alone do not say what its heads look at; empty where they do."""
+    cfg = model.cfg
+    if cfg.qk_norm is not None:
+        return f"queries and keys are normalised ({cfg.qk_norm}), so products of weights do not say what attention does"
+    if any(rope.over == "model" for rope in cfg.rope.values()):
+        return "rotation runs over all heads together, so one head's weights do not say what it matches"
+    return ""
+
+
+# What is asked for, checked
+
+
+def check_model(model: Any) -> None:
+    if not isinstance(model, HookedVideoDiT):
+        raise ValueError(f"a model is needed (of a pipeline: pipe.model), got {type(model).__name__}")
+
+
+def check_head(model: HookedVideoDiT, layer: int, head: int) -> None:
+    cfg = model.cfg
+    if not (0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):
+        raise ValueError(
+            f"head {layer}.{head}: {cfg.model_name} has layers 0..{cfg.n_layers - 1} of {cfg.n_heads} heads"
+        )
+
+
+def one_level(given: Any, name: str) -> Float[torch.Tensor, " level"]:
+    """One noise level as the network receives it, `[1]`."""
+    try:
+        level = torch.as_tensor(given).double().flatten()
+    except (TypeError, ValueError, RuntimeError):
+        level = torch.zeros(0)
+    if len(level) != 1 or not bool(level.isfinite().all()):
+        raise ValueError(
+            f"{name}={given!r}: one number is needed, as model.forward takes it (of a pipeline's level k: "
+            "pipe.schedule.network_level(torch.tensor([[k]])))"
+        )
+    return level.float()
+
+
+def unseen(model: HookedVideoDiT, layer: int, displacement: Any) -> str:
+    """Why no query of a layer sees a key at this displacement; empty if some does. ValueError for what is none."""
+    if len(displacement) != 3 or not all(isinstance(step, Integral) for step in displacement):
+        raise ValueError(f"displacement {displacement!r}: three whole numbers are needed (frames, rows, cols)")
+    spec, shape = model.cfg.blocks[layer], model.grid().shape
+    if any(abs(step) >= size for step, size in zip(displacement, shape, strict=True)):
+        return f"clips are {shape} (frames, rows, cols) of tokens"
+    if (spec.axis == "space" and displacement[0]) or (spec.axis == "time" and any(displacement[1:])):
+        return f"layer {layer} attends over {spec.axis} only"
+    if spec.causal_block and displacement[0] >= spec.causal_block:
+        return f"layer {layer} is causal, in blocks of {spec.causal_block}"
+    return ""
+
+
+def check_displacement(model: HookedVideoDiT, layer: int, displacement: Any) -> None:
+    if reason := unseen(model, layer, displacement):
+        raise ValueError(f"no key lies {tuple(displacement)} (frames, rows, cols) from its query: {reason}")
+
+
+def _sublayers(model: HookedVideoDiT) -> list[str]:
+    return [f"blocks.{layer}.{name}" for layer, spec in enumerate(model.cfg.blocks) for name in spec.sublayers]
+
+
+def _place(site: str) -> tuple[int, str]:
+    _, layer, name = site.split(".")
+    return int(layer), name
+
+
+def _double(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().double().cpu()
