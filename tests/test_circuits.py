@@ -13,8 +13,8 @@ from factories import inputs, tiny_model
 
 import vdinterp as vd
 from vdinterp.analysis import circuits
-from vdinterp.analysis.circuit_weights import FoldedWeights
-from vdinterp.analysis.composition import composition as of_pair
+from vdinterp.analysis.circuits.pairs import composition as of_pair
+from vdinterp.analysis.circuits.weights import FoldedWeights
 from vdinterp.data.textures import make_textures
 from vdinterp.models import ActivationCache, BlockSpec, HookedVideoDiT, Rope, Sublayer
 from vdinterp.results import Result, rows_of

@@ -12,8 +12,8 @@ import torch
 from factories import tiny_model
 
 import vdinterp as vd
-from vdinterp.analysis.circuit_weights import rotation
-from vdinterp.analysis.composition import composition
+from vdinterp.analysis.circuits.pairs import composition
+from vdinterp.analysis.circuits.weights import rotation
 from vdinterp.analysis.induction import VERDICTS, InductionResult
 from vdinterp.analysis.induction.controls import controls
 from vdinterp.analysis.induction.effects import ablation_table, copy_table, matched, path_table, reliance_table

@@ -12,7 +12,7 @@ import torch
 from factories import inputs, tiny_model
 
 import vdinterp as vd
-from vdinterp.analysis.circuit_weights import modulations
+from vdinterp.analysis.circuits.weights import modulations
 from vdinterp.analysis.modulation import ModulationAtlas, modulation_atlas
 from vdinterp.models import BlockSpec, HookedVideoDiT, Sublayer
 from vdinterp.results import rows_of

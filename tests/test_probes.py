@@ -15,8 +15,8 @@ from planted import N_COLS, N_FRAMES, N_ROWS
 import vdinterp as vd
 import vdinterp.data.crafter as game
 from vdinterp.analysis import NoisedClips, probes
-from vdinterp.analysis.probe_folds import PENALTIES, Held, Scorer
-from vdinterp.analysis.probe_samples import activations, around, latents, make_samples, site_names, untrained
+from vdinterp.analysis.probes.folds import PENALTIES, Held, Scorer
+from vdinterp.analysis.probes.samples import activations, around, latents, make_samples, site_names, untrained
 from vdinterp.results import rows_of
 
 N, WIDTH = 24, 20  # clips, d_model
@@ -396,7 +396,7 @@ def test_bad_input_is_refused_before_any_pass(case, monkeypatch) -> None:
     given = noised()
     options, error, message = BAD[case]
     monkeypatch.setattr(given, "cache", lambda *_: pytest.fail("computed something"))
-    monkeypatch.setattr(vd.analysis.probes, "untrained", lambda *_: pytest.fail("computed something"))
+    monkeypatch.setattr("vdinterp.analysis.probes.fitting.untrained", lambda *_: pytest.fail("computed something"))
     with pytest.raises(error, match=message):
         probes.fit(given, **{"labels": drawn_classes(*SHAPE), **options})
 

@@ -1,5 +1,6 @@
 """From tensors to numbers: scores of generated clips with their intervals, and statistics of attention and streams."""
 
+from vdinterp.analysis import circuits, neurons, probes
 from vdinterp.analysis.attention import (
     DisplacementKernels,
     FrameMass,
@@ -11,7 +12,6 @@ from vdinterp.analysis.attention import (
 )
 from vdinterp.analysis.attribution_patching import AttributionResult, attribution_patch
 from vdinterp.analysis.bootstrap import Interval, bootstrap_mean
-from vdinterp.analysis.composition import composition
 from vdinterp.analysis.contrast import Contrast
 from vdinterp.analysis.correspondence import correspondence
 from vdinterp.analysis.direct_attribution import DirectAttribution, direct_attribution
@@ -30,6 +30,8 @@ from vdinterp.analysis.lens import LensResult, TunedLens, lens, tuned_lens
 from vdinterp.analysis.lens_curve import LensCurve, lens_curve
 from vdinterp.analysis.massive_activations import MassiveActivations, massive_activations
 from vdinterp.analysis.metrics import deviation, motion_error, psnr, ssim, x0_error
+from vdinterp.analysis.modulation import modulation_atlas
+from vdinterp.analysis.modulation_result import ModulationAtlas
 from vdinterp.analysis.noised import NoisedClips
 from vdinterp.analysis.patch_crossing import PatchCrossing, patch_crossing
 from vdinterp.analysis.patching import PatchingResult, activation_patch
@@ -59,6 +61,7 @@ __all__ = [
     "LensCurve",
     "LensResult",
     "MassiveActivations",
+    "ModulationAtlas",
     "NoisedClips",
     "PatchCrossing",
     "PatchEdges",
@@ -74,7 +77,7 @@ __all__ = [
     "attribution_patch",
     "bootstrap_mean",
     "chunk_mass",
-    "composition",
+    "circuits",
     "correspondence",
     "deviation",
     "direct_attribution",
@@ -90,9 +93,12 @@ __all__ = [
     "lens",
     "lens_curve",
     "massive_activations",
+    "modulation_atlas",
     "motion_error",
+    "neurons",
     "patch_crossing",
     "path_patch",
+    "probes",
     "psnr",
     "rope_reliance",
     "scroll_heads",

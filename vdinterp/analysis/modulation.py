@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Shaped
 
-from vdinterp.analysis.circuit_weights import check_model, modulations
+from vdinterp.analysis.circuits.weights import check_model, modulations
 from vdinterp.analysis.modulation_result import NONE, OFF, ModulationAtlas
 from vdinterp.models import HookedVideoDiT
 

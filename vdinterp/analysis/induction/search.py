@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from vdinterp.analysis.composition import Part, composition, undetermined
+from vdinterp.analysis.circuits.pairs import Part, composition, undetermined
 from vdinterp.analysis.induction import effects
 from vdinterp.analysis.induction.behaviour import Behaviour, behaviour_table, behaviours
 from vdinterp.analysis.induction.controls import control_table, controls

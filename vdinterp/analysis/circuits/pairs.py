@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 
-from vdinterp.analysis.circuit_weights import (
+from vdinterp.analysis.circuits.weights import (
     FoldedWeights,
     Part,
     check_displacement,

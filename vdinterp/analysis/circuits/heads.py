@@ -1,12 +1,4 @@
-"""Circuits of a denoiser, from weights: what a head moves (OV), what it looks for (QK), and how heads compose.
-
->>> circuit = vd.circuits.ov(model, layer=2, head=1, noise_level=900)
->>> circuit.matrix.svd(), circuit.eigenvalue_score
-
-After Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". What a denoiser adds: AdaLN makes every
-circuit depend on the noise levels of the two frames, rotation makes QK depend on the displacement. Both are folded in;
-what an action adds to the modulation is not.
-"""
+"""OV and QK circuits of one head."""
 
 from __future__ import annotations
 
@@ -18,7 +10,8 @@ import torch
 from jaxtyping import Float
 
 from vdinterp import plotting
-from vdinterp.analysis.circuit_weights import (
+from vdinterp.analysis.circuits.patches import eigenvalue_score
+from vdinterp.analysis.circuits.weights import (
     FoldedWeights,
     check_displacement,
     check_head,
@@ -26,20 +19,12 @@ from vdinterp.analysis.circuit_weights import (
     rotation,
     undetermined,
 )
-from vdinterp.analysis.composition_scores import CompositionScores, composition
-from vdinterp.analysis.patch_circuit import CopyingScores, PatchCircuit, copying, eigenvalue_score, patch_circuit
-from vdinterp.analysis.qk_activations import QKActivations, qk_activations
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.hooks import FactoredMatrix
 from vdinterp.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-__all__ = [
-    "CompositionScores", "CopyingScores", "OVCircuit", "PatchCircuit", "QKActivations", "QKCircuit", "composition",
-    "copying", "eigenvalue_score", "ov", "patch_circuit", "qk", "qk_activations",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,11 +12,9 @@ from jaxtyping import Bool, Shaped
 from tqdm.auto import tqdm
 
 from vdinterp.analysis.noised import NoisedClips
-from vdinterp.analysis.probe_folds import Held, Scorer, need_sklearn
-from vdinterp.analysis.probe_result import BASELINES, ProbeResult
-from vdinterp.analysis.probe_samples import Frames, activations, latents, make_samples, site_names, untrained
-
-__all__ = ["BASELINES", "ProbeResult", "fit"]
+from vdinterp.analysis.probes.folds import Held, Scorer, need_sklearn
+from vdinterp.analysis.probes.result import BASELINES, ProbeResult
+from vdinterp.analysis.probes.samples import Frames, activations, latents, make_samples, site_names, untrained
 
 
 def fit(

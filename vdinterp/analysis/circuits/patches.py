@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 
 from vdinterp import plotting
-from vdinterp.analysis.circuit_weights import FoldedWeights, check_head
+from vdinterp.analysis.circuits.weights import FoldedWeights, check_head
 from vdinterp.diffusion import split_prediction
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result

@@ -12,8 +12,8 @@ import torch
 from tqdm.auto import tqdm
 
 from vdinterp import plotting
-from vdinterp.analysis.circuit_weights import FoldedWeights, Part, check_head, unseen
-from vdinterp.analysis.composition import check_part, compose
+from vdinterp.analysis.circuits.pairs import check_part, compose
+from vdinterp.analysis.circuits.weights import FoldedWeights, Part, check_head, unseen
 from vdinterp.models import HookedVideoDiT
 from vdinterp.results import Result, rows_of
 

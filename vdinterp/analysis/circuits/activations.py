@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 
 from vdinterp import plotting
-from vdinterp.analysis.circuit_weights import check_head, check_model
+from vdinterp.analysis.circuits.weights import check_head, check_model
 from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.query_keys import at_a_time
 from vdinterp.results import Result
