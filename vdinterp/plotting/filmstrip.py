@@ -59,8 +59,10 @@ def strip_figure(
     frame_labels: Sequence[str] | None = None,
     n_context: int = 0,
     x_title: str = "frame",
+    largest: int = LARGEST_FRAME,
 ) -> go.Figure:
-    """A figure of uint8 `rows`, each [frame height width 3] with one shape, labelled; see `filmstrip`."""
+    """A figure of uint8 `rows`, each [frame height width 3] with one shape, labelled; see `filmstrip`. `largest`: shown
+    pixels of a frame's longer side."""
     n_frames, height, width = rows[0].shape[:3]
     canvas = np.full((len(rows) * (height + GAP) - GAP, n_frames * (width + GAP) - GAP, 3), 255, np.uint8)
     for index, row in enumerate(rows):
@@ -87,7 +89,7 @@ def strip_figure(
         )
     room = max(300.0, SHOWN_WIDTH - 60 - LABEL_WIDTH * max(map(len, labels)))
     # The aspect ratio is fixed, so the height must follow from the width that the labels leave.
-    scale = min(room / canvas.shape[1], LARGEST_FRAME / max(height, width))
+    scale = min(room / canvas.shape[1], largest / max(height, width))
     finish(figure, title=title, x_title=x_title, y_title=None)
     layout: Any = figure.layout
     margin = layout.margin.t + (14 if n_context else 0)
@@ -105,6 +107,7 @@ def filmstrip(
     n_context: int = 0,
     frame_labels: Sequence[str] | None = None,
     upscale: int | None = None,
+    x_title: str = "frame",
 ) -> go.Figure:
     """Clips under one another, one row each, labelled with the mapping's keys, frame by frame.
 
@@ -129,4 +132,5 @@ def filmstrip(
         title=title,
         frame_labels=frame_labels,
         n_context=0 if n_context == n_frames else n_context,
+        x_title=x_title,
     )

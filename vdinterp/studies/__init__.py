@@ -10,6 +10,7 @@ from vdinterp.studies.bench import METRICS, Bench, Measurement, Moment
 from vdinterp.studies.clips import held_out_clips, pairs_of
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.heads import HeadStudy, heads
+from vdinterp.studies.labels import Labels, label_names, labels_of
 from vdinterp.studies.ledger import Ledger
 from vdinterp.studies.registry import NAMES, run, study
 from vdinterp.studies.result import StudyResult, build, tabulate
@@ -24,6 +25,7 @@ __all__ = [
     "Bench",
     "Condition",
     "HeadStudy",
+    "Labels",
     "Ledger",
     "Measurement",
     "Moment",
@@ -33,6 +35,8 @@ __all__ = [
     "fingerprint",
     "heads",
     "held_out_clips",
+    "label_names",
+    "labels_of",
     "pairs_of",
     "run",
     "study",

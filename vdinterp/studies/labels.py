@@ -1,0 +1,116 @@
+"""Labels of clips' own ground truth, as probes take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+
+from vdinterp.data import Clips, crafter
+from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
+from vdinterp.data.digits import digit_labels
+
+MATERIALS = 9  # the first semantic ids of crafter: what occurs often enough to be probed for
+FEWEST = 12  # clips that a class has to occur in, for every fold to hold some of it
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """`values` for `vd.probes.fit`: `[clip frame row col]`, `[clip frame]` or `[clip frame k]`; `names` of classes;
+    `mask`: where there is a label, broadcasting to `[clip frame row col]`."""
+
+    values: torch.Tensor
+    names: list[str] | None = None
+    mask: Bool[torch.Tensor, "clip frame ..."] | None = None
+
+
+def label_names(kind: str | None) -> list[str]:
+    """What clips of a kind can be labelled with, the most telling first."""
+    if kind == "crafter":
+        return ["material", "action", "moved"]
+    if kind in DIGIT_KINDS:
+        return ["digit", "lag"]
+    return ["position", "velocity", "occluded"] if kind in OBJECT_KINDS else []
+
+
+def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
+    """One of `label_names(clips.kind)`, masked to some frames: those that are to be probed.
+
+    Classes are those that occur in at least 12 clips there.
+
+    `material`: of every cell (crafter). `action`: the one that led to the frame. `moved`: whether its step succeeded,
+    of moves. `digit`: which digit the frame shows. `lag`: how long ago its content came after the same predecessor, of
+    frames for which it did. `position`, `velocity`: of the nearest object, (row, col). `occluded`: whether less than
+    half of the farthest object is visible.
+
+    Raises ValueError for another name.
+    """
+    if name not in label_names(clips.kind):
+        known = ", ".join(label_names(clips.kind)) or "none"
+        raise ValueError(f"{clips.kind!r} clips have no label {name!r}; they have {known}")
+    makers = {
+        "material": _material, "action": _action, "moved": _moved, "digit": _digit, "lag": _lag,
+        "position": lambda clips: _of_object(clips.position, clips), "velocity": lambda clips: _of_object(
+            clips.velocity, clips), "occluded": _occluded,
+    }  # fmt: skip
+    found = makers[name](clips)
+    probed = torch.zeros(found.values.shape[:2], dtype=torch.bool)
+    probed[:, list(frames)] = True
+    mask = probed[:, :, None, None]
+    if found.mask is not None:
+        mask = mask & (found.mask if found.mask.ndim == 4 else found.mask[:, :, None, None])
+    if found.names is None:
+        return Labels(found.values, None, mask)
+    per_label = mask if found.values.ndim == 4 else mask[:, :, 0, 0]
+    return _often(found.values, found.names, per_label, mask)
+
+
+def _material(clips: Clips) -> Labels:
+    assert clips.semantic_map is not None
+    return Labels(clips.semantic_map, list(crafter.SEMANTIC), clips.semantic_map < MATERIALS)
+
+
+def _action(clips: Clips) -> Labels:
+    assert clips.action is not None
+    return Labels(clips.action.argmax(-1), list(crafter.ACTIONS), clips.action.any(-1))
+
+
+def _moved(clips: Clips) -> Labels:
+    return Labels(crafter.moved(clips).long(), ["stayed", "moved"], (crafter.implied(clips) != 0).any(-1))
+
+
+def _digit(clips: Clips) -> Labels:
+    assert clips.state_id is not None
+    return Labels(digit_labels()[clips.state_id], [str(digit) for digit in range(10)])
+
+
+def _lag(clips: Clips) -> Labels:
+    assert clips.lag is not None
+    return Labels(clips.lag.float(), None, clips.lag > 0)
+
+
+def _of_object(values: torch.Tensor | None, clips: Clips) -> Labels:
+    assert values is not None and clips.depth_order is not None
+    nearest = clips.depth_order.argmin(-1)
+    return Labels(values.gather(2, nearest[..., None, None].expand(-1, -1, 1, 2))[:, :, 0].float())
+
+
+def _occluded(clips: Clips) -> Labels:
+    assert clips.visible_fraction is not None and clips.depth_order is not None
+    farthest = clips.depth_order.argmax(-1, keepdim=True)
+    return Labels((clips.visible_fraction.gather(2, farthest)[..., 0] < 0.5).long(), ["visible", "occluded"])
+
+
+def _often(values: torch.Tensor, names: list[str], counted: torch.Tensor, mask: torch.Tensor) -> Labels:
+    """Only classes that occur in enough clips, numbered anew. `counted`: in the shape of the values, what counts."""
+    there = torch.stack([((values == index) & counted).flatten(1).any(1).sum() for index in range(len(names))])
+    kept = (there >= FEWEST).nonzero()[:, 0]
+    if len(kept) < 2:
+        raise ValueError(f"fewer than two of {', '.join(names)} occur in {FEWEST} clips or more; give more clips")
+    renamed = torch.full((len(names),), -1)
+    renamed[kept] = torch.arange(len(kept))
+    found = renamed[values]
+    known = found >= 0 if found.ndim == 4 else (found >= 0)[:, :, None, None]
+    return Labels(found.clamp(min=0), [names[index] for index in kept.tolist()], mask & known)
