@@ -31,9 +31,9 @@ train, noised = (vd.NoisedClips(crafter, part, levels=(0.3, 0.9)) for part in (c
 # %% [markdown]
 # ## The lens
 #
-# The final layer, applied to the stream before every block, decoded through the VAE. Beside it a *tuned* lens: an affine
-# map for every layer, trained on other clips. At a high noise level the next frame is there before the last block, but
-# in a basis of its own.
+# The final layer, applied to the stream before every block, decoded through the VAE. Beside it a *tuned* lens: an
+# affine map for every layer, trained on other clips. At a high noise level the next frame is there before the last
+# block, but in a basis of its own.
 
 # %%
 tuned = vd.tuned_lens(train, steps=100)
@@ -69,9 +69,9 @@ print(effect.summary())
 # %% [markdown]
 # ## Circuits from weights
 #
-# An organism has no normalisation of queries and keys, so weights say what its heads look for: at a noise level, and at a
-# displacement. K-composition singles out the planted pair, and the copying score (in x0: +1 copies, -1 removes) the
-# planted head.
+# An organism has no normalisation of queries and keys, so weights say what its heads look for: at a noise level, and
+# at a displacement. K-composition singles out the planted pair, and the copying score (in x0: +1 copies, -1 removes)
+# the planted head.
 
 # %%
 organism = vd.organisms.build("induction", seed=3)

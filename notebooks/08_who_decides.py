@@ -16,13 +16,13 @@
 # %% [markdown]
 # # Who decides whether the picture scrolls?
 #
-# `tiny-crafter` predicts the next frame of a game from the frames before and the action. After a move the picture scrolls
-# by one cell, unless something stands in the way: then it stays. One head, 2.0, looks where a pixel comes *from*. It
-# follows the action. What tells it that the way is blocked? From question to circuit: where is it known, who writes it,
-# is it used?
+# `tiny-crafter` predicts the next frame of a game from the frames before and the action. After a move the picture
+# scrolls by one cell, unless something stands in the way: then it stays. One head, 2.0, looks where a pixel comes
+# *from*. It follows the action. What tells it that the way is blocked? From question to circuit: where is it known,
+# who writes it, is it used?
 #
-# The contrast changes one thing: clips whose last step succeeded, and the same clips with stone painted into the one cell
-# that the step leads to, in all earlier frames. Action, noise and all other cells are the same.
+# The contrast changes one thing: clips whose last step succeeded, and the same clips with stone painted into the one
+# cell that the step leads to, in all earlier frames. Action, noise and all other cells are the same.
 
 # %%
 import pandas as pd
@@ -73,7 +73,11 @@ labels = walkable.long()[:, None, None, None].expand(len(moves), 8, 7, 9).contig
 own_cell = torch.zeros(len(moves), 8, 7, 9, dtype=torch.bool)
 own_cell[:, last, 3, 4] = True
 probe = vd.probes.fit(
-    vd.NoisedClips(pipe, moves, levels=(level,)), labels, names=["blocked", "walkable"], what="cell ahead", mask=own_cell
+    vd.NoisedClips(pipe, moves, levels=(level,)),
+    labels,
+    names=["blocked", "walkable"],
+    what="cell ahead",
+    mask=own_cell,
 )
 for figure in probe.plot().values():
     figure.show()
@@ -82,8 +86,8 @@ print(probe.summary())
 # %% [markdown]
 # ## Where is it, and when?
 #
-# Denoising patching: the stream of the clip with a free way goes into the one with stone, region by region. Before block
-# 0 all of it is in that one cell; one block later it has gone to the noisy frame, to *all* of its cells.
+# Denoising patching: the stream of the clip with a free way goes into the one with stone, region by region. Before
+# block 0 all of it is in that one cell; one block later it has gone to the noisy frame, to *all* of its cells.
 
 # %%
 around = [(3, 3), (3, 5), (2, 4), (4, 4)]
@@ -160,10 +164,10 @@ for figure in paths.plot().values():
 print(f"0.2 alone: {enough.values[0, 2]:.2f} of the way to scrolling; without it {needed.values[0, 2]:.2f} is left")
 
 # %% [markdown]
-# **The circuit that survives.** Head 0.2 looks, from every cell of the new frame, at the cell that the action leads to and
-# copies what stands there. That reaches the queries of the scroll head 2.0, partly by way of layer 1, and turns them from
-# the cell one step away to the same place. The action says *which* cell matters, the cell's content *whether* to go: the
-# decision is made everywhere at once, not in the player's cell.
+# **The circuit that survives.** Head 0.2 looks, from every cell of the new frame, at the cell that the action leads to
+# and copies what stands there. That reaches the queries of the scroll head 2.0, partly by way of layer 1, and turns
+# them from the cell one step away to the same place. The action says *which* cell matters, the cell's content
+# *whether* to go: the decision is made everywhere at once, not in the player's cell.
 
 # %%
 assert behaviour["as played"] > 0.8 and behaviour["sand"] > 0.8

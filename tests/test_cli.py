@@ -269,6 +269,28 @@ def test_induction_refuses_what_does_not_fit(tmp_path: Path, arguments: tuple, m
     assert outcome.exit_code == 2 and message in outcome.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("lens", "tiny-loop", "--clips", 4, "--steps", 3, "--level", 0.9), "before the last block"),
+        (("attribute", "tiny-loop", "--clips", 4, "--level", 0.9), "Spearman"),
+        (("neurons", "tiny-loop", "--clips", 4, "--level", 0.9), "neurons of 4 layers"),
+        (("probe", "tiny-crafter", "--label", "moved", "--clips", 90, "--level", 0.9), "selectivity"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_reports_on_the_stream(tmp_path: Path, arguments: tuple, said: str) -> None:
+    outcome = run(*arguments, "--out", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    assert said in outcome.output and (tmp_path / "report.html").is_file()
+    assert (tmp_path / "neurons.html").is_file() == (arguments[0] == "neurons")
+
+
+def test_probe_says_which_labels_there_are(tmp_path: Path) -> None:
+    outcome = run("probe", "tiny-loop", "--label", "material", "--clips", 16, "--out", tmp_path)
+    assert outcome.exit_code == 2 and "have no label 'material'; they have digit, lag" in outcome.output
+
+
 def test_patch_of_a_model_that_does_not_say_its_clips(folder: Path) -> None:
     outcome = run("patch", folder)
     assert outcome.exit_code == 2 and "give clean and corrupted clips yourself" in outcome.output

@@ -12,13 +12,16 @@ TEXTS = sorted(NOTEBOOKS.glob("*.py"))
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in TEXTS} >= {
+    assert [path.stem for path in TEXTS] == [
         "01_main_demo",
         "02_ablations",
         "03_attention",
         "04_patching",
         "05_induction",
-    }
+        "06_residual_and_circuits",
+        "07_mlps_and_probes",
+        "08_who_decides",
+    ]
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
