@@ -54,7 +54,9 @@ def census(out: Path, shard: tuple[int, int]) -> None:
 
 
 def recorded(out: Path) -> list[dict]:
-    return [line for file in sorted(out.glob("census-*.jsonl")) for line in Records(file).read()]
+    """What is known, each network once, whichever shards it came from."""
+    lines = [line for file in sorted(out.glob("census-*.jsonl")) for line in Records(file).read()]
+    return list({(line["kind"], line["seed"]): line for line in lines}.values())
 
 
 def table(records: list[dict]) -> pd.DataFrame:
