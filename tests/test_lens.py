@@ -38,11 +38,19 @@ def noised(name: str, levels: tuple[float, ...] = (0.2, 0.6, 0.95), n: int = 4) 
 @pytest.mark.parametrize("layer", [0, 1, None])
 def test_parts_sum_to_the_stream(kind: str, layer: int | None) -> None:
     cache = cached(kind)
-    parts, names = cache.decompose_resid(layer)
+    parts, names = cache.get_full_resid_decomposition(layer, expand_neurons=False, return_labels=True)
     whole = cache["resid_post", -1] if layer is None else cache["resid_pre", layer]
     torch.testing.assert_close(parts.sum(0), whole, atol=2e-5, rtol=0)
     assert len(set(names)) == len(names) == len(parts)
     assert ("1.attn.shift" in names) == (kind == "normed" and layer is None)
+    few, labels = cache.decompose_resid(layer, return_labels=True)
+    torch.testing.assert_close(few.sum(0), whole, atol=2e-5, rtol=0)
+    assert torch.equal(cache.decompose_resid(layer), few)
+    if kind != "normed" and layer != 0:
+        for index, name in enumerate(labels):
+            if name.endswith("_out"):
+                number, sublayer = name.removesuffix("_out").split(".")
+                torch.testing.assert_close(few[index], cache[f"blocks.{number}.hook_{sublayer}_out"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["3d", "normed"])
@@ -58,13 +66,13 @@ def test_neurons_and_chosen_tokens(kind: str) -> None:
 
 def test_heads_alone_and_accumulated_streams() -> None:
     cache = cached("3d")
-    heads, names = cache.stack_head_results(1)
+    heads, names = cache.stack_head_results(1, return_labels=True)
     assert names == ["0.0", "0.1"]
     torch.testing.assert_close(heads.movedim(0, 2), cache.head_results(0), atol=1e-6, rtol=0)
-    streams, labels = cache.accumulated_resid(incl_mid=True)
+    streams, labels = cache.accumulated_resid(incl_mid=True, return_labels=True)
     assert labels == ["0.pre", "0.mid", "1.pre", "1.mid", "final"]
     assert torch.equal(streams[1], cache["resid_mid", 0]) and torch.equal(streams[-1], cache["resid_post", -1])
-    assert cache.accumulated_resid(1)[1] == ["0.pre", "1.pre"]
+    assert cache.accumulated_resid(1, return_labels=True)[1] == ["0.pre", "1.pre"]
     with pytest.raises(ValueError, match="No head writes before"):
         cache.stack_head_results(0)
     with pytest.raises(KeyError, match="No layer 7"):

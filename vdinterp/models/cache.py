@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Key = str | tuple[str, int] | tuple[str, int, str]
 
 
-class ActivationCache(Decomposition, Mapping[str, torch.Tensor]):
+class ActivationCache(Decomposition):
     """Activations of one forward pass.
 
     `cache["blocks.2.attn.hook_z"]`, `cache["z", 2]`, `cache["resid_post", -1]` (the last layer),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from jaxtyping import Float
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
 
 Part = tuple[str, Float[torch.Tensor, "batch pos d_model"]]
-Components = tuple[Float[torch.Tensor, "component batch pos d_model"], list[str]]
+Stack = Float[torch.Tensor, "component batch pos d_model"]
+Labelled = tuple[Stack, list[str]]
 
 
-class Decomposition:
+class Decomposition(Mapping[Any, Any]):
     """What a cache knows of the stream's parts. All of it is exactly linear: LayerNorm's scale is held at what it was.
 
     In the usual stream a component's output stays as it was written. In DFoT's (`residual="normed"`) every later
@@ -27,54 +28,98 @@ class Decomposition:
     grid: TokenGrid
     _model: Callable[[str], Any]
 
-    def __getitem__(self, key: Any) -> Any:
-        raise NotImplementedError
+    @overload
+    def accumulated_resid(
+        self, layer: int | None = ..., incl_mid: bool = ..., return_labels: Literal[False] = ...
+    ) -> Stack: ...
 
-    def __contains__(self, key: object) -> bool:
-        raise NotImplementedError
+    @overload
+    def accumulated_resid(
+        self, layer: int | None = ..., incl_mid: bool = ..., *, return_labels: Literal[True]
+    ) -> Labelled: ...
 
-    def accumulated_resid(self, layer: int | None = None, incl_mid: bool = False) -> Components:
-        """The carried stream before blocks 0 .. `layer` (None: also the one that the final layer reads), with labels.
+    def accumulated_resid(
+        self, layer: int | None = None, incl_mid: bool = False, return_labels: bool = False
+    ) -> Stack | Labelled:
+        """The carried stream before blocks 0 .. `layer` (None: also the one that the final layer reads).
 
-        `incl_mid`: those between attention and MLP, too. As in TransformerLens.
+        `incl_mid`: those between attention and MLP, too. As in TransformerLens, with `return_labels` also their names.
         """
         model = self._model("An accumulated stream")
         last = model.cfg.n_layers if layer is None else self._checked(layer)
-        found, labels = [], []
+        found = []
         for index in range(last + 1):
             if index == model.cfg.n_layers:
-                found.append(self["resid_post", index - 1])
-                labels.append("final")
+                found.append(("final", self["resid_post", index - 1]))
                 continue
-            found.append(self["resid_pre", index])
-            labels.append(f"{index}.pre")
+            found.append((f"{index}.pre", self["resid_pre", index]))
             if incl_mid and index < last and ("resid_mid", index) in self:
-                found.append(self["resid_mid", index])
-                labels.append(f"{index}.mid")
-        return torch.stack(found), labels
+                found.append((f"{index}.mid", self["resid_mid", index]))
+        return _stacked(found, return_labels)
 
-    def decompose_resid(self, layer: int | None = None, tokens: Sequence[int] | None = None) -> Components:
-        """What sums to the stream before block `layer` (None: what the final layer reads), with labels.
+    @overload
+    def decompose_resid(self, layer: int | None = ..., return_labels: Literal[False] = ...) -> Stack: ...
 
-        Parts: `embed` (patches), `pos_embed`, for every earlier sublayer its heads (`1.0`, `cross.1.0`), biases
-        (`1.attn.bias`), MLPs (`mlp.1`, bias included), and in a normed stream its shift (`1.attn.shift`). `tokens`:
-        only these. Takes memory for every part at once; `stream_parts` gives one after the other.
+    @overload
+    def decompose_resid(self, layer: int | None = ..., *, return_labels: Literal[True]) -> Labelled: ...
+
+    def decompose_resid(self, layer: int | None = None, return_labels: bool = False) -> Stack | Labelled:
+        """What sums to the stream before block `layer` (None: what the final layer reads), a part a sublayer.
+
+        Parts: `embed` (patches), `pos_embed`, and of every earlier sublayer what it adds (`1.attn_out`, `1.mlp_out`)
+        and, in a normed stream, its shift (`1.attn.shift`). `get_full_resid_decomposition` goes on to single heads.
         """
-        names, parts = zip(*self.stream_parts(layer, tokens), strict=True)
-        return torch.stack(parts), list(names)
+        parts: dict[str, torch.Tensor] = {}
+        for name, part in self.stream_parts(layer):
+            of = _sublayer_of(name)
+            parts[of] = parts[of] + part if of in parts else part
+        return _stacked(parts.items(), return_labels)
 
-    def stack_head_results(self, layer: int | None = None, tokens: Sequence[int] | None = None) -> Components:
-        """What the heads of all earlier blocks have in the stream before block `layer`: `decompose_resid` of heads."""
+    @overload
+    def get_full_resid_decomposition(
+        self, layer: int | None = ..., expand_neurons: bool = ..., return_labels: Literal[False] = ...
+    ) -> Stack: ...
+
+    @overload
+    def get_full_resid_decomposition(
+        self, layer: int | None = ..., expand_neurons: bool = ..., *, return_labels: Literal[True]
+    ) -> Labelled: ...
+
+    def get_full_resid_decomposition(
+        self, layer: int | None = None, expand_neurons: bool = True, return_labels: bool = False
+    ) -> Stack | Labelled:
+        """As `decompose_resid`, head by head (`1.0`, `cross.1.0`, `1.attn.bias`) and neuron by neuron (`mlp.1.17`).
+
+        Without `expand_neurons` an MLP is one part (`mlp.1`, bias included). Takes memory for all parts at once;
+        `stream_parts` gives one after the other.
+        """
+        return _stacked(self.stream_parts(layer, neurons=expand_neurons), return_labels)
+
+    @overload
+    def stack_head_results(
+        self, layer: int | None = ..., tokens: Sequence[int] | None = ..., return_labels: Literal[False] = ...
+    ) -> Stack: ...
+
+    @overload
+    def stack_head_results(
+        self, layer: int | None = ..., tokens: Sequence[int] | None = ..., *, return_labels: Literal[True]
+    ) -> Labelled: ...
+
+    def stack_head_results(
+        self, layer: int | None = None, tokens: Sequence[int] | None = None, return_labels: bool = False
+    ) -> Stack | Labelled:
+        """What the heads of all earlier blocks have in the stream before block `layer`, gates included. `tokens`: only
+        these. Raises `ValueError` before layer 0."""
         heads = [(name, part) for name, part in self.stream_parts(layer, tokens) if is_head(name)]
         if not heads:
             raise ValueError("No head writes before layer 0.")
-        return torch.stack([part for _, part in heads]), [name for name, _ in heads]
+        return _stacked(heads, return_labels)
 
     def stream_parts(
         self, layer: int | None = None, tokens: Sequence[int] | None = None, neurons: bool = False
     ) -> Iterator[Part]:
-        """The parts of `decompose_resid`, one after the other. `neurons`: every MLP neuron (`mlp.1.17`) and the MLP's
-        bias (`mlp.1.bias`) for themselves."""
+        """The parts of `get_full_resid_decomposition`, one after the other. `tokens`: only these. `neurons`: every MLP
+        neuron (`mlp.1.17`) and the MLP's bias (`mlp.1.bias`) for themselves."""
         model = self._model("The stream's parts")
         sites = self._sites(model.cfg.n_layers if layer is None else self._checked(layer))
         chosen = slice(None) if tokens is None else torch.as_tensor(list(tokens))
@@ -175,6 +220,21 @@ class Decomposition:
 def is_head(name: str) -> bool:
     """Whether a part is a head's: `1.0` or `cross.1.0`."""
     return name.removeprefix("cross.").replace(".", "", 1).isdigit()
+
+
+def _stacked(parts: Iterable[Part], return_labels: bool) -> Stack | Labelled:
+    names, tensors = zip(*parts, strict=True)
+    stack = torch.stack(tensors)
+    return (stack, list(names)) if return_labels else stack
+
+
+def _sublayer_of(name: str) -> str:
+    """What a part is of, once heads, neurons and biases of one sublayer are one."""
+    if name.startswith("mlp."):
+        return f"{name.split('.')[1]}.mlp_out"
+    if is_head(name):
+        return f"{name.split('.')[1]}.cross_attn_out" if name.startswith("cross.") else f"{name.split('.')[0]}.attn_out"
+    return f"{name.removesuffix('.bias')}_out" if name.endswith(".bias") else name
 
 
 def _name(site: str) -> str:
