@@ -20,6 +20,7 @@ from vdinterp.grid import TokenGrid
 from vdinterp.models import ActivationCache, AttentionPattern
 from vdinterp.plotting.attention import COLORSCALE
 from vdinterp.plotting.filmstrip import to_rgb
+from vdinterp.plotting.page import written
 
 if TYPE_CHECKING:
     from vdinterp.explorer.widget import ExplorerWidget
@@ -218,12 +219,7 @@ class AttentionExplorer:
 
         chosen_layers = _chosen("layer", layers, self.n_layers)
         page = render(self, chosen_layers, _chosen("head", heads, self.n_heads), max_bytes)
-        if path is None:
-            return page
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-        return path
+        return written(page, path)
 
 
 def _check_patterns(patterns: Mapping[str, Sequence[Any]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from vdinterp.explorer.encoding import quantised
+from vdinterp.plotting.page import offline_page
 
 if TYPE_CHECKING:
     from vdinterp.explorer.explorer import AttentionExplorer
@@ -91,23 +91,20 @@ def deflated(pattern: AttentionPattern, levels: int) -> bytes:
 
 
 def _page(explorer: AttentionExplorer, data: dict[str, Any]) -> str:
-    # A name of a pass may hold a closing script tag; in JSON the slash may as well be escaped.
-    packed = json.dumps(data).replace("</", "<\\/")
     n_frames, n_rows, n_cols = explorer.grid.shape
     layers, heads = len(data["info"]["layers"]), len(data["info"]["heads"])
     about = (
         f"{n_frames} frames of {n_rows} x {n_cols} patches, {layers} of {explorer.n_layers} layers, {heads} of "
         f"{explorer.n_heads} heads, {len(explorer.patterns)} passes"
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>Attention explorer</title>\n<style>{STYLE}{script('explorer.css')}</style>\n</head>\n<body>\n"
+    body = (
         f'<div class="page">\n<header><h1>Attention explorer</h1><p>{about} &middot; vdinterp {version("vdinterp")}'
-        '</p></header>\n<main id="explorer"></main>\n</div>\n'
-        f'<script type="application/json" id="explorer-data">{packed}</script>\n'
-        f'<script type="module">\n{script("explorer.js")}\nopenPage();\n</script>\n</body>\n</html>\n'
+        '</p></header>\n<main id="explorer"></main>\n</div>'
     )
+    return offline_page(
+        title="Attention explorer", style=STYLE + script("explorer.css"), body=body, data_id="explorer-data", data=data,
+        script=f"{script('explorer.js')}\nopenPage();\n",
+    )  # fmt: skip
 
 
 def script(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 
 from vdinterp.analysis.neurons.effects import Neuron
 from vdinterp.analysis.neurons.result import level_name
+from vdinterp.plotting.page import offline_page
 
 if TYPE_CHECKING:
     from vdinterp.analysis.neurons.result import NeuronResult
@@ -178,8 +178,6 @@ def _short(values: np.ndarray, decimals: int | None = None) -> list[Any]:
 
 
 def _page(result: NeuronResult, data: dict[str, Any]) -> str:
-    # A label may hold a closing script tag; in JSON the slash may as well be escaped.
-    packed = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     meta = result.meta
     about = [
         f"{len(data['neurons']['layer'])} of {len(result.table)} neurons of {meta.get('model', 'a model')}",
@@ -187,15 +185,12 @@ def _page(result: NeuronResult, data: dict[str, Any]) -> str:
         f"noise levels {', '.join(level_name(level) for level in result.levels)}",
         f"vdinterp {version('vdinterp')}",
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>MLP neurons</title>\n<style>{_text('browser.css')}</style>\n</head>\n<body>\n<header>\n"
-        f"<h1>MLP neurons</h1><p>{' &middot; '.join(html.escape(part) for part in about if part)}</p></header>\n"
-        '<main id="browser"></main>\n'
-        f'<script type="application/json" id="browser-data">{packed}</script>\n'
-        f'<script type="module">\n{_text("browser.js")}</script>\n</body>\n</html>\n'
-    )
+    shown = " &middot; ".join(html.escape(part) for part in about if part)
+    body = f'<header>\n<h1>MLP neurons</h1><p>{shown}</p></header>\n<main id="browser"></main>'
+    return offline_page(
+        title="MLP neurons", style=_text("browser.css"), body=body, data_id="browser-data", data=data,
+        script=_text("browser.js"),
+    )  # fmt: skip
 
 
 def _text(name: str) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from vdinterp import plotting
 from vdinterp.analysis.neurons.effects import Neuron, NeuronEffects
 from vdinterp.plotting.crops import patch_strip
+from vdinterp.plotting.page import written
 from vdinterp.results import Result, Section
 
 if TYPE_CHECKING:
@@ -228,12 +229,7 @@ class NeuronResult(Result):
 
         everyone: Any = [(layer, neuron) for layer in self.layers for neuron in range(self.activations.shape[1])]
         page = render(self, everyone if neurons is None else list(neurons), max_bytes)
-        if path is None:
-            return page
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-        return path
+        return written(page, path)
 
 
 def level_name(level: float) -> str:
