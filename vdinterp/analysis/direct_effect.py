@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vdinterp import plotting, sweep
+from vdinterp import plotting
 from vdinterp.analysis.agreement import spearman
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.noised import NoisedClips
-from vdinterp.analysis.noised_sweep import TargetError, cases_of
+from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.analysis.readout import Readout
-from vdinterp.interventions import Ablate
 from vdinterp.models import ActivationCache
 from vdinterp.results import Result
 
@@ -82,7 +81,7 @@ def direct_effect(noised: NoisedClips) -> DirectEffect:
     for level in noised.levels:
         means = noised.mean_outputs(level)
         direct = torch.cat([_direct(noised, level, clips, means) for clips in noised.batches])  # clip layer head
-        total = _total(noised, level, means)
+        total = head_effects(noised, level, means)
         one, other = bootstrap_mean(direct), bootstrap_mean(total)
         for layer, head in np.ndindex(cfg.n_layers, cfg.n_heads):
             at = (layer, head)
@@ -116,22 +115,3 @@ def _direct(noised: NoisedClips, level: float, clips: slice, means: dict[str, to
         changed = x0 + readout.linear(others[name] - parts[name])
         found[:, layer, head] = (((changed - truth).square().mean((1, 2, 3, 4)) - error) / noised.variance).cpu()
     return found
-
-
-def _total(noised: NoisedClips, level: float, means: dict[str, torch.Tensor]) -> torch.Tensor:
-    """`[clip layer head]`."""
-    cfg = noised.model.cfg
-    trials = [
-        sweep.Trial(
-            interventions=(Ablate(f"blocks.{layer}.attn.hook_z", heads=[head], mode="mean", reference=means),),
-            label={"layer": layer, "head": head},
-        )
-        for layer, head in np.ndindex(cfg.n_layers, cfg.n_heads)
-    ]
-    found = sweep.run(noised.pipe, cases_of(noised, level), trials, {"error": TargetError()}, progress=False)
-    table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
-    base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"]).set_index("at")["value"]
-    rise = torch.zeros(len(noised.clips), cfg.n_layers, cfg.n_heads, dtype=torch.float64)
-    places = tuple(torch.tensor(table[name].to_numpy()) for name in ("at", "layer", "head"))
-    rise[places] = torch.tensor((table["value"] - table["at"].map(base)).to_numpy())
-    return rise

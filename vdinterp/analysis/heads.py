@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.noised import NoisedClips
-from vdinterp.interventions import Ablate
+from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.models import AttentionPattern
 from vdinterp.results import Result, rows_of
 
@@ -122,12 +121,7 @@ def head_table(
         ]
         means = reference.mean_outputs(level)
         error = noised.x0_error(level)
-        rises = torch.stack(
-            [
-                torch.stack([noised.x0_error(level, _without(means, layer, head)) - error for head in range(n_heads)])
-                for layer in range(n_layers)
-            ]
-        )
+        rises = head_effects(noised, level, means).permute(1, 2, 0)
         effects.append(rises)
         errors.append(error)
         for layer in range(n_layers):
@@ -138,10 +132,6 @@ def head_table(
         table=pd.DataFrame(rows), effects=torch.stack(effects), error=torch.stack(errors),
         meta=noised.meta(reference=f"{len(reference.clips)} clips"),
     )  # fmt: skip
-
-
-def _without(means: Mapping[str, torch.Tensor], layer: int, head: int) -> Ablate:
-    return Ablate(f"blocks.{layer}.attn.hook_z", heads=[head], mode="mean", reference=means)
 
 
 def _row(

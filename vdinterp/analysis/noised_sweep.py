@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 
 from vdinterp.analysis.noised import NoisedClips
-from vdinterp.sweep import Case, Inputs, Moment
+from vdinterp.interventions import Ablate
+from vdinterp.sweep import Case, Inputs, Moment, Trial, run
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,24 @@ def cases_of(
         )
         for clips in noised.batches
     ]
+
+
+def head_effects(
+    noised: NoisedClips, level: float, means: Mapping[str, torch.Tensor]
+) -> Float[torch.Tensor, "clip layer head"]:
+    """Rise of the x0 error when a head's output is replaced by its mean, each head by itself. `means` by hook name."""
+    cfg = noised.model.cfg
+    trials = [
+        Trial(
+            interventions=(Ablate(f"blocks.{layer}.attn.hook_z", heads=[head], mode="mean", reference=means),),
+            label={"layer": layer, "head": head},
+        )
+        for layer, head in np.ndindex(cfg.n_layers, cfg.n_heads)
+    ]
+    found = run(noised.pipe, cases_of(noised, level), trials, {"error": TargetError()}, progress=False)
+    table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
+    base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"]).set_index("at")["value"]
+    rise = torch.zeros(len(noised.clips), cfg.n_layers, cfg.n_heads)
+    places = tuple(torch.tensor(table[name].to_numpy()) for name in ("at", "layer", "head"))
+    rise[places] = torch.tensor((table["value"] - table["at"].map(base)).to_numpy(), dtype=torch.float32)
+    return rise
