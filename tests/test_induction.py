@@ -106,6 +106,7 @@ def test_a_model_with_a_codec_and_actions() -> None:
     assert found.verdict in VERDICTS and found.verdict != "induction"
     assert "splice" in set(found.behaviour["design"])
     assert found.meta["actions"].startswith("none")
+    assert "of the lags" not in found.reason, "with three lags all clips together decide"
 
 
 def test_clips_of_the_users_own() -> None:

@@ -52,9 +52,9 @@ def _gain(repeat: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor) -> di
 class Behaviour:
     """What the gains at one noise level say.
 
-    `coverage`: by twin of the one-offs, the share of lags at which taking that away costs something (of fewer
-    than five lags: whether it does on all clips together, 0 or 1); `loops`: the share
-    of periods at which losing the repeat, and losing its order, do. `matching`, `order`: the gain over "no match" and
+    `coverage`: by twin of the one-offs, the share of lags at which taking that away costs something (`pooled`, of fewer
+    than five lags: whether it does on all clips together, 0 or 1); `loops`: the share of periods at which losing the
+    repeat, and losing its order, do. `matching`, `order`: the gain over "no match" and
     over "reversed", in units of that over "none".
     """
 
@@ -64,6 +64,13 @@ class Behaviour:
     loops: float
     matching: float
     order: float
+    pooled: bool
+
+    def at(self, twin: str) -> str:
+        """Where taking a twin's thing away costs something, in words."""
+        if self.pooled:
+            return "over all lags together" if self.coverage[twin] else "not over all lags together"
+        return f"at {100 * self.coverage[twin]:.0f} % of the lags"
 
     @property
     def is_induction(self) -> bool:
@@ -96,12 +103,8 @@ def behaviours(table: pd.DataFrame) -> list[Behaviour]:
         one_off = rows_of(table, design="one-off", level=level)
         total = {row.twin: row.gain for row in one_off[one_off["lag"] == 0].itertuples()}
         lags = one_off[one_off["lag"] > 0]
-        # with few lags the share of them jumps; there all clips together decide
-        per_lag = (
-            (lags if lags["lag"].nunique() >= MANY_LAGS else one_off[one_off["lag"] == 0])
-            .groupby("twin")["found"]
-            .mean()
-        )
+        pooled = lags["lag"].nunique() < MANY_LAGS  # the share of few lags jumps; there all clips together decide
+        per_lag = (one_off[one_off["lag"] == 0] if pooled else lags).groupby("twin")["found"].mean()
         loops = rows_of(table, design="loop", level=level)
         periods = loops[loops["lag"] > 0].groupby("lag")["found"].all()  # over both twins
         unit = max(total["none"], 1e-9)
@@ -113,6 +116,7 @@ def behaviours(table: pd.DataFrame) -> list[Behaviour]:
                 loops=float(periods.mean()),
                 matching=total["no match"] / unit,
                 order=total["reversed"] / unit,
+                pooled=pooled,
             )
         )
     return found

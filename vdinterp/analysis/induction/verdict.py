@@ -72,21 +72,21 @@ def from_behaviour(
         if one.is_duplicate and one.level in looks:
             return (
                 "duplicate matching", one.level,
-                f"what came back helps at {_share(one.coverage['no content'])} of the lags, whatever preceded it, and "
+                f"what came back helps {one.at('no content')}, whatever preceded it, and "
                 "heads look at it: the noisy frame itself is matched",
             )  # fmt: skip
         if one.is_periodic:
             return (
                 "period detector", one.level,
-                f"loops are foretold at {_share(one.loops)} of the periods, pairs that came once at only "
-                f"{_share(one.coverage['no match'])} of the lags",
+                f"loops are foretold at {_share(one.loops)} of the periods, pairs that came once are foretold "
+                f"{one.at('no match')}",
             )  # fmt: skip
     for one in found:
         if one.is_positional and one.level in positional:
             return (
                 "position copying", one.level,
-                f"there is a gain at {_share(one.coverage['no content'])} of the lags and {_share(one.loops)} of the "
-                "periods, those at which a head that looks at one place in time finds the answer there",
+                f"there is a gain {one.at('no content')} and at {_share(one.loops)} of the periods, "
+                "those at which a head that looks at one place in time finds the answer there",
             )  # fmt: skip
     if any(one.is_duplicate for one in found):
         return "inconclusive", found[0].level, "what came back helps by being there, but no head looks at it"
