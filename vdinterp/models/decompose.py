@@ -125,7 +125,7 @@ class Decomposition(Mapping[Any, Any]):
         chosen = slice(None) if tokens is None else torch.as_tensor(list(tokens))
         first = self["hook_patch_embed"]
         yield "embed", self._carried(first[:, chosen], 0, sites, chosen)
-        if model.cfg.abs_pos is not None:
+        if model.cfg.abs_pos == "learned_spatial":
             position = self["hook_pos_embed"].expand_as(first)
             yield "pos_embed", self._carried(position[:, chosen], 0, sites, chosen)
         for index, site in enumerate(sites):

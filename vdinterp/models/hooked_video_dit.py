@@ -132,7 +132,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def _embed(self, latents: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
         """The stream before the first block."""
         x = self.hook_patch_embed(self.patch_embed(latents))
-        if self.cfg.abs_pos is not None:
+        if self.cfg.abs_pos == "learned_spatial":
             position = self.pos_embed.repeat(grid.n_frames, 1).expand(len(latents), -1, -1)
             x = x + self.hook_pos_embed(position)
         return x
@@ -298,15 +298,14 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
     @classmethod
     def from_state_dict(
-        cls, family: str, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]
+        cls, family: str, config: Mapping[str, Any] | str, state_dict: Mapping[str, torch.Tensor]
     ) -> HookedVideoDiT:
-        """Convert reference weights. Every key is consumed, or `ValueError` names those that are not.
+        """Convert reference weights. Every key is consumed, or `ValueError` names those that are not, and those that
+        hold no weights (NaN, integers).
 
-        `family`: "dfot" or "oasis"; `config`: the reference's own settings (see `vdinterp.models.loading`).
+        `family`: "dfot" or "oasis"; `config`: the reference's own settings (see `vdinterp.models.loading`), or the name
+        of a published one ("K600", "MCRAFT", "OASIS_500M").
         """
-        from vdinterp.models.loading import convert
+        from vdinterp.models.loading import assemble, convert
 
-        cfg, weights = convert(family, config, state_dict)
-        model = cls(cfg)
-        model.load_state_dict(weights)
-        return model.eval()
+        return assemble(*convert(family, config, state_dict))
