@@ -144,6 +144,7 @@ def test_hub_names_without_a_network(monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
+    monkeypatch.setattr("vdinterp.pipeline.hub.reachable", lambda url: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(FileNotFoundError, match=r"somebody/model/model.json could not be fetched.*Without a network"):
         load("somebody/model")
@@ -152,10 +153,12 @@ def test_hub_names_without_a_network(monkeypatch, error):
 def test_hub_names_with_a_network(folder, monkeypatch):
     asked = []
 
-    def download(name, file):
+    def download(name, file, local_files_only):
         asked.append((name, file))
+        assert not local_files_only
         return str(folder / file)
 
+    monkeypatch.setattr("vdinterp.pipeline.hub.reachable", lambda url: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     pipe = load("somebody/model", checkpoint=300)
     assert pipe.meta["name"] == "somebody/model"

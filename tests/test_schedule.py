@@ -190,8 +190,8 @@ def test_config_round_trip():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"objective": "score"}, "unknown objective 'score'"),
-        ({"schedule": "cos"}, "unknown schedule 'cos'"),
+        ({"objective": "score"}, "objective is 'score'; choose one of"),
+        ({"schedule": "cos"}, "schedule is 'cos'; choose one of"),
         ({"n_levels": 1}, "n_levels"),
         ({"clip": 0.0}, "clip"),
         ({"shift": float("nan")}, "shift"),

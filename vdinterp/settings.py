@@ -16,7 +16,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_NAMES = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", Mapping: "a dictionary"}
+_NAMES = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "True or False",
+    str: "a text",
+    Mapping: "a dictionary",
+}
 _PLURALS = {int: "whole numbers", float: "finite numbers"}
 
 
@@ -50,7 +56,8 @@ def build(kind: type[Any], data: Any) -> Any:
     required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
     _complain(kind.__name__, "unknown", data.keys() - known.keys(), f"; there are {', '.join(known)}")
     _complain(kind.__name__, "missing", required - data.keys())
-    return kind(**data)
+    hints = _hints(kind)
+    return kind(**{name: _field(value, hints[name], f"{kind.__name__}.{name}") for name, value in data.items()})
 
 
 def pick(data: Any, what: str, hints: Mapping[str, Any], **optional: Any) -> dict[str, Any]:
@@ -63,6 +70,10 @@ def pick(data: Any, what: str, hints: Mapping[str, Any], **optional: Any) -> dic
     _complain(what, "missing", hints.keys() - data.keys(), f"; it needs {', '.join(hints)}")
     wanted = {**hints, **{name: hint for name, hint in optional.items() if name in data}}
     return {name: _field(data[name], hint, f"{what}: {name}") for name, hint in wanted.items()}
+
+
+class _Unfit(Exception):
+    """A value is none of the type wanted."""
 
 
 @cache
@@ -79,7 +90,7 @@ def _complain(owner: str, what: str, names: set[Any], hint: str = "") -> None:
 def _field(value: Any, hint: Any, name: str) -> Any:
     try:
         return _fitted(value, hint)
-    except TypeError:
+    except _Unfit:
         wanted = _words(hint)
         raise ValueError(
             f"{name} is {reprlib.repr(value)}; "
@@ -88,15 +99,15 @@ def _field(value: Any, hint: Any, name: str) -> Any:
 
 
 def _fitted(value: Any, hint: Any) -> Any:
-    """`value` as a field annotated `hint` keeps it. Raises `TypeError` where it does not fit."""
+    """`value` as a field annotated `hint` keeps it. Raises `_Unfit` where it does not fit."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         for option in args:
             try:
                 return _fitted(value, option)
-            except TypeError:
+            except _Unfit:
                 continue
-        raise TypeError
+        raise _Unfit
     if origin is tuple and isinstance(value, list | tuple):
         each = [args[0]] * len(value) if args[1:] == (...,) else args
         if len(each) == len(value):
@@ -106,7 +117,7 @@ def _fitted(value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         return build(hint, value)
     if not _is(value, hint):
-        raise TypeError
+        raise _Unfit
     return value
 
 

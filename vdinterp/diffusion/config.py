@@ -68,6 +68,11 @@ class DiffusionConfig:
         """`vp`: signal^2 + sigma^2 = 1. `flow`: signal + sigma = 1."""
         return "flow" if self.schedule == "flow" else "vp"
 
+    @property
+    def told_k(self) -> bool:
+        """Whether the network is told `k` itself, a whole number; otherwise a log-SNR or a scaled sigma."""
+        return self.path == "vp" and self.precond_scale is None
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able dictionary; `from_dict` inverts it."""
         return dataclasses.asdict(self)

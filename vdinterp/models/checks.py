@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +26,8 @@ def check_inputs(
     """Raise `ValueError` when a shape or a dtype does not fit the model."""
     cfg = model.cfg
     wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
+    if not isinstance(latents, torch.Tensor):
+        raise ValueError(f"latents are {type(latents).__name__}: {cfg.model_name} takes a tensor {wanted}")
     if latents.ndim != 5 or latents.shape[2:] != (cfg.in_channels, cfg.height, cfg.width):
         raise ValueError(f"latents {list(latents.shape)} do not fit {cfg.model_name}: it takes {wanted}.")
     if not 1 <= latents.shape[1] <= cfg.n_frames:
@@ -42,6 +45,7 @@ def check_inputs(
         raise ValueError(
             f"noise_levels {list(noise_levels.shape)}: one level per frame is needed, [{batch}, {frames}]."
         )
+    check_timesteps(model, noise_levels)
     if cond is not None and not cfg.d_action:
         raise ValueError(f"{cfg.model_name} takes no actions; leave cond out.")
     if cond is not None and cond.shape != (batch, frames, cfg.d_action):
@@ -54,6 +58,33 @@ def check_inputs(
     if needs_text and (text is None or text.ndim != 3 or (len(text), text.shape[-1]) != (batch, cfg.d_text)):
         given = None if text is None else list(text.shape)
         raise ValueError(f"text {given}: {cfg.model_name} needs text embeddings [{batch}, tokens, {cfg.d_text}].")
+
+
+def check_timesteps(model: HookedVideoDiT, given: Any, name: str = "noise_levels") -> None:
+    """Raise `ValueError` unless a network can have been trained to be told these: real, finite numbers, and where it
+    is known to have K whole levels (`model.n_levels`) whole ones from -1 (clean) to K - 1.
+
+    `given`: a tensor or a number. Values cannot be looked at inside compiled code or a captured CUDA graph.
+    """
+    levels = given.detach() if isinstance(given, torch.Tensor) else torch.as_tensor(given)
+    if levels.dtype == torch.bool or levels.is_complex():
+        raise ValueError(f"{name} are {levels.dtype}: numbers are needed, as {model.cfg.model_name} was trained on")
+    unseen = torch.compiler.is_compiling() or levels.device.type == "meta" or not levels.numel()
+    if unseen or (levels.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    values = levels.float()
+    low, high = (float(end) for end in torch.aminmax(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} hold NaN or infinity: {model.cfg.model_name} takes finite noise levels")
+    n_levels = model.n_levels
+    if n_levels is None or (low >= -1 and high < n_levels and bool((values == values.round()).all())):
+        return
+    takes = f"{model.cfg.model_name} takes whole levels k, -1 (clean) to {n_levels - 1}"
+    if low >= 0 and high <= 1:
+        share = float(values[values != values.round()].max())
+        raise ValueError(f"{name} hold shares such as {share:.3g}: {takes}; give k = {round(share * n_levels) - 1}")
+    other = values[(values < -1) | (values >= n_levels) | (values != values.round())]
+    raise ValueError(f"{name} hold {float(other[0]):.6g}: {takes}")
 
 
 def check_resume(

@@ -17,7 +17,7 @@ from torch import nn
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
-from vdinterp.models.checks import check_inputs, check_resume
+from vdinterp.models.checks import check_inputs, check_resume, check_timesteps
 from vdinterp.models.components import (
     ActionEmbed,
     Block,
@@ -45,6 +45,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     `describe_hooks()` lists the activations; `run_with_cache`, `run_with_hooks`, `hooks`, `intervene` and `record`
     read and change them.
     """
+
+    n_levels: int | None = None
+    """K, for a network trained on whole levels 0..K-1, which then refuses others; a `VideoDiffusion` around it says so.
+    None: not known, or trained on continuous ones."""
 
     def __init__(self, cfg: VideoDiTConfig) -> None:
         super().__init__()
@@ -145,6 +149,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def _uncompiled(self, *inputs: Any) -> torch.Tensor:
         warnings.warn("Hooks are set: this call runs uncompiled, so that they fire.", stacklevel=2)
         return self._forward(*inputs)
+
+    def check_noise_levels(self, given: Any, name: str = "noise_levels") -> None:
+        """Raise `ValueError` unless the network can have been trained to be told these levels, a tensor or a number."""
+        check_timesteps(self, given, name)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -81,8 +81,8 @@ def _averaged(content: dict[str, Any], state: dict[str, torch.Tensor], path: Pat
     shapes = [list(getattr(tensor, "shape", ())) for tensor in average] if isinstance(average, list | tuple) else []
     if shapes != [list(state[key].shape) for key in names]:
         raise ValueError(
-            f"{path} holds averaged weights (optimizer_states[0]['ema'], {len(shapes)} tensors) that do not line up with "
-            f"its {len(names)} parameters, so which belongs where is not known; save the weights you mean as safetensors"
+            f"{path} holds averaged weights (optimizer_states[0]['ema'], {len(shapes)} tensors) that do not line up "
+            f"with its {len(names)} parameters, so which belongs where is not known; save those you mean as safetensors"
         )
     logger.info("%s: the averaged weights (EMA) are taken, not the raw ones of the last training step", path.name)
     return {**state, **dict(zip(names, average, strict=True))}
