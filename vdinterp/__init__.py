@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         TransferAttention,
     )
     from vdinterp.models import ActivationCache, HookedVideoDiT, VideoDiTConfig
-    from vdinterp.pipeline import VideoDiffusion, list_checkpoints, list_models, load
+    from vdinterp.pipeline import VideoDiffusion, list_checkpoints, list_families, list_models, load
     from vdinterp.results import Result
 
 _HOME = {
@@ -104,6 +104,7 @@ _HOME = {
     "VideoDiTConfig": "models",
     "VideoDiffusion": "pipeline",
     "list_checkpoints": "pipeline",
+    "list_families": "pipeline",
     "list_models": "pipeline",
     "load": "pipeline",
     "Result": "results",
@@ -168,6 +169,7 @@ __all__ = [
     "interventions",
     "lens",
     "list_checkpoints",
+    "list_families",
     "list_models",
     "load",
     "models",

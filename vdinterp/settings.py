@@ -141,5 +141,5 @@ def _words(hint: Any) -> str:
         several = _PLURALS.get(args[0], f"{getattr(args[0], '__name__', args[0])}s")
         return f"a list of {several}" if args[1:] == (...,) else f"{len(args)} {several}"
     if origin is dict:
-        return f"a dictionary of {args[1].__name__}s by name"
+        return "a dictionary" + (f" of {args[1].__name__}s by name" if isinstance(args[1], type) else "")
     return _NAMES.get(hint, f"a {getattr(hint, '__name__', hint)}")

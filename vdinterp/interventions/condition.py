@@ -35,6 +35,7 @@ class SetNoiseLevel(Intervention):
             raise ValueError(f"level {list(self.level.shape)}: give finite levels, one or [frame] or [batch frame].")
 
     def hooks(self, model: Any) -> list[HookPair]:
+        model.check_noise_levels(self.level, "level")
         if isinstance(self.level, torch.Tensor) and self.level.ndim:
             check_frames("level", self.level.shape[-1], model)
 

@@ -171,22 +171,21 @@ def _read_vae(path: Path, config: Any, *, fetch: bool) -> VAE | None:
         if not fetch:
             raise ValueError(
                 f"{path.name} takes its VAE from {config['pretrained']!r} on the Hugging Face hub, and loading a "
-                f"folder does not go to the network: load({path.name!r}, vae='hub') fetches it, and vae= takes one of yours, "
-                "such as vdinterp.vae.DiffusersVAE(module)"
+                f"folder does not go to the network: load({path.name!r}, vae='hub') fetches it, and vae= takes one of "
+                "yours, such as vdinterp.vae.DiffusersVAE(module)"
             )
         return build(config)
     with torch.device("meta"):
-        module = vae_module(build(config))
-        wanted = {} if module is None else {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-        kinds = {} if module is None else {key: tensor.dtype for key, tensor in module.state_dict().items()}
-    if module is None and given:
+        outline = vae_module(build(config))
+    if outline is None and given:
         raise ValueError(f"{path} has VAE weights, but its VAE {config} takes none")
-    _check_fit(wanted, given, what)
+    state = {} if outline is None else outline.state_dict()
+    _check_fit({key: tuple(tensor.shape) for key, tensor in state.items()}, given, what)
     vae = build(config)
     if (module := vae_module(vae)) is not None:
         tensors = _part(_read_tensors(path / WEIGHTS, "vae."), "vae.")
-        counters = {key for key, kind in kinds.items() if not kind.is_floating_point}  # of batches seen
-        check_weights({key: tensor for key, tensor in tensors.items() if key not in counters}, what)
+        weights = {key: tensor for key, tensor in tensors.items() if state[key].is_floating_point()}
+        check_weights(weights, what)  # the rest counts batches
         check_filled(tensors, what)
         module.load_state_dict(tensors)
         module.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 
 from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
 from vdinterp.interventions import Intervention
@@ -137,7 +137,7 @@ class VideoDiffusion:
     def add_noise(
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Int[torch.Tensor, "batch frame"],
+        noise_levels: Integer[torch.Tensor, "batch frame"],
         noise: Float[torch.Tensor, "batch frame channel height width"],
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Diffuse every frame to its own integer level; frames at -1 stay bitwise the same."""
@@ -148,7 +148,7 @@ class VideoDiffusion:
     def denoise(
         self,
         noisy: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Int[torch.Tensor, "batch frame"],
+        noise_levels: Integer[torch.Tensor, "batch frame"],
         cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
         cond_mask: Bool[torch.Tensor, "batch"] | None = None,
         **resume: Any,
