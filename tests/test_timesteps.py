@@ -69,7 +69,7 @@ def test_networks_that_are_told_something_else_take_it():
 
 def test_the_range_is_the_pipelines():
     pipe = vd.VideoDiffusion(tiny_model("3d"), None, vd.DiffusionConfig(n_levels=100))
-    with pytest.raises(ValueError, match="hold 100: tiny-3d takes whole levels k, -1 .clean. to 99"):
+    with pytest.raises(ValueError, match=r"hold 100: tiny-3d takes whole levels k, -1 .clean. to 99"):
         pipe.model(LATENTS, torch.full((2, 3), 100))
     assert vd.modulation_atlas(pipe.model).levels[-1] == 99
 

@@ -116,7 +116,7 @@ def test_other_rotary_frequencies_are_refused_in_every_precision(dtype):
 
 def test_weights_that_were_never_written(folder, stored, caplog):
     edit_weights(folder, lambda key, value: torch.zeros_like(value))
-    with pytest.raises(ValueError, match="every weight matrix of the model in .* is zero"):
+    with pytest.raises(ValueError, match=r"every weight matrix of the model in .* is zero"):
         vd.load(folder)
     config, weights, _ = golden("dfot_golden")
     with pytest.raises(ValueError, match="every weight matrix of the checkpoint for dfot is zero"):
@@ -285,7 +285,7 @@ def offline(monkeypatch):
 def test_a_folder_never_fetches_its_vae_by_itself(folder, offline, monkeypatch):
     named = {"kind": "diffusers", "class": "AutoencoderKL", "pretrained": "somebody/vae", "options": {}}
     edit_settings(folder, vae=named)
-    with pytest.raises(ValueError, match="takes its VAE from 'somebody/vae' .* vae='hub'"):
+    with pytest.raises(ValueError, match=r"takes its VAE from 'somebody/vae' .* vae='hub'"):
         vd.load(folder)
     assert isinstance(vd.load(folder, vae=IdentityVAE(2)).vae, IdentityVAE)
     asked = []
@@ -298,7 +298,7 @@ def test_a_folder_never_fetches_its_vae_by_itself(folder, offline, monkeypatch):
         edit_settings(folder, vae={**named, "options": options})
         with pytest.raises(ValueError, match="options"):
             vd.load(folder, vae="hub")
-    with pytest.raises(ValueError, match="options are subfolder, .*; not proxies"):
+    with pytest.raises(ValueError, match=r"options are subfolder, .*; not proxies"):
         vd.vae.build({**named, "options": {"proxies": "http://evil"}})
     assert len(asked) == 1
 
@@ -323,11 +323,24 @@ def test_without_a_network_a_hub_name_fails_at_once(monkeypatch, caplog):
     monkeypatch.setattr("vdinterp.pipeline.hub.PATIENCE", 0.1)
     monkeypatch.setattr("socket.create_connection", unanswered)
     began = time.monotonic()
-    with pytest.raises(FileNotFoundError, match="somebody/model/model.json could not be fetched .* no network and no"):
+    with pytest.raises(
+        FileNotFoundError, match=r"somebody/model/model.json could not be fetched .*no network, and no copy"
+    ):
         vd.load("somebody/model")
     assert time.monotonic() - began < 20
     over.set()
     assert "somebody/model is nothing on this disk: no network" in caplog.text
+
+
+def test_copies_from_earlier_do_without_a_network(monkeypatch, tmp_path, stored):
+    monkeypatch.setattr("vdinterp.pipeline.hub.reachable", lambda url: False)
+    repository = tmp_path / "models--somebody--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / ("0" * 40)).symlink_to(stored)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert vd.load("somebody/model").meta["name"] == "somebody/model"
 
 
 # Folders and models of other libraries
@@ -340,10 +353,10 @@ def test_folders_of_diffusers_say_of_which_class(tmp_path):
         with pytest.raises(ValueError, match="a diffusers folder of class LatteTransformer3DModel: no converter yet"):
             vd.load(tmp_path / "latte", **given)
     (tmp_path / "latte" / "model_index.json").write_text('{"_class_name": "LattePipeline"}')
-    with pytest.raises(ValueError, match="class LattePipeline: no converter yet; .* dfot .*K600, MCRAFT"):
+    with pytest.raises(ValueError, match=r"class LattePipeline: no converter yet; .* dfot .*K600, MCRAFT"):
         vd.load(tmp_path / "latte")
     (tmp_path / "raw").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no model.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model.json"):
         vd.load(tmp_path / "raw")
     (tmp_path / "raw" / "dfot.ckpt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"the checkpoint file dfot.ckpt: load that by its own path"):
@@ -353,7 +366,7 @@ def test_folders_of_diffusers_say_of_which_class(tmp_path):
 def test_published_configurations_by_name(tmp_path):
     _, weights, _ = golden("dfot_golden")
     save_file(weights, tmp_path / "k600.safetensors")
-    with pytest.raises(ValueError, match="is missing dit_base.blocks.10"):
+    with pytest.raises(ValueError, match=r"is missing dit_base.blocks.10"):
         vd.load(tmp_path / "k600.safetensors", family="dfot", config="K600")
     with pytest.raises(FileNotFoundError, match=r"no configuration file K601; published .* \['K600', 'MCRAFT'\]"):
         vd.load(tmp_path / "k600.safetensors", family="dfot", config="K601")
@@ -397,7 +410,7 @@ def test_a_spoilt_video_is_named():
     with pytest.raises(ValueError, match="got NaN, first in clip 1, frame 2"):
         pipe.encode(video)
     video[1, 2, 0, 3, 3] = torch.inf
-    with pytest.raises(ValueError, match="got values in .*inf"):
+    with pytest.raises(ValueError, match=r"got values in .*inf"):
         pipe.encode(video)
 
 

@@ -21,23 +21,42 @@ def download(name: str, files: Sequence[str]) -> list[Path]:
     Raises:
         FileNotFoundError: no network and no copy, no such repository, or no such file.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants
 
     online = not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
     what = f"asking {constants.ENDPOINT} for it" if online else "no network, so a copy from earlier is looked for"
     logger.warning("%s is nothing on this disk: %s", name, what)
-    found = []
-    for file in files:
-        try:
-            found.append(Path(hf_hub_download(name, file, local_files_only=not online)))
-        except (OSError, ValueError) as error:  # offline, no such repository or file, no possible name
-            reason = str(error).strip().splitlines()[0] if online and str(error).strip() else "no network and no copy"
-            raise FileNotFoundError(
-                f"{name}/{file} could not be fetched from the Hugging Face hub ({type(error).__name__}: {reason}). "
-                f"{name!r} is no local path either. Without a network these work: the bundled models "
-                "(vdinterp.list_models()), or a downloaded folder or file"
-            ) from error
-    return found
+    return [_fetched(name, file) if online else _kept(name, file) for file in files]
+
+
+def _fetched(name: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (OSError, ValueError) as error:  # the network went away, no such repository or file, no possible name
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no answer"
+        raise _missing(name, file, f"{type(error).__name__}: {reason}") from error
+
+
+def _kept(name: str, file: str) -> Path:
+    """From the cache without the hub's client, which asks the network for its own ends."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, file)
+    except ValueError as error:
+        raise _missing(name, file, str(error)) from error
+    if not isinstance(found, str):
+        raise _missing(name, file, "no network, and no copy from earlier")
+    return Path(found)
+
+
+def _missing(name: str, file: str, reason: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{name}/{file} could not be fetched from the Hugging Face hub ({reason}). {name!r} is no local path either. "
+        "Without a network these work: the bundled models (vdinterp.list_models()), or a downloaded folder or file"
+    )
 
 
 def reachable(url: str) -> bool:
