@@ -69,6 +69,8 @@ def test_counts_are_whole_numbers_within_reason(name, value):
         (lambda: DiffusionConfig.from_dict({"clip": NAN}), "clip is nan"),
         (lambda: DiffusionConfig.from_dict({"precond_scale": [1]}), "precond_scale is .*; a finite number or None"),
         (lambda: DiffusionConfig.from_dict({"zero_terminal_snr": 0}), "zero_terminal_snr"),
+        (lambda: DiffusionConfig.from_dict({"shift": 1e308}), "shift must be a positive number, at most"),
+        (lambda: LatentStats.from_dict(None), "LatentStats is None; a dictionary"),  # type: ignore[arg-type]
         (lambda: LatentStats.from_dict({"mean": "12", "std": "12"}), "mean is '12'"),
         (lambda: LatentStats.from_dict({"mean": [0]}), "missing std"),
         (lambda: LatentStats((NAN,), (1.0,)), "mean is"),
@@ -79,6 +81,7 @@ def test_counts_are_whole_numbers_within_reason(name, value):
         (lambda: with_backbone(num_heads=0), "hidden_size 64 does not divide into num_heads 0"),
         (lambda: with_backbone(num_heads=3), "does not divide"),
         (lambda: with_backbone(mlp_ratio=NAN), "mlp_ratio is nan"),
+        (lambda: with_backbone(mlp_ratio=1e308), "mlp_ratio is 1e.308"),
         (lambda: with_backbone(use_fourier_noise_embedding="yes"), "use_fourier_noise_embedding is 'yes'"),
         (lambda: convert_config("dfot", {**dfot.K600, "backbone": [1]}), "backbone is .* dictionary"),
         (lambda: convert_config("dfot", {**dfot.K600, "max_tokens": None}), "max_tokens is None"),

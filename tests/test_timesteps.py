@@ -16,12 +16,12 @@ LATENTS = inputs(MODEL)["latents"]
 @pytest.mark.parametrize(
     ("level", "says"),
     [
-        (0.9, "hold shares such as 0.9: tiny-3d takes whole levels k, -1 .clean. to 999; give k = 899"),
+        (0.9, "0.9 is a share of noise; tiny-3d takes whole levels k, -1 .clean. to 999: give k = 899"),
         (0.3, "give k = 299"),
-        (900.5, "hold 900.5: tiny-3d takes whole levels k"),
-        (1000, "hold 1000"),
-        (1e9, "hold 1e.09"),
-        (-2, "hold -2"),
+        (900.5, "got 900.5; tiny-3d takes whole levels k"),
+        (1000, "got 1000"),
+        (1e9, "got 1e.09"),
+        (-2, "got -2"),
         (float("nan"), "NaN or infinity"),
         (float("inf"), "NaN or infinity"),
         (True, "torch.bool"),
@@ -69,7 +69,7 @@ def test_networks_that_are_told_something_else_take_it():
 
 def test_the_range_is_the_pipelines():
     pipe = vd.VideoDiffusion(tiny_model("3d"), None, vd.DiffusionConfig(n_levels=100))
-    with pytest.raises(ValueError, match=r"hold 100: tiny-3d takes whole levels k, -1 .clean. to 99"):
+    with pytest.raises(ValueError, match=r"got 100; tiny-3d takes whole levels k, -1 .clean. to 99"):
         pipe.model(LATENTS, torch.full((2, 3), 100))
     assert vd.modulation_atlas(pipe.model).levels[-1] == 99
 

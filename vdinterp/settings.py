@@ -7,8 +7,8 @@ anything is done with it.
 from __future__ import annotations
 
 import json
-import math
 import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -37,8 +37,9 @@ def read_json(path: Path) -> Any:
 def check_fields(instance: Any) -> None:
     """Fit every field of a dataclass to its annotation; called from `__post_init__`.
 
-    Lists become tuples and dictionaries the dataclasses they describe, where those are wanted. Raises `ValueError`
-    naming the field, what it is given and what is wanted. NaN and infinity are no numbers here, True is no 1.
+    Lists become tuples, whole numbers floats and dictionaries the dataclasses they describe, where those are wanted.
+    Raises `ValueError` naming the field, what it is given and what is wanted. NaN and infinity are no numbers here,
+    True is no 1.
     """
     kind = type(instance)
     for name, hint in _hints(kind).items():
@@ -118,7 +119,7 @@ def _fitted(value: Any, hint: Any) -> Any:
         return build(hint, value)
     if not _is(value, hint):
         raise _Unfit
-    return value
+    return float(value) if hint is float else value
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -127,7 +128,7 @@ def _is(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
-        return isinstance(value, int | float) and -math.inf < value < math.inf
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(hint, type) and isinstance(value, hint)
 
 

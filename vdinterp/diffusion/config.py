@@ -13,7 +13,7 @@ Schedule = Literal["cosine", "cosine_simple_diffusion", "linear", "sigmoid", "fl
 
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
-MOST_LEVELS = 1_000_000
+MOST = 1_000_000  # levels, and of every factor: beyond it float32 holds nothing of a schedule
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 2 <= self.n_levels <= MOST_LEVELS:
-            raise ValueError(f"n_levels must be an integer of at least 2, at most {MOST_LEVELS}, got {self.n_levels!r}")
+        if not 2 <= self.n_levels <= MOST:
+            raise ValueError(f"n_levels must be an integer of at least 2, at most {MOST}, got {self.n_levels!r}")
         for name in ("clip", "shift", "precond_scale"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
+            if value is not None and not 0 < value <= MOST:
+                raise ValueError(f"{name} must be a positive number, at most {MOST}, got {value!r}")
         if self.zero_terminal_snr and self.schedule != "linear":
             raise ValueError(f"zero_terminal_snr rescales the 'linear' schedule only, not {self.schedule!r}")
         ends_without_signal = self.schedule in ("cosine", "flow") or self.zero_terminal_snr

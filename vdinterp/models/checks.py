@@ -68,23 +68,23 @@ def check_timesteps(model: HookedVideoDiT, given: Any, name: str = "noise_levels
     """
     levels = given.detach() if isinstance(given, torch.Tensor) else torch.as_tensor(given)
     if levels.dtype == torch.bool or levels.is_complex():
-        raise ValueError(f"{name} are {levels.dtype}: numbers are needed, as {model.cfg.model_name} was trained on")
+        raise ValueError(f"{name}: {levels.dtype} are no noise levels; {model.cfg.model_name} takes real numbers")
     unseen = torch.compiler.is_compiling() or levels.device.type == "meta" or not levels.numel()
     if unseen or (levels.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     values = levels.float()
     low, high = (float(end) for end in torch.aminmax(values))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name} hold NaN or infinity: {model.cfg.model_name} takes finite noise levels")
+        raise ValueError(f"{name}: NaN or infinity among them; {model.cfg.model_name} takes finite numbers")
     n_levels = model.n_levels
     if n_levels is None or (low >= -1 and high < n_levels and bool((values == values.round()).all())):
         return
     takes = f"{model.cfg.model_name} takes whole levels k, -1 (clean) to {n_levels - 1}"
     if low >= 0 and high <= 1:
         share = float(values[values != values.round()].max())
-        raise ValueError(f"{name} hold shares such as {share:.3g}: {takes}; give k = {round(share * n_levels) - 1}")
+        raise ValueError(f"{name}: {share:.3g} is a share of noise; {takes}: give k = {round(share * n_levels) - 1}")
     other = values[(values < -1) | (values >= n_levels) | (values != values.round())]
-    raise ValueError(f"{name} hold {float(other[0]):.6g}: {takes}")
+    raise ValueError(f"{name}: got {float(other[0]):.6g}; {takes}")
 
 
 def check_resume(

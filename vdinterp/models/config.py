@@ -194,7 +194,7 @@ class VideoDiTConfig:
                 "%s sees no positions along its %s: permuting them permutes the prediction. rope={'3d': Rope(...)} or "
                 "abs_pos='learned_spatial' gives it some; abs_pos='none' says that this is meant",
                 self.model_name,
-                " and ".join(blind),
+                ", ".join(blind),
             )
 
     @property

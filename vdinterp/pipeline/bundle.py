@@ -171,7 +171,7 @@ def _read_vae(path: Path, config: Any, *, fetch: bool) -> VAE | None:
         if not fetch:
             raise ValueError(
                 f"{path.name} takes its VAE from {config['pretrained']!r} on the Hugging Face hub, and loading a "
-                f"folder does not go to the network: load({path.name!r}, vae='hub') fetches it, and vae= takes one of "
+                f"folder does not go to the network: load({str(path)!r}, vae='hub') fetches it, and vae= takes one of "
                 "yours, such as vdinterp.vae.DiffusersVAE(module)"
             )
         return build(config)

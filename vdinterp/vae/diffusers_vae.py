@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from vdinterp.vae.protocol import check_frames, evaluating
+from vdinterp.vae.protocol import MOST, check_frames, evaluating
 
 HUB_OPTIONS = ("subfolder", "revision", "variant", "use_safetensors")  # what may stand in a file about a download
-MOST, MOST_LAYERS = 65_536, 100  # of anything counted in a configuration, and of layers a block
+MOST_LAYERS = 100  # of a block
 
 
 class DiffusersVAE:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+MOST = 65_536  # of anything that an autoencoder's configuration counts
+
 
 @runtime_checkable
 class VAE(Protocol):

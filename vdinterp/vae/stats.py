@@ -28,8 +28,6 @@ class LatentStats:
             if isinstance(value, int | float):  # one for all channels
                 object.__setattr__(self, name, (value,))
         check_fields(self)
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"one mean and one std a channel, got {len(self.mean)} and {len(self.std)}")
         if min(self.std) <= 0:
@@ -65,7 +63,8 @@ class LatentStats:
     def from_dict(cls, data: dict[str, Any]) -> LatentStats:
         """Inverse of `to_dict`. Raises `ValueError` on a field that is unknown, missing or of another type."""
         kind = tuple[float, ...]
-        return build(cls, {**data, **pick(data, "LatentStats", {"mean": kind, "std": kind})})
+        pick(data, "LatentStats", {"mean": kind, "std": kind})  # no defaults here: a file says both
+        return build(cls, data)
 
     def _like(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if latents.ndim != 5:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn
 
-from vdinterp.vae.protocol import check_frames
+from vdinterp.vae.protocol import MOST, check_frames
 
 
 class TinyConvCodec(nn.Module):
@@ -34,9 +34,11 @@ class TinyConvCodec(nn.Module):
         noise: float = 0.2,
     ) -> None:
         super().__init__()
-        if min(in_channels, latent_channels, *widths) < 1 or len(widths) != 3:
+        sizes = (in_channels, latent_channels, *widths)
+        if not 1 <= min(sizes) <= max(sizes) <= MOST or len(widths) != 3:
             raise ValueError(
-                f"need positive channels and three widths, got {in_channels=} {latent_channels=} {widths=}"
+                f"need positive channels and three widths, at most {MOST}, got {in_channels=} {latent_channels=} "
+                f"{widths=}"
             )
         if noise < 0:
             raise ValueError(f"noise is a standard deviation, got {noise}")

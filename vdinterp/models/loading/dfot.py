@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vdinterp.models.config import Rope, VideoDiTConfig
-from vdinterp.models.loading.keys import KeyTable, head_width, linear
+from vdinterp.models.loading.keys import KeyTable, head_width, linear, mlp_width
 from vdinterp.settings import pick
 
 _BACKBONE = {"name": "dit3d", "variant": "full", "pos_emb_type": "rope_3d", "mlp_ratio": 4.0}
@@ -74,7 +74,7 @@ def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
         n_layers=backbone["depth"],
         n_heads=n_heads,
         d_head=d_head,
-        d_mlp=int(d_model * backbone["mlp_ratio"]),
+        d_mlp=mlp_width(d_model, backbone["mlp_ratio"]),
         in_channels=channels,
         out_channels=channels,
         patch_size=(1, patch, patch),

@@ -79,3 +79,10 @@ def head_width(d_model: int, n_heads: int) -> int:
     if n_heads < 1 or d_model % n_heads:
         raise ValueError(f"hidden_size {d_model} does not divide into num_heads {n_heads}")
     return d_model // n_heads
+
+
+def mlp_width(d_model: int, ratio: float) -> int:
+    """Neurons of an MLP. `ValueError` for a ratio that no network has."""
+    if not 0 < ratio <= 1_000:
+        raise ValueError(f"mlp_ratio is {ratio}; a number above 0, at most 1000 is wanted")
+    return int(d_model * ratio)

@@ -13,7 +13,7 @@ import torch
 
 from vdinterp.models.components.rope import RotaryEmbedding
 from vdinterp.models.config import BlockSpec, Rope, VideoDiTConfig
-from vdinterp.models.loading.keys import KeyTable, head_width, linear
+from vdinterp.models.loading.keys import KeyTable, head_width, linear, mlp_width
 from vdinterp.models.loading.values import check_weights
 from vdinterp.settings import pick
 
@@ -37,7 +37,7 @@ def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
         n_layers=2 * config["depth"],
         n_heads=n_heads,
         d_head=d_head,
-        d_mlp=int(d_model * config["mlp_ratio"]),
+        d_mlp=mlp_width(d_model, config["mlp_ratio"]),
         in_channels=config["in_channels"],
         out_channels=config["in_channels"],
         patch_size=(1, patch, patch),
