@@ -261,7 +261,7 @@ def _write_gif(path: Path, images: np.ndarray, fps: float | int) -> None:
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= LARGEST:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= LARGEST:
         raise ValueError(f"{name} is a whole number from {least} to {LARGEST}, got {value!r}")
 
 
