@@ -55,6 +55,7 @@ PUBLIC = {
     "interventions",
     "lens",
     "list_checkpoints",
+    "list_families",
     "list_models",
     "load",
     "models",

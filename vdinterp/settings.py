@@ -102,6 +102,10 @@ def _field(value: Any, hint: Any, name: str) -> Any:
 def _fitted(value: Any, hint: Any) -> Any:
     """`value` as a field annotated `hint` keeps it. Raises `_Unfit` where it does not fit."""
     origin, args = get_origin(hint), get_args(hint)
+    if hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+            return float(value)
+        raise _Unfit
     if origin in (Union, UnionType):
         for option in args:
             try:
@@ -119,7 +123,7 @@ def _fitted(value: Any, hint: Any) -> Any:
         return build(hint, value)
     if not _is(value, hint):
         raise _Unfit
-    return float(value) if hint is float else value
+    return value
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -127,8 +131,6 @@ def _is(value: Any, hint: Any) -> bool:
         return isinstance(value, str) and value in get_args(hint)
     if isinstance(value, bool):
         return hint is bool
-    if hint is float:
-        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(hint, type) and isinstance(value, hint)
 
 
