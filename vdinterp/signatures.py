@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+
 def check_signature(function: Any, called: str, *args: str, **kwargs: str) -> None:
     """Raise `ValueError` unless `function` takes these arguments; `called`: what it is and how it is called.
 

@@ -46,7 +46,7 @@ class GuardedHook:
     def __call__(self, activation: Any, hook: HookPoint) -> torch.Tensor | None:
         self.fired = True
         given = activation.clone()
-        returned = self.function(given, hook=hook)
+        returned: Any = self.function(given, hook=hook)
         if isinstance(returned, tuple) and len(returned) == 1:
             returned = returned[0]  # TransformerLens's form for backward hooks
         looked = (returned is None or returned is given) and not _edited_in_place(given, activation)
@@ -55,7 +55,7 @@ class GuardedHook:
                 return None
             raise ValueError(f"{hook.name} is a statistic: the network does not go on with it, so change nothing.")
         if looked:
-            # The copy is the user's to keep: what is done to it later reaches nobody. Gradients have to pass through it.
+            # The copy is the user's to keep, whatever is done to it later. Gradients have to pass through it.
             return given.clone() if given.requires_grad and not self.backward else None
         returned = given if returned is None else returned  # an in-place edit counts, as in TransformerLens
         self._check(returned, activation, hook)
@@ -90,7 +90,7 @@ class GuardedHook:
             )
 
     def _note(self, returned: torch.Tensor, name: str) -> None:
-        """Remember what may have to be said later: of NaN at the end of the call, of checkpointing at that of the block."""
+        """Remember what is said later: of NaN at the end of the call, of checkpointing at that of the block."""
         if torch.is_grad_enabled() and not self.recompute and not in_backward() and checkpointing():
             self.recompute = True
         elif self.recompute and in_backward():
@@ -155,3 +155,21 @@ class Recorder:
 
     def __repr__(self) -> str:
         return "Recorder()"
+
+
+def warn_at_end(functions: Sequence[tuple[str, Recorder | GuardedHook]]) -> None:
+    """Say what a block's hooks did not do."""
+    silent = [name for name, function in functions if not function.fired]
+    if silent:
+        warnings.warn(
+            f"These hooks never fired: {', '.join(silent)}. Was the model called, on the thread of this block, and "
+            "with the input they need?",
+            stacklevel=4,
+        )
+    again = [name for name, function in functions if isinstance(function, GuardedHook) and function.recompute]
+    if again:
+        warnings.warn(
+            f"Hooks changed {', '.join(again)} under activation checkpointing, which computes it again in the backward "
+            "pass, and without them from now on: call backward() inside the block, or its gradient is another",
+            stacklevel=4,
+        )

@@ -50,8 +50,8 @@ def resolve(names: Any, known: Collection[str], n_layers: int) -> list[str]:
     """Full names, see `HookedModule.resolve_names`."""
     if not callable(names) and (not isinstance(names, (str, Iterable)) or isinstance(names, (bytes, bytearray))):
         raise ValueError(
-            f"{names!r} is no hook name; give a name, an alias such as 'z', a key such as ('z', 3), a list of these, or "
-            "a function of a name"
+            f"{names!r} is no hook name; give a name, an alias such as 'z', a key such as ('z', 3), a list of these, "
+            "or a function of a name"
         )
     if callable(names):
         found = [name for name in known if names(name)]

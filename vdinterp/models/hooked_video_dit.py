@@ -19,6 +19,7 @@ from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
 from vdinterp.models.checks import check_inputs, check_resume
+from vdinterp.models.compiled import run_uncompiled
 from vdinterp.models.components import (
     ActionEmbed,
     Block,
@@ -29,7 +30,6 @@ from vdinterp.models.components import (
     SharedModulation,
     unpatchify,
 )
-from vdinterp.models.compiled import run_uncompiled
 from vdinterp.models.components.statistics import STATISTICS
 from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.describe import HookDescriptions
@@ -209,7 +209,11 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         if loss is not None:
             check_gradients("run_with_cache(incl_bwd=True)")
         graded = torch.is_grad_enabled()
-        with self._recording(names, device, incl_bwd) as recording, keep_grad_mode(), torch.set_grad_enabled(graded or incl_bwd):
+        with (
+            self._recording(names, device, incl_bwd) as recording,
+            keep_grad_mode(),
+            torch.set_grad_enabled(graded or incl_bwd),
+        ):
             pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text)
             if loss is not None:
                 value = loss(pred)
@@ -323,9 +327,12 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
 
 def _into(
-    current: Callable[[], ActivationCache | None], device: torch.device | str | None, suffix: str = "", listens: bool = False
+    current: Callable[[], ActivationCache | None],
+    device: torch.device | str | None,
+    suffix: str = "",
+    listens: bool = False,
 ) -> Recorder:
-    """A recorder that puts activations into the cache of the call they are of; outside of any it has no use for them."""
+    """A recorder that puts activations into the cache of their call; outside of any it has no use for them."""
 
     def keep(activation: torch.Tensor, hook: HookPoint) -> bool:
         cache = current()

@@ -9,9 +9,8 @@ on its thread only, and end with it even where an interrupt keeps clean-up from 
 
 from __future__ import annotations
 
-import warnings
 from collections import ChainMap, OrderedDict
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle
 
-from vdinterp.models.hook_functions import GuardedHook, HookFn, Recorder
+from vdinterp.models.hook_functions import GuardedHook, HookFn, Recorder, warn_at_end
 from vdinterp.models.hook_names import Names as Names
 from vdinterp.models.hook_names import is_key as is_key
 from vdinterp.models.hook_names import match_alias as match_alias
@@ -231,7 +230,9 @@ class HookedModule(HookedRootModule):
     @property
     def may_have_hooks(self) -> bool:
         """The same of any thread, and without asking whether blocks are still open: what compiled code can check."""
-        return bool(self.scopes.hooking) or any(point.added["fwd"] or point.added["bwd"] for point in self.hook_dict.values())
+        return bool(self.scopes.hooking) or any(
+            point.added["fwd"] or point.added["bwd"] for point in self.hook_dict.values()
+        )
 
     def resolve_names(self, names: Names) -> list[str]:
         """Full hook names for a name, an alias ("z": that of every layer), a cache's key `(alias, layer[, sublayer])`,
@@ -292,7 +293,7 @@ class HookedModule(HookedRootModule):
         def at_end() -> None:
             if clear_contexts:
                 self.clear_contexts()
-            _warn_at_end(functions)
+            warn_at_end(functions)
 
         return Scope(self.scopes, self, hooks=hooks, at_end=at_end)
 
@@ -331,7 +332,8 @@ class HookedModule(HookedRootModule):
         """As in TransformerLens, with strict names, and of one call: a second raises `ValueError` instead of
         overwriting the first, unless the dict was cleared. `model.record(names)` keeps several apart."""
         cache, forward, backward = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
-        for side, pairs in (("fwd", forward), ("bwd", backward)):
+        made: dict[Side, list] = {"fwd": forward, "bwd": backward}
+        for side, pairs in made.items():
             for name, function in pairs:
                 self.hook_dict[name].add_hook(function, side)
         return cache
@@ -387,21 +389,3 @@ def _save_once(save: HookFn, cache: dict, key: str, activation: torch.Tensor, ho
         )
     save(activation.clone(), hook=hook)
     return True
-
-
-def _warn_at_end(functions: Sequence[tuple[str, Recorder | GuardedHook]]) -> None:
-    """Say what a block's hooks did not do."""
-    silent = [name for name, function in functions if not function.fired]
-    if silent:
-        warnings.warn(
-            f"These hooks never fired: {', '.join(silent)}. Was the model called, on the thread of this block, and "
-            "with the input they need?",
-            stacklevel=4,
-        )
-    again = [name for name, function in functions if isinstance(function, GuardedHook) and function.recompute]
-    if again:
-        warnings.warn(
-            f"Hooks changed {', '.join(again)} under activation checkpointing, which computes it again in the backward "
-            "pass, and without them from now on: call backward() inside the block, or its gradient is another",
-            stacklevel=4,
-        )

@@ -47,7 +47,7 @@ class Scopes:
             return alive
         return mine
 
-    def told(self) -> list[Mapping[str, Any]]:
+    def told(self) -> list[dict[str, Any]]:
         """What this thread's scopes say, the innermost first."""
         return [scope.says for scope in reversed(self.of_thread(self.telling))]
 
@@ -99,7 +99,7 @@ class Scope:
     def __enter__(self) -> Any:
         key = next(_COUNT)
         kinds = [
-            *([self.scopes.hooking] if self.hooks or self.at_call else []),
+            *([self.scopes.hooking] if any(self.hooks.values()) or self.at_call else []),
             *([self.scopes.telling] if self.says else []),
         ]
         for opened in kinds:
@@ -176,5 +176,5 @@ def in_backward() -> bool:
 
 def checkpointing() -> bool:
     """Whether this runs under activation checkpointing (the non-reentrant kind), to be run again in the backward."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
     return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"

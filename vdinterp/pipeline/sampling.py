@@ -269,9 +269,14 @@ def run_plan(
         active = plan.interventions if plan.at_steps is None or step in plan.at_steps else ()
         recorded = nullcontext() if plan.record is None else model.record(plan.record)
         inside = resume if resume is not None and step == first_step else {}
-        with keep_grad_mode(), torch.no_grad(), model.hook_ctx(step=step, noise_levels=noise_levels):
-            with model.intervene(*active), recorded as recording:
-                pred = model(latents, schedule.network_level(noise_levels), cond=cond, cond_mask=cond_mask, **inside)
+        with (
+            keep_grad_mode(),
+            torch.no_grad(),
+            model.hook_ctx(step=step, noise_levels=noise_levels),
+            model.intervene(*active),
+            recorded as recording,
+        ):
+            pred = model(latents, schedule.network_level(noise_levels), cond=cond, cond_mask=cond_mask, **inside)
         if recording is not None:
             caches.append(recording[step])
         return pred

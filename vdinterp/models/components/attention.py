@@ -83,7 +83,7 @@ class Attention(HeadProjections):
     @property
     def partition(self) -> Partition:
         """Of the keys, for the statistic `mass`; `model.key_partition` sets it."""
-        return self.hook_mass.ctx.get("partition", "frame")
+        return self.hook_q.ctx.get("partition", "frame")
 
     def forward(
         self,
