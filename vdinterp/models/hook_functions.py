@@ -34,14 +34,15 @@ def check_hook(function: Any) -> None:
 class GuardedHook:
     """A user's hook function, given a copy of the activation and checked in what it returns.
 
-    `fired`: whether it was ever called. `recompute`: whether it changed something that activation checkpointing will
-    compute again, and was not there yet when it did.
+    `fired`: whether it was ever called. `due`: how often it changed something that activation checkpointing will compute
+    again in a backward pass.
     """
 
     def __init__(self, function: HookFn, backward: bool = False) -> None:
         check_hook(function)
         self.function, self.backward = function, backward
-        self.fired = self.recompute = self.warned = False
+        self.fired = self.asked = self.warned = False
+        self.due = 0
 
     def __call__(self, activation: Any, hook: HookPoint) -> torch.Tensor | None:
         self.fired = True
@@ -91,11 +92,12 @@ class GuardedHook:
 
     def _note(self, returned: torch.Tensor, name: str) -> None:
         """Remember what is said later: of NaN at the end of the call, of checkpointing at that of the block."""
-        if torch.is_grad_enabled() and not self.recompute and not in_backward() and checkpointing():
-            self.recompute = True
-        elif self.recompute and in_backward():
-            self.recompute = False
-        if returned.is_floating_point() and not self.warned:
+        if in_backward():
+            self.due = max(0, self.due - 1)
+        elif torch.is_grad_enabled() or not self.asked:  # without gradients asking takes a walk up the stack
+            self.asked = self.asked or not torch.is_grad_enabled()
+            self.due += checkpointing()
+        if returned.is_floating_point():
             suspect = (self, name, returned.detach().isnan().any())
             if (call := current_call()) is None:
                 warn_of_nan([suspect])
@@ -166,7 +168,7 @@ def warn_at_end(functions: Sequence[tuple[str, Recorder | GuardedHook]]) -> None
             "with the input they need?",
             stacklevel=4,
         )
-    again = [name for name, function in functions if isinstance(function, GuardedHook) and function.recompute]
+    again = [name for name, function in functions if isinstance(function, GuardedHook) and function.due]
     if again:
         warnings.warn(
             f"Hooks changed {', '.join(again)} under activation checkpointing, which computes it again in the backward "

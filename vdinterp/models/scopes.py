@@ -8,6 +8,7 @@ for as long as the `with` statement holds on to it.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch.utils.checkpoint import CheckpointFunction
 
 Side = Literal["fwd", "bwd"]
 _COUNT = itertools.count()
@@ -175,6 +177,11 @@ def in_backward() -> bool:
 
 
 def checkpointing() -> bool:
-    """Whether this runs under activation checkpointing (the non-reentrant kind), to be run again in the backward."""
+    """Whether this runs under activation checkpointing, of either kind, to be run again in the backward pass."""
+    if not torch.is_grad_enabled():  # the reentrant kind leaves no other trace
+        frame: Any = sys._getframe()
+        while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+            frame = frame.f_back
+        return frame is not None
     hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
     return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
