@@ -80,8 +80,9 @@ def test_edits_that_leave_no_version_count() -> None:
     model = tiny_model()
     given = inputs(model)
     wanted = model.run_with_hooks(**given, fwd_hooks=[("z", lambda z, hook: z * 0)])
-    for edit in (lambda z: z.data.zero_(), lambda z: z.numpy().fill(0)):
-        assert torch.equal(model.run_with_hooks(**given, fwd_hooks=[("z", lambda z, hook: (edit(z), None)[1])]), wanted)
+    edits: tuple[Any, ...] = (lambda z, hook: (z.data.zero_(), None)[1], lambda z, hook: z.numpy().fill(0))
+    for edit in edits:
+        assert torch.equal(model.run_with_hooks(**given, fwd_hooks=[("z", edit)]), wanted)
     with model.hooks([("blocks.0.attn.hook_pattern", lambda p, hook: (p.data.mul_(2), None)[1])]):
         _, cache = model.run_with_cache(**given)
     with pytest.raises(ValueError, match="A hook changed"):
@@ -338,9 +339,7 @@ def test_nan_is_said_once_and_of_the_hook_that_made_it() -> None:
             model(**given), model(**given)
         hidden = dict(given, latents=given["latents"] * torch.nan)  # the caller's own
         model.run_with_hooks(**hidden, fwd_hooks=[(Z, double)])
-    assert [str(warning.message) for warning in said] == [
-        f"The hook on {Z} returned NaN, which the network went on with"
-    ]
+    assert [str(one.message) for one in said] == [f"The hook on {Z} returned NaN, which the network went on with"]
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -34,8 +34,8 @@ def check_hook(function: Any) -> None:
 class GuardedHook:
     """A user's hook function, given a copy of the activation and checked in what it returns.
 
-    `fired`: whether it was ever called. `due`: how often it changed something that activation checkpointing will compute
-    again in a backward pass.
+    `fired`: whether it was ever called. `due`: how often activation checkpointing will have to compute again, in a
+    backward pass, what it changed.
     """
 
     def __init__(self, function: HookFn, backward: bool = False) -> None:
