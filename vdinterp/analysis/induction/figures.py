@@ -24,7 +24,7 @@ def figures(found: InductionResult) -> dict[str, go.Figure]:
     made = behaviour_figures(found)
     if len(found.table):
         made |= _mosaic(found)
-    if found.candidates:
+    if found.candidates and found.example:  # a search for the verdict alone has none
         made |= _candidates(found)
     return made
 

@@ -112,15 +112,22 @@ def _heads(found: InductionResult) -> str:
         )
     if not math.isnan(found.carried):
         lines.append(f"- {100 * found.carried:.0f} % of what the repeat gains goes with them; {_times(found)}.")
+    lines += _told(found)
+    return "Heads that look at what came next (chosen on other clips):\n\n" + "\n".join(lines)
+
+
+def _told(found: InductionResult) -> list[str]:
+    """Who tells the heads what to look for."""
+    if not len(found.reliance):
+        return []
     senders = found.reliance.sort_values("drop", ascending=False).drop_duplicates("sender")
     senders = senders[(senders["low"] > 0) & (senders["drop"] >= 0.1)]
-    lines += [
+    return [
         f"- if head {row['sender']} tells {row['head']} of the clip without {what}, its prefix matching falls from "
         f"{row['prefix_matching']:.2f} to {min(row['no_match'], row['no_cue']):.2f}."
         for row in senders.head(6).to_dict("records")
         for what in ["the predecessor" if row["no_match"] <= row["no_cue"] else "the cue"]
     ]
-    return "Heads that look at what came next (chosen on other clips):\n\n" + "\n".join(lines)
 
 
 def _times(found: InductionResult) -> str:
