@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from contrasts import QUIET, actions, given, latents, small_pipe
 
 import vdinterp as vd
-from vdinterp.analysis.agreement import agreement, spearman
+from vdinterp.analysis.agreement import agreement, rank_correlation, spearman
 from vdinterp.analysis.edge_attribution import EdgeResult
 
 
@@ -134,12 +133,64 @@ def test_a_planted_circuit_is_found_and_is_enough() -> None:
 
 
 def test_agreement_is_what_it_says() -> None:
-    table = pd.DataFrame({"exact": [1.0, -2.0, 3.0, 0.0], "estimate": [0.9, -1.5, 4.0, 0.1]})
-    found = agreement(table, top_k=2)
+    spread = np.linspace(-0.3, 0.3, 40)[:, None]
+    exact, estimate = (np.array(one) + spread for one in ([[1.0, -2.0, 3.0, 0.0]], [[0.9, -1.5, 4.0, 0.1]]))
+    found = agreement(exact, estimate, top_k=2)
     assert found.spearman == pytest.approx(1) and found.top_overlap == 1 and found.n == 4
-    assert agreement(table.assign(estimate=[4.0, 0.1, 0.2, 3.0]), 2).top_overlap == 0
+    assert found.low == found.high == pytest.approx(1), "no draw of these clips changes the order"
+    assert agreement(exact, np.array([[4.0, 0.1, 0.2, 3.0]]) + spread, 2).top_overlap == 0
     assert np.isnan(spearman(np.array([1.0, 1.0]), np.array([1.0, 2.0])))
-    assert agreement(table.assign(estimate=table["exact"].abs()), 2, signed=False).spearman == pytest.approx(1)
+    assert spearman(np.array([1.0, 1.0, 2.0]), np.array([3.0, 4.0, 5.0])) == pytest.approx(0.75**0.5), "ties"
+    assert agreement(exact, np.abs(exact), 2, signed=False).spearman == pytest.approx(1)
+    gap = np.where(np.arange(4) == 1, np.nan, exact)
+    assert agreement(gap, estimate, 4).n == 3
+    single = agreement(exact[:1], estimate[:1], 2)
+    assert np.isnan([single.low, single.high]).all() and "[nan, nan]" in single.sentence(), "one clip has no interval"
+
+
+def test_a_correlation_has_an_interval_and_a_chance_range() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(40, 16)), rng.normal(size=(40, 16))
+    found = rank_correlation(one, other)
+    assert found["chance"] == pytest.approx(0.5, abs=0.03), "of 16 unrelated entries"
+    assert found["low"] < found["high"] and found["high"] - found["low"] > 0.3
+    truth = np.arange(16.0)
+    near, far = (rank_correlation(truth + size * one, truth + size * other) for size in (0.5, 20))
+    assert near["low"] > 0.95 and near["spearman"] > near["chance"]
+    assert far["high"] - far["low"] > 4 * (near["high"] - near["low"])
+    assert rank_correlation(one, other) == found, "the same seed draws the same clips"
+    flat = rank_correlation(np.ones((8, 4)), one[:8, :4])
+    assert np.isnan([flat["spearman"], flat["low"], flat["high"]]).all()
+
+
+def output(x0: torch.Tensor, compare: Any) -> torch.Tensor:
+    """A metric that knows neither run, and is not linear."""
+    return x0[:, -1].square().mean((1, 2, 3))
+
+
+def test_integrated_gradients_are_taken_between_both_runs() -> None:
+    """One step is the gradient half way: twice what the gradient at that point says of the way left from there."""
+    arguments = given(same_action=True)
+    options: dict[str, Any] = {"metric": output, "site": "resid_pre", "over": ("layer",), "sweep_options": QUIET}
+    middle = (arguments["clean"] + arguments["corrupted"]) / 2
+    one = vd.attribution_patch(**arguments, **options, method="integrated_gradients", n_steps=1).values
+    half = vd.attribution_patch(**{**arguments, "corrupted": middle}, **options, method="atp").values
+    torch.testing.assert_close(one[0], 2 * half[0], atol=1e-6, rtol=1e-4)
+    base = vd.attribution_patch(**arguments, **options, method="atp").values
+    assert abs(base[0] - one[0]) > 1e-3 * abs(one[0]), "another point is another gradient"
+
+
+def test_edges_of_one_step_are_differentiated_where_they_start() -> None:
+    """What the embedding sends is linear in the input: a tenth of the way there has a tenth of the score."""
+    arguments = given(same_action=True)
+    near = arguments["corrupted"] + 0.1 * (arguments["clean"] - arguments["corrupted"])
+    tables = [
+        vd.edge_attribution(**{**arguments, "clean": clean}, metric=output).table.set_index(["sender", "receiver"])
+        for clean in (arguments["clean"], near)
+    ]
+    whole, part = (table.xs("embed")["score"] for table in tables)
+    assert whole.abs().max() > 1e-3
+    np.testing.assert_allclose(part, 0.1 * whole[part.index], atol=1e-3 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,8 @@ def test_samples_are_the_models_own_activations() -> None:
     noisy = given.inputs(0.9, slice(0, 10))["noisy"].flatten(1)
     np.testing.assert_array_equal(latents(given, samples, 0.9)[:, 0], noisy[chosen])
     np.testing.assert_array_equal(latents(given, samples, None)[:, 0], given.latents.flatten(1)[chosen])
-    assert latents(given, samples, 0.9, neighbours=True).shape == (70, 18)
+    assert latents(given, samples, 0.9, "neighbours").shape == (70, 18)
+    assert latents(given, samples, 0.9, "earlier").shape == (70, 27), "no actions: the frame two before beside it"
 
 
 def test_neighbours_are_the_patches_around_in_this_frame_and_the_one_before() -> None:
@@ -150,6 +151,40 @@ def test_neighbours_are_the_patches_around_in_this_frame_and_the_one_before() ->
     for frame, row, col in ((0, 0, 0), (1, 2, 3), (2, 1, 2)):
         window = padded[:, frame : frame + 2, :, row : row + 3, col : col + 3].flip(1)
         torch.testing.assert_close(found[:, frame, :, row, col], window.flatten(1))
+
+
+def test_the_baseline_knows_where_the_action_moves_the_frame_before() -> None:
+    """A label that the frame before tells, moved by the action: no network is needed, and the neighbours alone are not
+    enough."""
+    steps = drawn_classes(60, N_FRAMES, n=2, seed=9)
+    action = torch.eye(2)[steps]
+    pipe, clips = planted.pipe(d_action=2), planted.clips(60, action=action)
+    given = NoisedClips(pipe, clips, n_context=3, batch=60)
+    before = clips.video[:, 2, 0]
+    moved = torch.where(steps[:, 3, None, None] == 0, before.roll(1, -1), before.roll(-1, -1))
+    labels = torch.zeros(60, *SHAPE[1:], dtype=torch.long)
+    labels[:, 3] = (moved > 0.5).long()
+    inside = torch.zeros(N_ROWS, N_COLS, dtype=torch.bool)
+    inside[:, 1:-1] = True
+    result = probes.fit(given, labels, layers=[1], mask=inside, folds=3)
+    assert score(result, "earlier frames, actions")["value"] > 0.85
+    assert score(result, "noisy input, neighbours")["value"] < 0.8
+    encoded = pipe.encode(clips.video)
+    found = around(encoded, 2, 2)
+    assert float(found[:, :2].abs().max()) == 0 and torch.equal(found[:, 2, 4], encoded[:, 0, 0])
+
+
+def test_shuffled_weights_come_first() -> None:
+    """What they hold as well, training did not put there."""
+    result = fit(noised(), drawn_classes(*SHAPE))
+    assert (
+        list(result.table["kind"].unique()[:2]) == ["probe", "untrained"]
+        and next(iter(probes.BASELINES)) == "untrained"
+    )
+    line = result.summary().splitlines()[-1]
+    assert line.index("untrained") < min(line.index(kind) for kind in ("shuffled ", "noisy input"))
+    for word in ("carries", "knows"):
+        assert word not in result.summary()
 
 
 # What is not there is not
@@ -322,7 +357,7 @@ def test_round_trip_figures_and_wording(tmp_path) -> None:
     labels, basis = drawn_classes(*SHAPE, n=3) + 1, directions(4) * 5
     names = ["none", "grass", "water", "stone"]
     result = fit(given, labels, put(basis[labels]), layers=[0, -1], names=names, what="material")
-    assert len(result.table) == 2 * 2 * 7 and result.layers == [0, 1] and result.names == names[1:]
+    assert len(result.table) == 2 * 2 * 8 and result.layers == [0, 1] and result.names == names[1:]
     loaded = vd.Result.load(result.save(tmp_path))
     assert type(loaded) is probes.ProbeResult
     pd.testing.assert_frame_equal(loaded.to_frame(), result.to_frame())
@@ -414,7 +449,7 @@ def test_no_clean_frame_and_no_scikit_learn(monkeypatch) -> None:
 # A trained model
 
 
-def test_tiny_crafter_knows_whether_the_move_will_succeed() -> None:
+def test_whether_the_move_will_succeed_can_be_read_off_tiny_crafter() -> None:
     """At almost pure noise, in the player's cell: neither the input nor shuffled weights tell as much."""
     pipe, clips = vd.load("tiny-crafter"), vd.data.sample_clips("crafter", n=72, n_frames=8)
     cell = torch.zeros(7, 9, dtype=torch.bool)
@@ -423,5 +458,5 @@ def test_tiny_crafter_knows_whether_the_move_will_succeed() -> None:
     labels = game.moved(clips)[:, :, None, None].expand(-1, -1, 7, 9)
     found = probes.fit(NoisedClips(pipe, clips), labels, layers=[1], mask=moves[:, :, None, None] & cell)
     assert score(found)["low"] > 0.8
-    for kind in ("shuffled", "untrained", "noisy input", "noisy input, neighbours", "clean latents"):
+    for kind in ("untrained", "shuffled", "noisy input", "noisy input, neighbours", "earlier frames, actions"):
         assert score(found, kind)["gain_low"] > 0.1

@@ -191,6 +191,19 @@ def test_context_and_padding_frames_never_change():
         assert not torch.equal(state.next_latents[mask == 0], state.latents[mask == 0])
 
 
+def test_context_is_put_back_whatever_the_matrix_says():
+    """Levels that fall for known and padding frames as well: they are still not what is generated."""
+    schedule, mask = make_schedule(DiffusionConfig()), torch.tensor([[1, 0, 2, -1]])
+    matrix = full_sequence(4, 5, 1000)[:, None]
+    noise, context = SeededNoise(0, [(0,)]), normal(1, 4, 1, 4, 4, seed=5)
+    start = initial_state(schedule, context, mask, noise)
+    states = list(sample_steps(lambda x, k, c, m, step: torch.sin(x), schedule, start, mask, matrix, noise))
+    assert len(states) == 5
+    for state in states:
+        assert torch.equal(state.next_latents[mask != 0], start[mask != 0])
+        assert not torch.equal(state.next_latents[mask == 0], state.latents[mask == 0])
+
+
 def test_finished_frames_become_generated_history():
     mask = torch.tensor([[1, 0, 0]])
     states = run(lambda x, k, cond, cond_mask, step: x, mask, pyramid(3, 3, 1000, 3.0))

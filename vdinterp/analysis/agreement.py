@@ -1,4 +1,4 @@
-"""How well estimates agree with exact values: rank correlation and overlap of the top entries."""
+"""How well two orders of the same things agree: rank correlation with its interval and its chance range, top entries."""
 
 from __future__ import annotations
 
@@ -6,50 +6,90 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
+from vdinterp.analysis.bootstrap import resamples, tails
 from vdinterp.results import Result
+
+PERMUTATIONS = 2000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Agreement(Result):
     """`spearman`: rank correlation, -1 to 1, chance 0; NaN where all exact (or all estimated) values are the same.
-    `top_overlap`: share of the exact `top_k` largest changes (by size) that are among the estimated ones, 0 to 1,
-    chance `top_k / n`. `n`: entries compared. Spearman misleads where most entries are near 0: their order is noise."""
+    `low`, `high`: its 95 % interval over clips; `chance`: 95 % of the correlations of shuffled entries lie within minus
+    and plus that. `top_overlap`: share of the exact `top_k` largest changes (by size) that are among the estimated
+    ones, 0 to 1, chance `top_k / n`. `n`: entries compared. Spearman misleads where most entries are near 0: their
+    order is noise."""
 
     title = "Agreement with exact patching"
     spearman: float
+    low: float
+    high: float
+    chance: float
     top_overlap: float
     top_k: int
     n: int
 
     def to_frame(self) -> pd.DataFrame:
-        return pd.DataFrame(
-            [{"spearman": self.spearman, "top_overlap": self.top_overlap, "top_k": self.top_k, "n": self.n}]
-        )
+        names = ("spearman", "low", "high", "chance", "top_overlap", "top_k", "n")
+        return pd.DataFrame([{name: getattr(self, name) for name in names}])
 
     def sentence(self) -> str:
         return (
-            f"Spearman {self.spearman:.2f}, {self.top_overlap:.0%} of the top {self.top_k}, on {self.n} entries "
-            "patched exactly"
+            f"Spearman {self.spearman:.2f} [{self.low:.2f}, {self.high:.2f}] (by chance within {self.chance:.2f} of 0), "
+            f"{self.top_overlap:.0%} of the top {self.top_k}, on {self.n} entries patched exactly"
         )
 
 
-def agreement(table: pd.DataFrame, top_k: int, signed: bool = True) -> Agreement:
-    """Of the columns `exact` and `estimate`. Unsigned estimates are compared with the sizes of exact values."""
-    known = table.dropna(subset=["exact", "estimate"])
-    exact, estimate = known["exact"].to_numpy(), known["estimate"].to_numpy()
-    top_k = min(top_k, len(known))
-    top = set(np.argsort(-np.abs(exact), kind="stable")[:top_k])
-    found = set(np.argsort(-np.abs(estimate), kind="stable")[:top_k])
-    return Agreement(
-        spearman=spearman(exact if signed else np.abs(exact), estimate), top_overlap=len(top & found) / max(1, top_k),
-        top_k=top_k, n=len(known),
-    )  # fmt: skip
+def agreement(
+    exact: Float[np.ndarray, "clip entry"], estimate: Float[np.ndarray, "clip entry"], top_k: int, signed: bool = True,
+    seed: int = 0,
+) -> Agreement:  # fmt: skip
+    """Of the means over clips; entries that are NaN in either are left out. Unsigned estimates are compared with the
+    sizes of exact values."""
+    known = ~np.isnan(exact.mean(0) + estimate.mean(0))
+    exact, estimate = exact[:, known], estimate[:, known]
+    found = rank_correlation(exact, estimate, signed, seed)
+    top_k = min(top_k, exact.shape[1])
+    top, tried = (set(np.argsort(-np.abs(one.mean(0)), kind="stable")[:top_k].tolist()) for one in (exact, estimate))
+    return Agreement(**found, top_overlap=len(top & tried) / max(1, top_k), top_k=top_k, n=exact.shape[1])
+
+
+def rank_correlation(
+    one: Float[np.ndarray, "clip entry"], other: Float[np.ndarray, "clip entry"], signed: bool = True, seed: int = 0
+) -> dict[str, float]:
+    """Spearman's correlation of the means over clips: `spearman`; `low`, `high`, its 95 % interval over clips (the same
+    draws of clips for both; NaN for one clip); `chance`, within which 95 % of correlations of shuffled entries lie. A
+    correlation within its chance range says nothing, however narrow its interval: the clips are no more heads.
+
+    Unsigned: `one` by its size. The interval misleads where entries are near 0: noise in their order pulls every draw
+    towards 0, so that it can lie below the value.
+    """
+    draws = resamples(len(one), 1000, seed) / len(one)
+    means = [np.concatenate([values.mean(0, keepdims=True), draws @ values]) for values in (one, other)]
+    if not signed:
+        means[0] = np.abs(means[0])
+    value, *drawn = (spearman(a, b) for a, b in zip(*means, strict=True))
+    rng = np.random.default_rng(seed)
+    shuffled = [spearman(means[0][0], rng.permutation(means[1][0])) for _ in range(PERMUTATIONS)]
+    quantiles = tails(len(one))
+    measured = not np.isnan(quantiles + [value]).any()
+    low, high = np.nanquantile(drawn, quantiles) if measured else (np.nan, np.nan)
+    chance = float(np.quantile(np.abs(shuffled), 0.95))
+    return {"spearman": value, "low": float(low), "high": float(high), "chance": chance}
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation, ties at their mean rank."""
-    ranks = [pd.Series(values).rank().to_numpy() for values in (one, other)]
-    if any(np.ptp(rank) == 0 for rank in ranks) or len(one) < 2:
+    if len(one) < 2:
+        return float("nan")
+    ranks = [_ranks(values) for values in (one, other)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
         return float("nan")
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]

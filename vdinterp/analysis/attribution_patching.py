@@ -129,20 +129,28 @@ def attribution_patch(
         pair.denoiser, pair.cases(direction), [trials[i] for i in sorted(drawn)], {name: Judge(function)},
         engine=engine, **dict(sweep_options or {}),
     )  # fmt: skip
-    compared = _compare(result.table, exact, tuple(over), "corrupted" if direction == "denoising" else "clean")
+    run = "corrupted" if direction == "denoising" else "clean"
+    compared, by_clip = _compare(found.table, exact, tuple(over), run)
     fields = {field: getattr(result, field) for field in PatchingResult.__dataclass_fields__}
-    return AttributionResult(**fields, exact=compared, agreement=agreement(compared, top_k, signed=method != "atp*"))
+    agree = agreement(*by_clip, top_k, signed=method != "atp*", seed=pair.seed)
+    return AttributionResult(**fields, exact=compared, agreement=agree)
 
 
-def _compare(table: pd.DataFrame, exact: sweep.SweepResult, over: tuple[str, ...], base: str) -> pd.DataFrame:
-    """Estimates beside exact changes, for the sampled entries."""
+def _compare(
+    estimates: pd.DataFrame, exact: sweep.SweepResult, over: tuple[str, ...], base: str
+) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Estimates beside exact changes, for the sampled entries: means, and `[clip entry]` of either."""
     on = ["level"] if "level" in over else []
     start: Any = exact.runs[exact.runs["run"] == base]
     keys = ["first_clip", "clip", *on]
     merged: Any = exact.table.merge(start[[*keys, "value"]], on=keys, suffixes=("", "_base"))
-    changes: Any = merged.assign(exact=merged["value"] - merged["value_base"]).groupby(list(over))["exact"]
-    estimates: Any = table[[*over, "value"]]
-    return changes.mean().reset_index().merge(estimates.rename(columns={"value": "estimate"}), on=list(over))
+    changes: Any = merged.assign(value=merged["value"] - merged["value_base"])
+    by_clip = [
+        one.pivot_table("value", ["first_clip", "clip"], list(over), aggfunc="mean") for one in (changes, estimates)
+    ]
+    by_clip[1] = by_clip[1][by_clip[0].columns]
+    means: Any = pd.DataFrame({"exact": by_clip[0].mean(), "estimate": by_clip[1].mean()})
+    return means.reset_index(), [one.to_numpy() for one in by_clip]
 
 
 class _Estimate:

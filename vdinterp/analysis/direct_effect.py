@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from vdinterp import plotting
-from vdinterp.analysis.agreement import spearman
+from vdinterp.analysis.agreement import rank_correlation
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.noised import NoisedClips
 from vdinterp.analysis.noised_sweep import head_effects
@@ -28,7 +28,8 @@ class DirectEffect(Result):
     prediction itself, and `total`, everywhere.
 
     `table`, one row a noise level and head: `level layer head direct direct_low direct_high total low high` (95 %
-    bootstrap intervals over clips). `rank_correlation`: Spearman's, over heads, by level.
+    intervals over clips). `rank_correlation`, one row a level: `level spearman low high chance heads`, Spearman's over
+    heads, its 95 % interval over clips, and within which 95 % of the correlations of shuffled heads lie.
     """
 
     title = "Direct and total effect of heads"
@@ -59,10 +60,17 @@ class DirectEffect(Result):
                 for one in through.to_dict("records")
             )
             lines.append(
-                f"- noise level {row['level']:g}: Spearman {row['spearman']:.2f} over {row['heads']} heads. Most "
-                f"through others: {named}."
+                f"- noise level {row['level']:g}: Spearman {row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}] "
+                f"over {row['heads']} heads, {_said(row)}. Most through others: {named}."
             )
         return "Rise of the x0 error without a head, directly and in total:\n\n" + "\n".join(lines)
+
+
+def _said(row: dict[str, Any]) -> str:
+    """What a correlation is beside chance."""
+    if abs(row["spearman"]) > row["chance"]:
+        return f"more than by chance (within {row['chance']:.2f} of 0)"
+    return f"no more than by chance (within {row['chance']:.2f} of 0)"
 
 
 def direct_effect(noised: NoisedClips) -> DirectEffect:
@@ -92,9 +100,8 @@ def direct_effect(noised: NoisedClips) -> DirectEffect:
                     "high": other.high[at],
                 }
             )  # fmt: skip
-        correlations.append(
-            {"level": level, "spearman": spearman(one.value.ravel(), other.value.ravel()), "heads": one.value.size}
-        )
+        found = rank_correlation(direct.flatten(1).numpy(), total.flatten(1).numpy(), seed=noised.seed)
+        correlations.append({"level": level, **found, "heads": one.value.size})
     return DirectEffect(table=pd.DataFrame(rows), rank_correlation=pd.DataFrame(correlations), meta=noised.meta())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-DESIGNS = ("one-off", "loop", "cell loops", "translated", "velocity", "occlusion", "splice")
+DESIGNS = ("one-off", "loop", "cell loops", "translated", "velocity", "occlusion", "splice", "long cue")
 MEANING = {
     "one-off": "A B once, at a random lag, among frames that differ; then A again, and B is asked for",
     "loop": "random frames in a cycle of random length",
@@ -22,14 +22,16 @@ MEANING = {
     "velocity": "a picture moves in random steps; then another one makes the same steps",
     "occlusion": "as one-off, but all frames between are covered by one flat surface",
     "splice": "two consecutive frames of a clip, frames of other clips, then the first again",
+    "long cue": "as one-off, but the frames before A come back as well, up to three with A",
 }
 # What each twin lacks: the same clip, the same last frame, with one thing taken away.
 TWINS = {
     "none": "no repeat: what came back is replaced by other frames",
     "no content": "the frame that followed is replaced by another",
     "no match": "the frame before it is replaced by another, so nothing says where to look",
-    "no cue": "the last frame before the end is replaced by another, so nothing says what to look for",
-    "reversed": "the earlier pair comes in reversed order",
+    "no cue": "the last frame before the end is replaced by another, so nothing says what to look for (of loops and "
+    "long cues: the last frames, up to three)",
+    "reversed": "the earlier pair (of a long cue: all that comes back) comes in reversed order",
     "shuffled": "of loops: the same frames, in random order",
 }
 ROOM = 7  # frames of a clip from which on every one-off has room for a distractor of equal texture
@@ -43,7 +45,7 @@ class Repeats:
     `video`: in [0, 1]. `twins`: by name (see `TWINS`), the same clips without what makes the last frame foretellable.
     `successor`: the earlier frames that hold what comes next (`[clip frame]`; for `cell loops` `[clip frame cell]`).
     `foils`: by name, one frame a clip that a head might look at for another reason. `lag`: from the last frame back to
-    the nearest successor (of `cell loops`: of the first cell).
+    the nearest successor (of `cell loops`: of the first cell). `cue`: how many frames before the last come back.
     """
 
     design: str
@@ -52,6 +54,7 @@ class Repeats:
     successor: Bool[torch.Tensor, "clip frame ..."]
     foils: dict[str, Int[torch.Tensor, " clip"]] = field(default_factory=dict)
     lag: Int[torch.Tensor, " clip"]
+    cue: int = 1
 
     def __len__(self) -> int:
         return len(self.video)
@@ -66,6 +69,15 @@ def lags_of(n_frames: int) -> list[int]:
     first = max(2, n_frames // 4)
     last = max(min(5 * n_frames // 8, n_frames - 4), min(n_frames - 2, first + 1))
     return list(range(first, last + 1))
+
+
+def cue_of(n_frames: int) -> int:
+    """Frames of a long cue in clips of that length: three, or two, that leave at least two lags; 1 where none does."""
+    return next((cue for cue in (3, 2) if len(_long_lags(n_frames, cue)) > 1), 1)
+
+
+def _long_lags(n_frames: int, cue: int) -> list[int]:
+    return [lag for lag in lags_of(n_frames) if cue < lag < n_frames - cue]
 
 
 def make_repeats(
@@ -102,6 +114,8 @@ def make_repeats(
         )
     if design == "splice" and pool.shape[1] < 2:
         raise ValueError("splice takes two consecutive frames of a clip; the pool's clips have one frame each")
+    if design == "long cue" and cue_of(n_frames) == 1:
+        raise ValueError(f"{n_frames} frames are too few for a long cue at several lags; at least 8 are needed")
     height, width = pool.shape[-2:]
     if height % cells[0] or width % cells[1]:
         raise ValueError(f"frames of {height} x {width} do not divide into {cells[0]} x {cells[1]} cells")
@@ -119,6 +133,7 @@ def make_repeats(
         successor=torch.stack([part.successor for part in parts]),
         foils={name: torch.tensor([part.foils[name] for part in parts]) for name in parts[0].foils},
         lag=torch.tensor([part.lag for part in parts]),
+        cue=cue_of(n_frames) if design == "long cue" else 1,
     )
 
 
@@ -190,34 +205,44 @@ def _translated(clip: _Clip) -> _Made:
     return _pair(clip, pair, again=[torch.roll(frame, shift, (-2, -1)) for frame in pair])
 
 
-def _pair(clip: _Clip, pair: Frames, again: Frames | None = None, between: torch.Tensor | None = None) -> _Made:
-    """A B somewhere, other frames (or `between`) around, and at the end A B again (or as `again` shows them)."""
-    first, second = pair
-    last = clip.n_frames - 1
-    at = last - clip.lag  # of B
+def _long_cue(clip: _Clip) -> _Made:
+    lags = _long_lags(clip.n_frames, cue_of(clip.n_frames))
+    lag = lags[clip.index % len(lags)]
+    return _pair(clip, [clip.frame() for _ in range(cue_of(clip.n_frames) + 1)], lag=lag)
+
+
+def _pair(
+    clip: _Clip, pair: Frames, again: Frames | None = None, between: torch.Tensor | None = None, lag: int | None = None
+) -> _Made:
+    """A B somewhere, other frames (or `between`) around, and at the end A B again (or as `again` shows them). Before A
+    there may be more that comes back."""
+    cue, last = len(pair) - 1, clip.n_frames - 1
+    lag = clip.lag if lag is None else lag
+    at = last - lag  # of B
     frames = [clip.frame() for _ in range(clip.n_frames)]
     if between is not None:
         frames[at + 1 : last - 1] = [between] * (last - 2 - at)
-    frames[at - 1], frames[at] = pair
-    frames[last - 1], frames[last] = pair if again is None else again
+    frames[at - cue : at + 1] = pair
+    frames[last - cue :] = pair if again is None else again
     foils = {"first frame": 0, "before the match": max(0, at - 2), "the match itself": at - 1, "frame before": last - 1}
-    free = [f for f in range(1, last - 1) if f not in (at - 2, at - 1, at)]
+    free = [f for f in range(1, last - cue) if not at - cue - 1 <= f <= at]
     if between is None and clip.n_frames >= ROOM:
         foils["same texture"] = int(clip.rng.choice(free))
-        frames[foils["same texture"]] = second.flip(-2, -1)
-    one, two, other = clip.frame(), clip.frame(), clip.frame()
+        frames[foils["same texture"]] = pair[-1].flip(-2, -1)
+    ones, two, others = ([clip.frame() for _ in range(n)] for n in (cue, 1, cue))
+    match = dict(zip(range(at - cue, at), ones, strict=True))
     changes: dict[str, dict[int, torch.Tensor]] = {
-        "none": {at - 1: one, at: two},
-        "no content": {at: two},
-        "no match": {at - 1: one},
-        "no cue": {last - 1: other},
-        "reversed": {at - 1: second, at: first},
+        "none": {**match, at: two[0]},
+        "no content": {at: two[0]},
+        "no match": match,
+        "no cue": dict(zip(range(last - cue, last), others, strict=True)),
+        "reversed": dict(zip(range(at - cue, at + 1), reversed(pair), strict=True)),
     }
     twins = {
         name: torch.stack([change.get(f, frame) for f, frame in enumerate(frames)]) for name, change in changes.items()
     }
     successor = torch.arange(clip.n_frames) == at
-    return _Made(torch.stack(frames), twins, successor, clip.lag, foils)
+    return _Made(torch.stack(frames), twins, successor, lag, foils)
 
 
 # Loops
@@ -237,6 +262,8 @@ def _loop(clip: _Clip) -> _Made:
     successor = (time % period == (clip.n_frames - 1) % period) & (time < clip.n_frames - 1)
     shuffled = [*(frames[f] for f in _disorder(clip, period)), *frames[-2:]]
     twins = {"none": torch.stack([*fresh, *frames[-2:]]), "shuffled": torch.stack(shuffled)}
+    cue = cue_of(clip.n_frames)
+    twins["no cue"] = torch.stack([*frames[: -cue - 1], *(clip.frame() for _ in range(cue)), frames[-1]])
     return _Made(torch.stack(frames), twins, successor, period)
 
 
@@ -309,4 +336,5 @@ _MAKERS: dict[str, Callable[[_Clip], _Made]] = {
     "velocity": _velocity,
     "occlusion": _occlusion,
     "splice": _splice,
+    "long cue": _long_cue,
 }

@@ -38,6 +38,25 @@ def _induction(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
     wiring.head(*at["induction"], copies=("content", "found"), match=("before", {"before": 1.0}))
 
 
+def _long_cue(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
+    wiring.head(*at["two frames before"], copies=("content", "before"), displacement=-2)
+    wiring.head(*at["induction"], copies=("content", "found"), match=("before", {"before": 1.0}))
+
+
+def _half(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
+    wiring.head(*at["previous frame"], copies=("content", "before"), displacement=-1)
+    wiring.head(*at["induction"], copies=("content", "found"), match=("before", {"before": 1.0}), gate="before")
+
+
+def _reversal(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
+    wiring.head(*at["previous frame"], copies=("content", "before"), displacement=-1)
+    wiring.head(*at["next frame"], copies=("content", "after"), displacement=1, clean_only=False)
+    # the frame before the cue precedes an occurrence, too, and is always there: it is kept off
+    wiring.head(
+        *at["reversal"], copies=("content", "found"), match=("before", {"after": 1.0}), displacement=-2, sharp=-3.0
+    )
+
+
 def _previous_frame(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
     wiring.head(*at["previous frame"], copies=("content", "found"), displacement=-1)
 
@@ -86,6 +105,9 @@ def _random(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
 # Roles of each kind, layer by layer: those of one tuple may lie in one layer, and before those of the next.
 _ROLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "induction": (("previous frame",), ("induction",)),
+    "half_induction": (("previous frame",), ("induction",)),
+    "long_cue": (("two frames before",), ("induction",)),
+    "reversal": (("previous frame", "next frame"), ("reversal",)),
     "previous_frame": (("previous frame",),),
     "fixed_lag": (("fixed lag",),),
     "duplicate": (("duplicate",),),
@@ -98,6 +120,9 @@ _ROLES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 _WIRES: dict[str, Callable[[Wiring, Mapping[str, Place], int], None]] = {
     "induction": _induction,
+    "half_induction": _half,
+    "long_cue": _long_cue,
+    "reversal": _reversal,
     "previous_frame": _previous_frame,
     "fixed_lag": _fixed_lag,
     "duplicate": _duplicate,
@@ -130,6 +155,9 @@ def build(
 
     - `induction`: a previous-frame head tells every token what was there before; a later head looks for the token whose
       predecessor was that of its own, and copies it. The prediction is the frame that followed last time.
+    - `half_induction`: as `induction`, but for about half of all contents only: of any other it copies the noise.
+    - `long_cue`: as `induction`, but what is matched is the frame two before, not the one before.
+    - `reversal`: foretells what *preceded* the content of its predecessor: sequences run backwards.
     - `previous_frame`: copies the frame before. `fixed_lag`: copies the frame `lag` before (3-9, drawn by seed).
     - `duplicate`: looks for its own noisy content and copies the clean one; blind at a high noise level.
     - `first_frame_sink`: copies the first frame.

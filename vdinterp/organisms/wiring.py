@@ -23,6 +23,7 @@ CONSTANT = 16.0  # norm of a constant part of every token, beside which LayerNor
 NORM = 1.75  # what LayerNorm divides by, about
 SHARP = 12.0  # a chosen place scores so much more than the one beside it
 MATCH = 24.0  # equal contents score so much, unrelated ones 0 +- 6
+GATE = 120.0  # of a gate, where another query adds 15
 STRAY = 0.5  # norm of what a head without a purpose adds to the stream
 Space = Literal["content", "before", "after", "found"]
 SPACES: tuple[Space, ...] = ("content", "before", "after", "found")
@@ -133,13 +134,15 @@ class Wiring:
         clean_only: bool = True,
         strength: float = 1.0,
         match: tuple[Space, Mapping[Space, float]] | None = None,
+        gate: Space | None = None,
     ) -> None:
         """Set one head.
 
         `copies` (from, to): what it reads at the attended token, and where it writes that, `strength` times. Where it
-        looks is the sum of: `displacement`, so many frames on, any other frame scoring `sharp` less or worse; `first`,
-        the earlier the better; `same_cell`; `match` (space of the query, spaces of the key with weights): equal
-        contents; `clean_only`.
+        looks is the sum of: `displacement`, so many frames on, any other frame scoring `sharp` less or worse (more, if
+        it is negative); `first`, the earlier the better; `same_cell`; `match` (space of the query, spaces of the key
+        with weights): equal contents; `clean_only`. `gate`: a query for which a number drawn at random from this space
+        is negative, as it is for half of all contents, looks at noisy frames instead of clean ones.
         """
         attn: Attention = self.model.blocks[layer].attn  # type: ignore[assignment,union-attr]
         for view in (attn.W_Q, attn.W_K, attn.W_V, attn.W_O):
@@ -164,7 +167,11 @@ class Wiring:
             for space, weight in keys.items():
                 attn.W_K[head][self.at[space], slots] = turn * gain * weight
         if clean_only:  # noisy keys score 30 less
-            q[FLAG_SLOT] = 15.0
+            if gate is None:
+                q[FLAG_SLOT] = 15.0
+            else:
+                number = torch.nn.functional.normalize(self._normal(CONTENT), dim=0)
+                attn.W_Q[head][self.at[gate], FLAG_SLOT] = GATE * number * NORM
             attn.W_K[head][self.flag, FLAG_SLOT] = -2.5 * torch.tensor([1.0, -1.0])
         for view, vector in ((attn.W_Q, q), (attn.W_K, k)):
             view[head][self.constant] += self.signs[:, None] / 2 * vector * NORM / CONSTANT
@@ -185,8 +192,8 @@ def _place(q: torch.Tensor, k: torch.Tensor, start: int, rates: torch.Tensor, di
     """Rotary channels from `start` on so that keys `displacement` away score highest: every pair of channels adds
     `gain * cos(rate * (key - query - displacement))`."""
     beside = float((1 - rates.cos()).sum())  # what one step off costs, in units of the gain
-    gain = (sharp / beside * math.sqrt(D_HEAD)) ** 0.5
+    gain = (abs(sharp) / beside * math.sqrt(D_HEAD)) ** 0.5
     pairs = slice(start, start + 2 * len(rates), 2), slice(start + 1, start + 2 * len(rates), 2)
-    q[pairs[0]] = gain
+    q[pairs[0]] = math.copysign(gain, sharp)
     k[pairs[0]] = gain * (rates * displacement).cos()
     k[pairs[1]] = -gain * (rates * displacement).sin()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.induction.effects import Head
 from vdinterp.analysis.induction.scores import score_table
-from vdinterp.analysis.induction.task import Task
+from vdinterp.analysis.induction.task import Look, Task
 from vdinterp.interventions import RotateRope
 from vdinterp.pipeline import VideoDiffusion
 
@@ -22,8 +22,9 @@ UNTRAINED = 3  # seeds of random weights
 
 @dataclass(frozen=True)
 class Control:
-    """`value`: what was measured; `passed`: None where it could not be."""
+    """Of one head. `value`: what was measured; `passed`: None where it could not be."""
 
+    head: Head
     name: str
     question: str
     value: float
@@ -33,41 +34,50 @@ class Control:
 
 
 def controls(task: Task, level: float, scores: pd.DataFrame, heads: Sequence[Head], seed: int) -> list[Control]:
-    """All controls of the named heads at one noise level, on clips they were not chosen on."""
-    names = [f"{layer}.{head}" for layer, head in heads]
-    mine = scores[(scores["level"] == level)].copy()
-    mine["name"] = [f"{layer}.{head}" for layer, head in zip(mine["layer"], mine["head"], strict=True)]
-    mine = mine.set_index("name").loc[names]
-    share = _successor_share(task, level, heads)
-    return [
-        _twin(task, level, heads, share, "none", "shuffled content",
-              "Does the same lag get as much where other frames stand there?"),
-        _twin(task, level, heads, share, "reversed", "time-reversed repeat",
-              "Does it find what comes back where it stands before its cue?", shift=-1),
-        _twin(task, level, heads, share, "no match", "predecessor taken away",
-              "Does it find what comes back without the frame that came before?"),
-        Control("position", "What is left beyond what the displacement alone gets?",
-                float(mine["beyond_position"].min()), "each above half of the prefix matching",
-                bool((mine["beyond_position"] > 0.5 * mine["prefix_matching"]).all())),
-        Control("slope of the preferred lag", "Does it follow the lag?", _mean(mine["slope"]),
-                "each between 0.5 and 1.5",
-                None if mine["slope"].isna().any() else bool(mine["slope"].between(0.5, 1.5).all())),
-        Control("foils", "Does it prefer the successor to the best foil (" + ", ".join(sorted(set(mine["best_foil"])))
-                + ")?", float(mine["contrast_low"].min()), "each surely above 0",
-                bool((mine["contrast_low"] > 0).all())),
-        _permuted(task, level, heads, share, seed),
-        _untrained(task, level, float(mine["prefix_matching"].max()), seed),
-        Control("other clips", "Do heads chosen on some clips score on others?", _mean(mine["prefix_matching"]),
-                "each significant there, q < 0.01",
-                None if mine["q"].isna().any() else bool((mine["q"] < 0.01).all())),
-    ]  # fmt: skip
+    """All controls of every head by itself at one noise level, on clips it was not chosen on."""
+    mine = scores[scores["level"] == level].set_index(["layer", "head"])
+    back = -task.repeats.cue  # where in a reversed repeat that stands which comes next
+    asked = [
+        ("none", "shuffled content", "Does the same lag get as much where other frames stand there?", 0),
+        ("reversed", "time-reversed repeat", "Does it find what comes back where it stands before its cue?", back),
+        ("no match", "predecessor taken away", "Does it find what comes back without the frame that came before?", 0),
+    ]
+    on = _beyond(task, task.look(level))
+    twins = [_beyond(task, task.look(level, twin), shift) for twin, _, _, shift in asked]
+    permuted, note = _permuted(task, level, seed)
+    top = _untrained(task, level, seed)
+    found = []
+    for head in heads:
+        row, with_it = mine.loc[head], _of(on, head)
+        found += [
+            _half(head, name, question, with_it, _of(twin, head))
+            for (_, name, question, _), twin in zip(asked, twins, strict=True)
+        ]
+        matching = float(row["prefix_matching"])
+        slope, contrast, q = (float(row[name]) for name in ("slope", "contrast_low", "q"))
+        beyond = float(row["beyond_position"])
+        found += [
+            Control(head, "position", "What is left beyond what the displacement alone gets?", beyond,
+                    "above half of the prefix matching", beyond > 0.5 * matching),
+            Control(head, "slope of the preferred lag", "Does it follow the lag?", slope, "between 0.5 and 1.5",
+                    None if math.isnan(slope) else 0.5 <= slope <= 1.5),
+            Control(head, "foils", f"Does it prefer the successor to the best foil ({row['best_foil']})?", contrast,
+                    "surely above 0", contrast > 0),
+            _turned(head, with_it, None if permuted is None else _of(permuted, head), note),
+            Control(head, "untrained weights", f"What does the best head of {UNTRAINED} untrained networks get?", top,
+                    "at most half of its prefix matching", top <= 0.5 * matching),
+            Control(head, "other clips", "Does a head chosen on some clips score on others?", matching,
+                    "significant there, q < 0.01", None if math.isnan(q) else q < 0.01),
+        ]  # fmt: skip
+    return found
 
 
 def control_table(found: Sequence[Control]) -> pd.DataFrame:
-    """One row a control."""
+    """One row a head and control."""
     outcome = {True: "passed", False: "failed", None: "not measured"}
     return pd.DataFrame(
         {
+            "head": [f"{one.head[0]}.{one.head[1]}" for one in found],
             "control": [one.name for one in found],
             "question": [one.question for one in found],
             "value": [one.value for one in found],
@@ -78,54 +88,50 @@ def control_table(found: Sequence[Control]) -> pd.DataFrame:
     )
 
 
-def _successor_share(task: Task, level: float, heads: Sequence[Head]) -> torch.Tensor:
-    return _of(task.on_successor(task.look(level)), heads)
+def _beyond(task: Task, look: Look, shift: int = 0) -> torch.Tensor:
+    """`[layer clip head]`: shares on what comes next (or `shift` frames on), beyond chance."""
+    return task.on_successor(look, shift) - task.chance[:, None]
 
 
-def _of(values: torch.Tensor, heads: Sequence[Head]) -> torch.Tensor:
-    """`[head clip]` of `[layer clip head]`."""
-    return torch.stack([values[layer, :, head] for layer, head in heads])
+def _of(values: torch.Tensor, head: Head) -> torch.Tensor:
+    """`[clip]` of `[layer clip head]`."""
+    return values[head[0], :, head[1]]
 
 
-def _twin(
-    task: Task, level: float, heads: Sequence[Head], share: torch.Tensor, twin: str, name: str, question: str,
-    shift: int = 0,
-) -> Control:  # fmt: skip
-    """Beyond chance, a twin has to get less than half of what the repeat gets. `shift`: where it is in the twin."""
-    beyond = share - task.chance
-    other = _of(task.on_successor(task.look(level, twin), shift), heads) - task.chance
-    ratio = other.mean(1) / beyond.mean(1).clamp(min=1e-9)
-    surely = all(bootstrap_mean(one).low > 0 for one in (beyond - other))
-    return Control(
-        name, question, float(ratio.max()), "at most 0.5 of the share with it, beyond chance, each",
-        bool((ratio <= 0.5).all()) and surely,
-    )  # fmt: skip
+def _ratio(other: torch.Tensor, with_it: torch.Tensor) -> float:
+    return float(other.mean() / with_it.mean().clamp(min=1e-9))
 
 
-def _permuted(task: Task, level: float, heads: Sequence[Head], share: torch.Tensor, seed: int) -> Control:
-    name, question = "rotary times permuted", "Does it need the order of frames, with all contents in place?"
+def _half(head: Head, name: str, question: str, with_it: torch.Tensor, other: torch.Tensor) -> Control:
+    """Beyond chance, a twin has to get at most half of what the repeat gets, and surely less."""
+    ratio, surely = _ratio(other, with_it), bool(bootstrap_mean(with_it - other).low > 0)
+    criterion = "at most 0.5 of the share with it, beyond chance, and surely less"
+    return Control(head, name, question, ratio, criterion, ratio <= 0.5 and surely)
+
+
+def _permuted(task: Task, level: float, seed: int) -> tuple[torch.Tensor | None, str]:
+    """Shares on the successor beyond chance, or why there are none."""
     try:
         turn = RotateRope("frame", way="permuted", seed=seed)
-        other = _of(task.on_successor(task.look(level, None, turn)), heads)
+        return _beyond(task, task.look(level, None, turn)), ""
     except ValueError as error:
-        return Control(name, question, float("nan"), "-", None, str(error))
-    ratio = (other - task.chance).mean(1) / (share - task.chance).mean(1).clamp(min=1e-9)
-    return Control(
-        name, question, float(ratio.max()), "at most 0.5 of the share with it, beyond chance, each",
-        bool((ratio <= 0.5).all()),
-    )  # fmt: skip
+        return None, str(error)
 
 
-def _untrained(task: Task, level: float, best: float, seed: int) -> Control:
+def _turned(head: Head, with_it: torch.Tensor, other: torch.Tensor | None, note: str) -> Control:
+    name, question = "rotary times permuted", "Does it need the order of frames, with all contents in place?"
+    if other is None:
+        return Control(head, name, question, float("nan"), "-", None, note)
+    ratio = _ratio(other, with_it)
+    return Control(head, name, question, ratio, "at most 0.5 of the share with it, beyond chance", ratio <= 0.5)
+
+
+def _untrained(task: Task, level: float, seed: int) -> float:
     """The best score of any head of the same network with random weights."""
-    top = max(
+    return max(
         float(score_table(_task_of(task, untrained(task.pipe, seed + i), level), significance=False)[
             "prefix_matching"].max())
         for i in range(UNTRAINED)
-    )  # fmt: skip
-    return Control(
-        "untrained weights", f"What does the best head of {UNTRAINED} untrained networks get?", top,
-        "at most half of the best named head", top <= 0.5 * best,
     )  # fmt: skip
 
 
@@ -143,7 +149,3 @@ def untrained(pipe: VideoDiffusion, seed: int) -> VideoDiffusion:
 
 def _task_of(task: Task, pipe: VideoDiffusion, level: float) -> Task:
     return Task(pipe, task.repeats, (level,), task.seed, task.batch)
-
-
-def _mean(values: pd.Series) -> float:
-    return float(np.nanmean(values.to_numpy())) if values.notna().any() else float("nan")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,43 +49,58 @@ class Towards:
         return (x0[:, -1] * direction).sum((1, 2, 3)) / direction.square().sum((1, 2, 3))
 
 
-def ablation_table(
-    task: Task, level: float, heads: Sequence[Head], others: Sequence[Head] = (), sweeps: Sweeps = IN_MEMORY
-) -> pd.DataFrame:
-    """What mean ablation of heads does to repeats and to clips without.
+@dataclass(frozen=True)
+class Rise:
+    """Rise of the last frame's x0 error, clip by clip, without a set of heads: on `repeats`, and on the same clips
+    where nothing came back (`others`)."""
 
-    One row a set of heads: `set` (`head L.H` each, `all named`, and `other L.H` for heads to compare with), `heads`,
-    then the rise of the last frame's x0 error on `repeats`, with `low`, `high` (95 % bootstrap interval over clips),
-    and on `others` (the twin without a repeat, same frame and noise). The mean is that of the twins at this noise
-    level. Chance: what the other heads do.
-    """
+    heads: tuple[Head, ...]
+    repeats: torch.Tensor
+    others: torch.Tensor
+
+    @property
+    def lost(self) -> torch.Tensor:
+        """What the repeat gains less without the heads. Signed on both sides: harm that is done to other clips as well
+        is no loss of it, and help that other clips get is."""
+        return self.repeats - self.others
+
+
+def rises(
+    task: Task, level: float, sets: Mapping[str, Sequence[Head]], sweeps: Sweeps = IN_MEMORY, name: str = "ablation"
+) -> dict[str, Rise]:
+    """What mean ablation of each set of heads does. The mean is that of the twins without a repeat at this noise level:
+    that of the repeats would put back a part of what comes back. `name`: of the sweep's records."""
     means = task.noised("none").mean_outputs(level)
-    sets: dict[str, tuple[Head, ...]] = {f"head {layer}.{head}": ((layer, head),) for layer, head in heads}
-    if len(heads) > 1:
-        sets["all named"] = tuple(heads)
-    sets |= {f"other {layer}.{head}": ((layer, head),) for layer, head in others}
-    trials = [sweep.Trial(interventions=without(one, means), label={"set": name}) for name, one in sets.items()]
+    trials = [sweep.Trial(interventions=without(one, means), label={"set": key}) for key, one in sets.items()]
     cases = [
         case
-        for twin, name in ((None, "repeats"), ("none", "others"))
-        for case in cases_of(task.noised(twin), level, {"clips": name}, task.variance)
+        for twin, clips in ((None, "repeats"), ("none", "others"))
+        for case in cases_of(task.noised(twin), level, {"clips": clips}, task.variance)
     ]
-    found = sweep.run(
-        task.pipe, cases, trials, {"error": TargetError()}, engine=sweeps.engine, **sweeps.options("ablation")
-    )
+    found = sweep.run(task.pipe, cases, trials, {"error": TargetError()}, engine=sweeps.engine, **sweeps.options(name))
     table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
     base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"])
     untouched = base.set_index(["clips", "at"])["value"]
-    rows = []
-    for name, one in sets.items():
-        mine = table[table["set"] == name].set_index(["clips", "at"])["value"]
+    made = {}
+    for key, heads in sets.items():
+        mine = table[table["set"] == key].set_index(["clips", "at"])["value"]
         rise = (mine - untouched.loc[mine.index]).unstack("clips")
-        interval = bootstrap_mean(torch.tensor(rise["repeats"].to_numpy()))
+        made[key] = Rise(tuple(heads), *(torch.tensor(rise[clips].to_numpy()) for clips in ("repeats", "others")))
+    return made
+
+
+def ablation_table(found: Mapping[str, Rise]) -> pd.DataFrame:
+    """One row a set: `set`, `heads`, the mean rise on `repeats`, with `low`, `high` (95 % interval over clips), and on
+    `others`; `lost`, `lost_low`, `lost_high`: what the repeat gains less, clip by clip. Chance: what other heads do."""
+    rows = []
+    for name, one in found.items():
+        interval, lost = bootstrap_mean(one.repeats), bootstrap_mean(one.lost)
         rows.append(
             {
-                "set": name, "heads": " ".join(f"{layer}.{head}" for layer, head in one),
+                "set": name, "heads": " ".join(f"{layer}.{head}" for layer, head in one.heads),
                 "repeats": float(interval.value), "low": float(interval.low), "high": float(interval.high),
-                "others": float(rise["others"].mean()),
+                "others": float(one.others.mean()), "lost": float(lost.value), "lost_low": float(lost.low),
+                "lost_high": float(lost.high),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vdinterp import plotting
-from vdinterp.data.repeats import MEANING
+from vdinterp.analysis.induction.behaviour import KINDS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,13 +24,13 @@ def figures(found: InductionResult) -> dict[str, go.Figure]:
     made = behaviour_figures(found)
     if len(found.table):
         made |= _mosaic(found)
-    if found.candidates:
+    if found.candidates and found.example:  # a search for the verdict alone has none
         made |= _candidates(found)
     return made
 
 
 def behaviour_figures(found: InductionResult) -> dict[str, go.Figure]:
-    one_off: Any = found.behaviour[found.behaviour["design"] == "one-off"]
+    one_off: Any = found.behaviour[found.behaviour["design"] == found.design]
     overall: Any = one_off[one_off["lag"] == 0]
     by_level = "What a last frame that came back gains over twins, by noise level (95 % interval over clips)"
     by_lag = f"The same by lag, noise level {found.level:g}"
@@ -39,7 +39,7 @@ def behaviour_figures(found: InductionResult) -> dict[str, go.Figure]:
     designs: Any = found.behaviour[(found.behaviour["lag"] == 0) & (found.behaviour["twin"] == "none")]
     relative = designs.assign(share=designs["gain"] / designs["twin_error"].clip(lower=1e-9))
     grid = relative.pivot(index="design", columns="level", values="share")
-    grid = grid.loc[[name for name in MEANING if name in grid.index]]
+    grid = grid.loc[[name for name in KINDS if name in grid.index]]
     by_design = "Error that a repeat saves, as a share of the error without: kinds of repeats by noise level"
     return {
         by_level: plotting.lines(

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 
 from vdinterp.analysis.induction import figures, words
+from vdinterp.analysis.induction.behaviour import KINDS
 from vdinterp.analysis.induction.scores import UNITS
 from vdinterp.analysis.induction.verdict import Verdict
-from vdinterp.data.repeats import MEANING, TWINS
+from vdinterp.data.repeats import TWINS
 from vdinterp.results import Result, Section
 
 if TYPE_CHECKING:
@@ -24,15 +25,18 @@ if TYPE_CHECKING:
 class InductionResult(Result):
     """What an induction search found.
 
-    `verdict`, one of `induction | position copying | period detector | duplicate matching | no behaviour |
-    inconclusive`; `reason`; `level`: the noise level that decided. `heads`: the induction heads (layer, head),
-    strongest first; empty for any other verdict. `candidates`: heads that look at the successor significantly,
-    whatever the verdict.
+    `verdict`, one of `induction | reversal | position copying | period detector | duplicate matching | no behaviour |
+    inconclusive`, of the strongest behaviour; `reason`; `level`: the noise level that decided; `design`: the kind of
+    repeats that heads were judged on. `heads`: the induction heads (layer, head), strongest first; empty for any other
+    verdict. `candidates`: heads that look at the successor significantly, whatever the verdict.
 
-    Tables: `behaviour` (gain by design, twin, level, lag), `table` (scores of every head and level), `ablation`,
-    `copying`, `paths`, `reliance`, `composition`, `controls`, `lags`. `times_random`: effect of removing a candidate
-    over that of another head of its layer; `carried`: share of the repeat's gain that goes with all of them. `example`:
-    a clip, and the candidates' attention over it.
+    Tables: `findings` (what every noise level shows, strongest first), `again` (the verdict of this search and of
+    further ones with other seeds, see `reproduced`), `behaviour` (gain by design, twin, level, lag), `positions`
+    (nearness to the frame at every distance), `table` (scores of every head and level), `judged` (candidates: named or
+    not, and why), `ablation`, `copying`, `paths`, `reliance`, `composition`, `controls`, `lags`. `times_random`: at
+    least so many times as much as another head of its layer is a named one needed; `carried`: share of the repeat's
+    gain that goes with all of them; both NaN where none is named. `example`: a clip, and the candidates' attention over
+    it.
     """
 
     title = "Induction search"
@@ -43,6 +47,11 @@ class InductionResult(Result):
     candidates: list[tuple[int, int]]
     behaviour: pd.DataFrame
     skipped: dict[str, str]
+    design: str = "one-off"
+    findings: pd.DataFrame = field(default_factory=pd.DataFrame)
+    again: pd.DataFrame = field(default_factory=pd.DataFrame)
+    positions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    judged: pd.DataFrame = field(default_factory=pd.DataFrame)
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
     ablation: pd.DataFrame = field(default_factory=pd.DataFrame)
     copying: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -63,6 +72,11 @@ class InductionResult(Result):
         """A verdict that needs no heads."""
         table = {} if scores is None else {"table": scores}
         return cls(verdict=verdict, level=level, reason=reason, heads=[], candidates=[], **table, **about)
+
+    @property
+    def reproduced(self) -> tuple[int, int]:
+        """How many searches came to this verdict, of how many (this one counts)."""
+        return int((self.again["verdict"] == self.verdict).sum()), len(self.again)
 
     def to_frame(self) -> pd.DataFrame:
         """Scores of every head and noise level; the behaviour where the search ended with that."""
@@ -92,12 +106,20 @@ class InductionResult(Result):
         of_heads = {name: figure for name, figure in drawn.items() if name not in behaviour}
         shown = set(self.behaviour["design"])
         twins = "\n".join(f"- **{name}**: {text}." for name, text in TWINS.items())
-        kinds = "\n".join(f"- **{name}**: {text}." for name, text in MEANING.items() if name in shown)
+        kinds = "\n".join(f"- **{name}**: {text}." for name, text in KINDS.items() if name in shown)
         kinds += "".join(f"\n- {name}: left out, {why}." for name, why in self.skipped.items())
-        controls = {"Controls": self.controls} if len(self.controls) else {}
+        beside = {
+            "What every noise level shows, strongest first": self.findings, "Further searches": self.again,
+            "Candidates": self.judged, "Controls": self.controls,
+        }  # fmt: skip
+        beside = {name: table for name, table in beside.items() if len(table)}
         gains = self.behaviour.sort_values(["level", "lag"], ascending=[False, True], kind="stable")
         found = [
-            Section(title="Verdict", text=self.summary(), tables=controls),
+            Section(
+                title="Verdict",
+                text=self.summary(),
+                tables=beside,
+            ),
             Section(
                 title="Behaviour",
                 text=f"Kinds of repeats:\n\n{kinds}\n\nTwins have the same last frame and noise, but:\n\n{twins}",

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from vdinterp.analysis.circuits.pairs import Part, composition, undetermined
 from vdinterp.analysis.induction import effects
-from vdinterp.analysis.induction.behaviour import Behaviour, behaviour_table, behaviours
+from vdinterp.analysis.induction.behaviour import PAIRS, Pairs, behaviour_table, behaviours, position_table
 from vdinterp.analysis.induction.controls import control_table, controls
 from vdinterp.analysis.induction.effects import Sweeps
+from vdinterp.analysis.induction.naming import again_row, chosen_heads, evidence_of, finding_table, judge, judged_table
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
 from vdinterp.analysis.induction.task import LookStore, Task, cells_of, pool_of
-from vdinterp.analysis.induction.verdict import (
-    FIXED,
-    Evidence,
-    from_behaviour,
-    from_heads,
-    nothing_learned,
-    positional_levels,
-)
+from vdinterp.analysis.induction.verdict import FIXED, Evidence, Finding, findings, from_heads
 from vdinterp.analysis.noised import check_levels
 from vdinterp.data import Clips
-from vdinterp.data.repeats import DESIGNS, lags_of, make_repeats
+from vdinterp.data.repeats import DESIGNS, cue_of, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k
 from vdinterp.pipeline import VideoDiffusion
 
@@ -51,6 +45,8 @@ def find_induction(
     levels: Sequence[float] = LEVELS,
     n_per_lag: int = 16,
     designs: Sequence[str] = DESIGNS,
+    repeats: int = 4,
+    verdict_only: bool = False,
     batch: int = 16,
     engine: Literal["inline", "ray"] = "inline",
     out: str | Path | None = None,
@@ -65,12 +61,17 @@ def find_induction(
     the frame that is being denoised looks itself, at the earlier frame that followed the content of its predecessor.
 
     1. Behaviour: is a last frame that came back denoised better than the same one where it did not (noise and last
-       frame equal)? If not: "no behaviour", and the search ends. Twins take away one thing at a time: the frame that
+       frame equal)? If not: "no behaviour", and the search ends (unless
+       the frame at one distance is copied, whatever it shows). Twins take away one thing at a time: the frame that
        followed, the one before it, the cue, the order.
     2. Scores of every head at every noise level, with permutation p-values, corrected over all heads and levels.
     3. Effects: mean ablation of the heads against matched random ones; what they copy; paths from previous-frame heads
        into their keys and queries; composition of the weights where these determine it.
-    4. Controls. Heads are chosen on clips of one seed and reported on those of another.
+    4. Controls, of every head by itself. Heads are chosen on clips of one seed and reported on those of another; those
+       that fail a control, copy nothing or are not needed are not named, and `.judged` says why.
+
+    The verdict is that of the strongest behaviour; `.findings` has those of all noise levels, `.again` the verdicts of
+    `repeats` further searches.
 
     Args:
         pipe: the model. `clips`: videos in [0, 1] whose frames the stimuli are made of; default: what the model was
@@ -79,7 +80,11 @@ def find_induction(
         levels: noise levels in (0, 1] of the last frame.
         n_per_lag: clips for every lag.
         designs: kinds of repeats (`vdinterp.data.repeats.MEANING`) whose behaviour is measured; "one-off" and "loop"
-            are always among them.
+            are always among them, and "long cue" where loops are foretold and one-offs are not.
+        repeats: searches with the next seeds, at the noise level that decided, for how often the verdict comes again;
+            each takes about a tenth of the time of the first.
+        verdict_only: leave out what no verdict hangs on: interchange, paths, composition, copying of all heads at all
+            levels, the example. Takes about a third of the time.
         batch: clips a forward pass. `engine`: of the sweeps of interventions.
         out: folder in which everything is recorded as it is measured; a search that was stopped goes on from there.
 
@@ -99,13 +104,28 @@ def find_induction(
     if not (isinstance(n_per_lag, int) and isinstance(seed, int)) or n_per_lag < 2 or seed < 0:
         raise ValueError(f"need whole numbers n_per_lag >= 2 and seed >= 0, got {n_per_lag=}, {seed=}")
     check_enough(pipe, len(levels), n_per_lag)
-    sweeps = Sweeps(engine, None if out is None else Path(out) / "sweeps")
-    store = None if out is None else LookStore(Path(out) / "looks", pipe)
-    search = _Search(pipe, pool_of(pipe, clips), seed, tuple(levels), n_per_lag, batch, sweeps, store)
+    if not isinstance(repeats, int) or repeats < 0:
+        raise ValueError(f"repeats={repeats!r}: how many further searches, a whole number, 0 for none")
+    folder, pool = None if out is None else Path(out), pool_of(pipe, clips)
+    store = None if folder is None else LookStore(folder / "looks", pipe)
+    search = _Search(
+        pipe, pool, seed, tuple(levels), n_per_lag, batch, Sweeps(engine, folder and folder / "sweeps"), store,
+        verdict_only,
+    )  # fmt: skip
     wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
-    with tqdm(total=len(wanted) + 4, desc="induction", disable=not progress) as bar:
+    with tqdm(total=len(wanted) + 4 + repeats, desc="induction", disable=not progress) as bar:
         search.advance = bar.update
-        return search.run(wanted)
+        found = search.run(wanted)
+        bar.update(len(wanted) + 4 - bar.n)
+        rows = [again_row(seed, found)]
+        # Where the model does nothing with what came back, it has to do so at every level.
+        at = tuple(levels) if found.verdict == "no behaviour" else (found.level,)
+        for other in range(seed + 1, seed + 1 + repeats):
+            sweeps = Sweeps(engine, folder and folder / f"sweeps-{other}")
+            once_more = _Search(pipe, pool, other, at, n_per_lag, batch, sweeps, store, True)
+            rows.append(again_row(other, once_more.run(["one-off", "loop"])))
+            bar.update()
+    return replace(found, again=pd.DataFrame(rows))
 
 
 def check_enough(pipe: VideoDiffusion, n_levels: int, n_per_lag: int) -> None:
@@ -127,12 +147,13 @@ def check_enough(pipe: VideoDiffusion, n_levels: int, n_per_lag: int) -> None:
 class _Search:
     def __init__(
         self, pipe: VideoDiffusion, pool: torch.Tensor, seed: int, levels: tuple[float, ...], n_per_lag: int,
-        batch: int, sweeps: Sweeps, store: LookStore | None,
+        batch: int, sweeps: Sweeps, store: LookStore | None, verdict_only: bool,
     ) -> None:  # fmt: skip
         self.pipe, self.pool, self.seed, self.levels, self.batch = pipe, pool, seed, levels, batch
         self.n_frames, self.sweeps, self.store = pipe.model.cfg.n_frames, sweeps, store
         self.n_clips = n_per_lag * len(lags_of(self.n_frames))
         self.cells = cells_of(pipe, pool)
+        self.verdict_only = verdict_only
         self.advance: Any = lambda n=1: None
 
     def task(
@@ -143,7 +164,7 @@ class _Search:
     ) -> Task:
         """Clips of two seeds: heads are chosen on one and reported on the other."""
         seed = 2 * self.seed + (part == "reported on")
-        n = self.n_clips if design == "one-off" else max(24, self.n_clips // 2)
+        n = self.n_clips if design in PAIRS else max(24, self.n_clips // 2)
         repeats = make_repeats(design, self.pool, n, n_frames=self.n_frames, cells=self.cells, seed=seed)
         return Task(self.pipe, repeats, levels or self.levels, seed=seed, batch=self.batch, store=self.store)
 
@@ -153,6 +174,8 @@ class _Search:
             return "the pool holds single frames, no clips to splice"
         if design in ("translated", "cell loops") and self.cells == (1, 1):
             return "a frame is one cell"
+        if design == "long cue" and cue_of(self.n_frames) == 1:
+            return "clips are too short for a longer cue"
         return ""
 
     def run(self, designs: Sequence[str]) -> InductionResult:
@@ -163,57 +186,82 @@ class _Search:
         for design, task in tasks.items():
             tables.append(behaviour_table({design: task}))
             self.advance()
-        table = pd.concat(tables, ignore_index=True)
-        found = behaviours(table)
         task = tasks["one-off"]
-        about = {"behaviour": table, "skipped": skipped, "meta": self._meta(task)}
-        if nothing_learned(table):
-            return InductionResult.without_heads(
-                "no behaviour", found[0].level, "no last frame that came back is denoised any better for it", **about
-            )
-        scores = score_table(task, self.seed)
+        positions = position_table(task)
+        found = behaviours(pd.concat(tables, ignore_index=True), positions, FIXED)
+        if any(one.loops_only for one in found) and "long cue" not in {**tasks, **skipped}:
+            if why := self.possible("long cue"):
+                skipped["long cue"] = why
+            else:
+                tasks["long cue"] = self.task("long cue")
+                tables.append(behaviour_table({"long cue": tasks["long cue"]}))
+                found = behaviours(pd.concat(tables, ignore_index=True), positions, FIXED)
+        scores, looks = None, set()
+        if any(one.gains or one.distance for one in found):
+            scores = score_table(task, self.seed)
+            looks = set(looking(scores)["level"])
         self.advance()
-        doing = [one for one in found if one.is_induction]
-        if not doing:
-            verdict, level, why = from_behaviour(
-                found, looks=set(looking(scores)["level"]), positional=positional_levels(table, self._distances(task))
+        shown = findings(found, looks)
+        lead = shown[0]
+        about: dict[str, Any] = {
+            "behaviour": pd.concat(tables, ignore_index=True), "positions": positions, "skipped": skipped,
+            "meta": self._meta(task),
+        }  # fmt: skip
+        if lead.pairs is None:
+            return InductionResult.without_heads(
+                lead.verdict, lead.level, lead.why, scores=scores, findings=finding_table(shown), **about
             )
-            return InductionResult.without_heads(verdict, level, why, scores=scores, **about)
-        return self._with_heads(max(doing, key=lambda one: one.gain * one.matching), task, scores, about)
+        if lead.pairs.design != "one-off":
+            task = tasks[lead.pairs.design]
+            scores = score_table(task, self.seed)
+        assert scores is not None
+        return self._with_heads(shown, lead.pairs, task, scores, about)
 
     def _with_heads(
-        self, behaviour: Behaviour, task: Task, scores: pd.DataFrame, about: dict[str, Any]
+        self, shown: Sequence[Finding], pairs: Pairs, task: Task, scores: pd.DataFrame, about: dict[str, Any]
     ) -> InductionResult:
-        level = behaviour.level
-        first = score_table(self.task("one-off", "chosen on", (level,)), self.seed)
+        level = shown[0].level
+        about["design"] = pairs.design
+        first = score_table(self.task(pairs.design, "chosen on", (level,)), self.seed)
         chosen = [head for head in candidates(first, level, LOOKS) if head in _heads(looking(first))]
-        named, left_out = chosen[:MOST_HEADS], chosen[MOST_HEADS:]
+        tried, left_out = chosen[:MOST_HEADS], chosen[MOST_HEADS:]
         self.advance()
-        if not named:
-            verdict, why = from_heads(level, Evidence())
-            return InductionResult.without_heads(verdict, level, why, scores=scores, **about)
+        if not tried:
+            verdict, why = from_heads(Evidence())
+            return InductionResult.without_heads(
+                verdict, level, why, scores=scores, findings=finding_table(shown, verdict, why), **about
+            )
         if left_out:
             about["meta"]["candidates left out"] = ", ".join(f"{layer}.{head}" for layer, head in left_out)
-        here = scores[scores["level"] == level].set_index(["layer", "head"])
+        checked = controls(task, level, scores, tried, self.seed)
+        copied = self._copied(task, level, scores, tried)
         rest: Any = first[first["prefix_matching"] < LOOKS]
-        idle = _heads(rest)
-        others = effects.matched(named, idle, self.seed)
-        ablation = effects.ablation_table(task, level, named, others, self.sweeps)
-        everyone = [(layer, head) for layer, head in here.index]
-        few = len(everyone) <= FEW_HEADS
-        copied = effects.copy_table(task, self.levels if few else [level], everyone if few else named, self.sweeps)
-        mine = np.array([head in named for head in _heads(copied)], dtype=bool)
-        of_named: Any = copied[(copied["level"] == level) & mine]
-        reliance = effects.reliance_table(task, level, self._earlier(here, named), named)
-        senders = strongest(reliance, MOST_SENDERS)
-        paths = effects.path_table(task, level, senders, named, self.sweeps)
+        others = effects.matched(tried, _heads(rest), self.seed)
+        sets = {f"head {layer}.{head}": ((layer, head),) for layer, head in tried}
+        sets |= {f"other {layer}.{head}": ((layer, head),) for layer, head in others}
+        rises = effects.rises(task, level, sets, self.sweeps)
+        judged = judge(tried, checked, copied[copied["level"] == level], rises)
+        named = chosen_heads(judged)
+        if len(named) > 1:
+            rises |= effects.rises(task, level, {"all named": named}, self.sweeps, "ablation-together")
+        evidence = evidence_of(pairs.gain, named, judged, rises)
+        verdict, why = from_heads(evidence)
         self.advance()
-        checked = controls(task, level, scores, named, self.seed)
-        evidence = _evidence(behaviour, named, ablation, of_named, checked)
-        verdict, why = from_heads(level, evidence)
+        here = scores[scores["level"] == level].set_index(["layer", "head"])
+        more: dict[str, Any] = {}
+        if not self.verdict_only:
+            followed = named or tried
+            reliance = effects.reliance_table(task, level, self._earlier(here, followed), followed)
+            senders = strongest(reliance, MOST_SENDERS)
+            more = {
+                "reliance": reliance, "paths": effects.path_table(task, level, senders, followed, self.sweeps),
+                "composition": self._composition(level, senders, followed),
+                "composition_note": undetermined(self.pipe.model), "lags": lag_table(task, level, tried),
+                "example": example(task, level, tried),
+            }  # fmt: skip
         self.advance()
         place = torch.full((self.pipe.model.cfg.n_layers, self.pipe.model.cfg.n_heads), float("nan"))
-        if task.noised().grid.tokens_per_frame <= MOST_CELLS:
+        if task.noised().grid.tokens_per_frame <= MOST_CELLS and not self.verdict_only:
             place = same_position(task, level)
         scores = scores.merge(copied[["level", "layer", "head", "copy_gain"]], how="left").assign(
             same_position=[
@@ -222,13 +270,19 @@ class _Search:
             ]
         )
         return InductionResult(
-            verdict=verdict, reason=why, level=level, heads=named if verdict == "induction" else [],
-            candidates=named, table=scores, ablation=ablation, copying=copied, paths=paths, reliance=reliance,
-            composition=self._composition(level, senders, named), controls=control_table(checked),
-            composition_note=undetermined(self.pipe.model), times_random=evidence.times_random,
-            carried=evidence.carried,
-            lags=lag_table(task, level, named), example=example(task, level, named), **about,
+            verdict=verdict, reason=why, level=level, heads=list(named) if verdict == "induction" else [],
+            candidates=tried, table=scores, judged=judged_table(judged, named),
+            ablation=effects.ablation_table(rises), copying=copied, controls=control_table(checked),
+            times_random=evidence.times_random, carried=evidence.carried,
+            findings=finding_table(shown, verdict, why), **more, **about,
         )  # fmt: skip
+
+    def _copied(self, task: Task, level: float, scores: pd.DataFrame, tried: Sequence[effects.Head]) -> pd.DataFrame:
+        """Of small models for all heads and levels, else where it decides."""
+        everyone = _heads(scores[scores["level"] == level])
+        if len(everyone) <= FEW_HEADS and not self.verdict_only:
+            return effects.copy_table(task, self.levels, everyone, self.sweeps)
+        return effects.copy_table(task, [level], tried, self.sweeps)
 
     def _earlier(self, here: pd.DataFrame, named: Sequence[effects.Head]) -> list[effects.Head]:
         """Heads before the last named one; of many, those that look most at the frame before."""
@@ -258,15 +312,6 @@ class _Search:
             rows.append({**names, "part": part, "displacement": -lag, **found})
         return pd.DataFrame(rows, columns=columns)
 
-    def _distances(self, task: Task) -> dict[float, set[int]]:
-        """By level, how far back heads look that have half of their attention at one distance, whatever the clip."""
-        found = {}
-        for level in task.levels:
-            share = task.look(level, "none").last.mean(1)  # layer head frame
-            far = (share >= FIXED).nonzero()[:, 2]
-            found[level] = {self.n_frames - 1 - int(frame) for frame in far}
-        return found
-
     def _meta(self, task: Task) -> dict[str, Any]:
         cfg = self.pipe.model.cfg
         return {
@@ -280,21 +325,6 @@ def looking(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of heads that look at the successor: enough, more than at any foil, and significantly."""
     found: Any = scores[(scores["prefix_matching"] >= LOOKS) & (scores["contrast_low"] > 0) & (scores["q"] < Q)]
     return found
-
-
-def _evidence(
-    behaviour: Behaviour, named: Sequence[effects.Head], ablation: pd.DataFrame, copied: pd.DataFrame, checked: Any
-) -> Evidence:
-    """What the effects of the named heads come to. Harm that is done to other clips as well does not count."""
-    whole = ablation[ablation["set"] == ("all named" if len(named) > 1 else ablation["set"].iloc[0])].iloc[0]
-    harm = max(0.0, float(whole["others"]))
-    others = ablation[ablation["set"].str.startswith("other ")]["repeats"]
-    return Evidence(
-        named=named, gain=behaviour.gain, effect=float(whole["repeats"]) - harm, effect_low=float(whole["low"]) - harm,
-        alone=float(ablation[ablation["set"].str.startswith("head ")]["repeats"].mean()),
-        random=float(others.mean()) if len(others) else float("nan"), copying=float(copied["copy_gain"].sum()),
-        copies=bool((copied["low"] > 0).any()), controls=checked,
-    )  # fmt: skip
 
 
 def _heads(table: pd.DataFrame) -> list[effects.Head]:

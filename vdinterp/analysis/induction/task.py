@@ -29,13 +29,15 @@ POOL = 256  # pictures of a pool that is made, not found
 class Look:
     """One kind of clips at one noise level.
 
-    `error` `[clip]`: of x0 of the last frame, over the variance. `last`, `cue` `[layer clip head frame]`: attention of
+    `error` `[clip]`: of x0 of the last frame, over the variance; `apart` `[clip frame]`: the same distance of it to
+    every clean frame. `last`, `cue` `[layer clip head frame]`: attention of
     the last frame, and of the one before, as shares of what goes to clean frames other than itself. `mass`: of the last
     frame's attention, how much that is. `previous` `[layer clip head]`: mean attention of clean frames to the frame
-    before. `cells` `[layer clip head cell frame]`: `last` cell by cell, if asked for.
+    before.
     """
 
     error: torch.Tensor
+    apart: torch.Tensor
     last: torch.Tensor
     cue: torch.Tensor
     mass: torch.Tensor
@@ -134,11 +136,15 @@ class Task:
                 )
             cache = next(iter(recording.values()))
             error = (x0 - self.truth[clips]).square().mean((1, 2, 3)) / self.variance
-            parts.append((error, torch.stack([cache["frame_mass", layer] for layer in range(layers)]).cpu()))
-        error, mass = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], 1)
+            apart = (x0[:, None] - noised.latents[clips, :-1]).square().mean((2, 3, 4)) / self.variance
+            mass = torch.stack([cache["frame_mass", layer] for layer in range(layers)]).cpu()
+            parts.append((error, apart, mass))
+        error, apart = (torch.cat([part[i] for part in parts]) for i in range(2))
+        mass = torch.cat([part[2] for part in parts], 1)
         diagonal = mass.diagonal(-1, -2, -1)  # of frame t on t - 1
         return Look(
             error=error,
+            apart=apart,
             last=shares(mass[..., -1, :-1]),
             cue=shares(mass[..., -2, :-2]),
             mass=mass[..., -1, :-1].sum(-1),

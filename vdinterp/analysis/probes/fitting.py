@@ -42,11 +42,14 @@ def fit(
     and the penalty is chosen (of five, on a quarter of the training clips) within the training folds. The interval
     draws clips, not fits: it does not cover the choice of training clips.
 
-    Baselines, in the same table: see `BASELINES`. `shuffled` gives every clip the labels of another; for labels that
-    lie in the same place in all clips it is above chance, and says what the place alone tells. A probe says something
-    about the model only where it beats the noisy input, its neighbours, and shuffled weights: those hold what a linear
-    map finds without any training. None but `untrained` sees the whole clip, or the actions. `clean latents` is what
-    the noised frames really are; a model that denoises well comes near it, and none needs to reach it.
+    Baselines, in the same table: see `BASELINES`. First of all `untrained`, the same layer with the entries of every
+    weight shuffled: what is found there as well, a linear map finds without any training. `shuffled` gives every clip
+    the labels of another; for labels that lie in the same place in all clips it is above chance, and says what the
+    place alone tells. `earlier frames, actions` is told what the model is told: the two frames before with their
+    neighbours, the action, and the frame before moved as the action says. A probe says something about the model only
+    where it beats all of these; and then it says what can be read, not what the model uses. None but `untrained` sees
+    the whole clip. `clean latents` is what the noised frames really are; a model that denoises well comes near it, and
+    none needs to reach it.
 
     Args:
         labels: `[clip frame row col]` one a token; `[clip frame]` one a frame, or floats `[clip frame k]`: then the
@@ -85,14 +88,15 @@ def fit(
     with tqdm(total=len(noised.levels) * len(sites), desc="probes", unit="layer") as bar:
         for level in noised.levels:
             shared["noisy input"] = scorer(latents(noised, samples, level))
-            shared["noisy input, neighbours"] = scorer(latents(noised, samples, level, neighbours=True))
+            shared["noisy input, neighbours"] = scorer(latents(noised, samples, level, "neighbours"))
+            shared["earlier frames, actions"] = scorer(latents(noised, samples, level, "earlier"))
             trained, control = (activations(one, level, sites, samples) for one in (noised, random))
             fitted.append([])
             for layer, x in trained.items():
                 held = {
                     "probe": scorer(x),
-                    "shuffled": scorer(x, samples.shuffled),
                     "untrained": scorer(control[layer]),
+                    "shuffled": scorer(x, samples.shuffled),
                 }
                 rows += _rows(scorer, level, layer, {**held, **shared}, len(samples.y))
                 line = scorer.fit(x, samples.y, np.ones(len(x), bool))

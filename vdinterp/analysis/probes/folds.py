@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vdinterp.analysis.bootstrap import resamples, tails
+
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # squared weights per sample, features standardised: from strong to weak
 RESAMPLES, INTERVAL = 1000, 0.95
 
@@ -56,8 +58,7 @@ class Scorer:
         self.fold = (np.argsort(order) % folds)[self.clip]
         part = np.random.default_rng([seed, 1]).permutation(self.n_clips) % 4
         self.chooses = (part == 0)[self.clip]  # a quarter of the clips
-        equal = np.full(self.n_clips, 1 / self.n_clips)
-        drawn = np.random.default_rng(seed).multinomial(self.n_clips, equal, size=RESAMPLES)
+        drawn = resamples(self.n_clips, RESAMPLES, seed)
         self.draws = np.concatenate([np.ones((1, self.n_clips)), drawn])  # the clips as they are come first
 
     def __call__(self, x: np.ndarray, y: np.ndarray | None = None) -> Held:
@@ -114,8 +115,9 @@ class Scorer:
         return Held(sums, False)
 
     def interval(self, scores: np.ndarray) -> tuple[float, float, float]:
-        """Value and ends of the interval from `Held.score(self.draws)`, or from a difference of two of them."""
-        low, high = np.nanquantile(scores[1:], [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+        """Value and ends of the interval from `Held.score(self.draws)`, or from a difference of two of them; of fewer
+        than 30 clips further out than the percentiles."""
+        low, high = np.nanquantile(scores[1:], tails(self.n_clips, INTERVAL))
         return float(scores[0]), float(low), float(high)
 
     def association(self, x: np.ndarray) -> np.ndarray:

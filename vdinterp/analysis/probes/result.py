@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 # What the probe is compared with. "clean latents" is what a model was not given of noised frames.
 BASELINES = {
-    "shuffled": "the same activations, the labels of another clip",
     "untrained": "the same layer with shuffled weights",
+    "shuffled": "the same activations, the labels of another clip",
     "noisy input": "the token's own latents, as given",
     "noisy input, neighbours": "with the 3 x 3 patches around, in this frame and the one before",
+    "earlier frames, actions": "with the frame two before, the action, and the frame before moved by it",
     "constant": "the most frequent class, or the mean",
     "clean latents": "the token's own latents without noise",
 }
-BY_LAYER = ("probe", "shuffled", "untrained")
-FAIR = ("shuffled", "untrained", "noisy input", "noisy input, neighbours")  # made of what the model was given
+BY_LAYER = ("probe", "untrained", "shuffled")
+# made of what the model was given
+FAIR = ("untrained", "shuffled", "noisy input", "noisy input, neighbours", "earlier frames, actions")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -194,33 +194,67 @@ def activations(noised: NoisedClips, level: float, names: dict[int, str], sample
     return {layer: np.concatenate(part) for layer, part in parts.items()}
 
 
-def latents(noised: NoisedClips, samples: Samples, level: float | None, neighbours: bool = False) -> np.ndarray:
+Seen = Literal["own", "neighbours", "earlier"]
+
+
+def latents(noised: NoisedClips, samples: Samples, level: float | None, seen: Seen = "own") -> np.ndarray:
     """`[sample channel]` of the VAE latents in a token's patch: clean (`level` None), or as the model was given them.
 
-    `neighbours`: also those of the 3 x 3 patches around it, in its frame and in the frame before (0 beyond the edges).
+    `seen`: "neighbours", also those of the 3 x 3 patches around it, in its frame and in the frame before (0 beyond the
+    edges); "earlier", also those in the frame two before, and what the model is told: the frame's action, and its
+    product with the patches around in the frame before, so that a linear map can move these as the action says.
     """
-    return np.concatenate(list(_latents(noised, samples, level, neighbours)))
+    return np.concatenate(list(_latents(noised, samples, level, seen)))
 
 
-def _latents(noised: NoisedClips, samples: Samples, level: float | None, neighbours: bool) -> Iterator[np.ndarray]:
+def _latents(noised: NoisedClips, samples: Samples, level: float | None, seen: Seen) -> Iterator[np.ndarray]:
     _, patch_h, patch_w = noised.model.cfg.patch_size
     for clips in noised.batches:
-        given = noised.latents[clips] if level is None else noised.inputs(level, clips)["noisy"]
+        given = {"noisy": noised.latents[clips]} if level is None else noised.inputs(level, clips)
         patches = rearrange(
-            given.float(),
+            given["noisy"].float(),
             "batch frame channel (row p) (col q) -> batch frame (channel p q) row col",
             p=patch_h,
             q=patch_w,
         )
-        yield samples.take(_tokens(around(patches) if neighbours else patches), clips, noised.n_frames)
+        found = patches
+        if seen != "own":
+            found = around(patches)
+        if seen == "earlier":
+            found = torch.cat([found, around(patches, 2, 2), *_told(patches, _actions(noised, given))], 2)
+        yield samples.take(_tokens(found), clips, noised.n_frames)
+
+
+def _actions(noised: NoisedClips, given: Mapping[str, Any]) -> torch.Tensor | None:
+    """`[batch frame k]`: the actions the model is given, without the numbers that are the same in all clips."""
+    if "cond" not in given:
+        return None
+    action = noised.clips.action
+    assert action is not None
+    changes = (action[:, : noised.n_frames].flatten(0, 1).std(0) > 0).nonzero()[:, 0]
+    return given["cond"].float()[..., changes]
+
+
+def _told(
+    patches: Float[torch.Tensor, "batch frame channel row col"], action: torch.Tensor | None
+) -> list[Float[torch.Tensor, "batch frame k row col"]]:
+    """The action at every place, and its products with the 3 x 3 patches in the frame before."""
+    if action is None:
+        return []
+    before = around(patches, 1, 1)
+    spread = action[..., None, None].expand(*action.shape, *patches.shape[3:])
+    products = torch.einsum("bfk,bfcyx->bfkcyx", action, before).flatten(2, 3)
+    return [spread, products]
 
 
 def around(
-    patches: Float[torch.Tensor, "batch frame channel row col"],
-) -> Float[torch.Tensor, "batch frame 18*channel row col"]:
-    """The 3 x 3 patches around each, in its frame and in the frame before."""
-    before = torch.cat([torch.zeros_like(patches[:, :1]), patches[:, :-1]], 1)
-    both = torch.cat([patches, before], 2)
+    patches: Float[torch.Tensor, "batch frame channel row col"], first: int = 0, last: int = 1
+) -> Float[torch.Tensor, "batch frame _ row col"]:
+    """The 3 x 3 patches around each, in the frames `first` to `last` before it (its own is 0; 0 beyond the clip)."""
+    frames = []
+    for back in range(first, last + 1):
+        frames.append(torch.cat([torch.zeros_like(patches[:, :back]), patches[:, : patches.shape[1] - back]], 1))
+    both = torch.cat(frames, 2)
     found = torch.nn.functional.unfold(both.flatten(0, 1), 3, padding=1)
     return found.view(*both.shape[:2], -1, *both.shape[3:])
 
