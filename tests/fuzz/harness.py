@@ -18,7 +18,9 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-PACKAGE = str(Path(__file__).parents[2] / "vdinterp")
+import vdinterp
+
+PACKAGE = str(Path(vdinterp.__file__).parent)
 SECONDS = 10.0  # a call that takes longer hangs
 GROWTH = 6 * 2**30  # bytes of address space above what is there at the start
 LONGEST = 700  # characters of one sentence
