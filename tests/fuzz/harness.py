@@ -106,8 +106,8 @@ class Watch:
             try:
                 case.check(result)
                 outcome = ("silent", f"accepted, gave {_short(result)}") if case.refused else ("fine", "")
-            except AssertionError as error:
-                outcome = "silent", str(error)
+            except Exception as error:  # also where what came back is not even of the right kind
+                outcome = "silent", _short(error)
         if self.model.has_live_hooks:
             self.model.reset_hooks()
             return "silent", "left hooks on the model"
