@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import nn
 
 from vdinterp.grid import TokenGrid
-from vdinterp.interventions import Intervention, check_interventions
+from vdinterp.interventions import Acting, Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
 from vdinterp.models.checks import check_inputs, check_resume
 from vdinterp.models.components import (
@@ -291,10 +291,14 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
     @contextmanager
     def intervene(self, *interventions: Intervention) -> Iterator[Any]:
-        """Apply interventions to every call inside the block. Each is checked against the model first."""
-        hooks = [pair for intervention in check_interventions(interventions) for pair in intervention.hooks(self)]
-        with self.hooks(hooks):
+        """Apply interventions to every call inside the block. Each is checked against the model first.
+
+        Warns at the end about those limited to `steps` or `noise_levels` that no call came by.
+        """
+        acting = Acting(check_interventions(interventions), self)
+        with self.hooks(acting.pairs):
             yield self
+        acting.warn_of_idle()
 
     @classmethod
     def from_state_dict(
