@@ -1,4 +1,4 @@
-"""Whole numbers as users give them: how many clips, frames, steps, workers; seeds; indices of heads and frames.
+"""Numbers as users give them: how many clips, frames, steps, workers; seeds; indices of heads and frames; shares.
 
 One rule for all of them: a boolean, a float, a text or NaN is no count, and neither is a number so large that nobody
 meant it.
@@ -7,7 +7,7 @@ meant it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 MOST = 1_000_000  # of anything that is counted, unless its owner says less
@@ -27,6 +27,13 @@ def check_seed(value: Any, what: str = "seed") -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= SEEDS:
         raise ValueError(f"{what} must be a non-negative integer, got {_shown(value)}")
     return int(value)
+
+
+def check_between(what: str, value: Any, low: float | int, high: float | int, why: str = "") -> float:
+    """`value` as a float. Raises `ValueError` unless it is a number in `low .. high`; `why` says what they are."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
+        raise ValueError(f"{what} must be a number in [{low:g}, {high:g}]{why and f' ({why})'}, got {_shown(value)}")
+    return float(value)
 
 
 def check_indices(what: str, chosen: Any, low: int | None = None) -> None:

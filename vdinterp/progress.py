@@ -1,14 +1,18 @@
-"""Progress bars: one place decides whether they are shown."""
+"""Progress bars of long work: `tqdm.auto`, none for work that is over at once, none at all with TQDM_DISABLE=1."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from typing import Any
 
-from tqdm.auto import tqdm
+DELAY = 1.0  # seconds that work takes before its bar appears
 
 
-def bar(iterable: Any = None, *, shown: bool = True, **options: Any) -> tqdm:
-    """`tqdm.auto`'s bar with its `options`; hidden unless `shown`, and with `TQDM_DISABLE` set (to other than 0)."""
-    hidden = not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-    return tqdm(iterable, disable=hidden, **options)
+def bar(iterable: Iterable[Any] | None = None, *, show: bool = True, **options: Any) -> Any:
+    """A bar over `iterable`, or one with `total=` to be moved by `.update()`; options as of tqdm.
+
+    `disable` is passed only to switch a bar off: passed as False it would override the environment's TQDM_DISABLE.
+    """
+    from tqdm.auto import tqdm
+
+    return tqdm(iterable, **{"delay": DELAY, **options, **({} if show else {"disable": True})})

@@ -102,6 +102,6 @@ def find_metric(metric: Any, pipe: VideoDiffusion | None) -> tuple[str, Any]:
         if pipe is None or pipe.vae is None:
             raise ValueError("metric 'psnr' is of pixels: it needs a pipeline with a VAE; 'error' works without")
         return metric, PixelPSNR(pipe)
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose 'recovered', 'error', 'psnr', or give a function")
     return metric, METRICS[metric]

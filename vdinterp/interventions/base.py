@@ -10,7 +10,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from vdinterp.counts import check_indices
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 HookPair = tuple[str, Callable[..., Any]]
 Site = str | Sequence[Any] | Callable[[str], bool]  # a name, an alias, a key such as ("z", 3), or several of these
 Run = Mapping[str, torch.Tensor] | str  # a run's activations by hook name, or the name of a run of a sweep
-# A forward pass: its denoising step (None outside a sampler) and the integer level of every frame (None: unknown).
-Pass = tuple[int | None, Int[torch.Tensor, "batch frame"] | None]
+# A forward pass: its denoising step (None outside a sampler), and the integer levels [batch frame] (None: unknown).
+Pass = tuple[int | None, torch.Tensor | None]
 
 _NEEDS_SAMPLER = "steps= needs a sampler, which counts denoising steps; leave it out for a single forward"
 _NEEDS_LEVELS = (

@@ -212,7 +212,9 @@ class Custom(SiteIntervention):
 def check_no_mask(model: Any, name: str, what: str) -> None:
     """Raise `ValueError` for a mask, which has no numbers to average or to add to."""
     if model.hook_dict[name].broadcasts:
-        raise ValueError(f"{what}: {name} is a boolean mask; MaskAttention forbids attention, Freeze sets True or False")
+        raise ValueError(
+            f"{what}: {name} is a boolean mask; MaskAttention forbids attention, Freeze sets True or False"
+        )
 
 
 def check_number(field: str, value: Any, wanted: str = "a finite number") -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from numbers import Real
-from typing import Any
 
 import torch
 
@@ -80,10 +78,3 @@ def check_steps_used(at_steps: Iterable[int] | None, n_steps: int, what: str = "
     if outside and (not isinstance(at_steps, range) or len(outside) == len(wanted)):
         raise ValueError(f"{what} names the steps {outside[:12]}; this run has steps 0 to {n_steps - 1}")
     return wanted
-
-
-def check_between(what: str, value: Any, low: float | int, high: float | int, why: str) -> float:
-    """`value` as a float. Raises `ValueError` unless it is a number in `low .. high`; `why` says what they are."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        raise ValueError(f"{what} must be a number in [{low:g}, {high:g}] ({why}), got {value!r}")
-    return float(value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
-from vdinterp.counts import check_count, check_seed
+from vdinterp.counts import check_between, check_count, check_seed
 from vdinterp.diffusion import (
     GivenNoise,
     Guidance,
@@ -23,10 +23,9 @@ from vdinterp.diffusion import (
     sample_steps,
     with_mask,
 )
-from vdinterp.interventions import Intervention, check_interventions
+from vdinterp.interventions import Intervention, Pass, check_interventions
 from vdinterp.models import ActivationCache
 from vdinterp.pipeline.checks import (
-    check_between,
     check_cond,
     check_cond_mask,
     check_latents,
@@ -116,7 +115,7 @@ class SamplingPlan:
     at_steps: frozenset[int] | None
     record: Any
 
-    def passes(self) -> Iterator[tuple[int, Int[torch.Tensor, "batch frame"]]]:
+    def passes(self) -> Iterator[Pass]:
         """Every step at which interventions are applied, with the integer levels that the network is told: of all
         guidance branches, one after the other."""
         for step, rows in enumerate(self.matrix[:-1]):
@@ -223,7 +222,9 @@ def lay_out(
     else:
         rows = torch.as_tensor(matrix)
         if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
-            raise ValueError(f"a scheduling matrix holds integer noise levels in [-1, {n_levels - 1}], not {rows.dtype}")
+            raise ValueError(
+                f"a scheduling matrix holds integer noise levels in [-1, {n_levels - 1}], not {rows.dtype}"
+            )
         rows = rows.long()
         if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] != frames:
             raise ValueError(f"a scheduling matrix is [step frame] with {frames} frames, got {list(rows.shape)}")

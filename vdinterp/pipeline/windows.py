@@ -94,7 +94,7 @@ def rollout(
     alike = {(min(n_context - start, seen), seen, length): i for i, (start, seen, length) in enumerate(windows)}
     check_acting(pipe, [plan(index, blank) for index in alike.values()])
     record: dict[Any, Any] = {}
-    for index, (start, seen, _) in enumerate(bar(windows, desc="rollout", shown=progress)):
+    for index, (start, seen, _) in enumerate(bar(windows, desc="rollout", show=progress)):
         result = collect(pipe, plan(index, clip[:, start:]))
         record.update({(index, step): cache for step, cache in result.record.items()})
         clip = torch.cat([clip, result.latents[:, seen:]], dim=1)
@@ -216,7 +216,7 @@ def interpolate(
             states[-1][frames] = torch.where(states[-1][frames] == 0, 2, states[-1][frames])
     check_acting(pipe, [plan(index, states[index]) for index in range(len(rounds))])
     record: dict[Any, Any] = {}
-    for index, chunks in enumerate(bar(rounds, desc="interpolate", shown=progress)):
+    for index, chunks in enumerate(bar(rounds, desc="interpolate", show=progress)):
         result = collect(pipe, plan(index, states[index]))
         record.update({(index, step): cache for step, cache in result.record.items()})
         for frames, filled in zip(chunks, result.latents.chunk(len(chunks)), strict=True):

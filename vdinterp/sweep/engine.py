@@ -101,7 +101,7 @@ def run(
             ledger.choose_batch(chosen)
     units = list(grouping.units(ledger.batch or 1, ledger))
     left, whole = (sum(map(grouping.cost, some)) for some in (units, grouping.units(ledger.batch or 1)))
-    with bar(total=whole, initial=whole - left, desc="sweep", unit="block", smoothing=0.05, shown=progress) as shown:
+    with bar(total=whole, initial=whole - left, desc="sweep", unit="block", smoothing=0.05, show=progress) as shown:
         if found := sum(ledger.find(case, index) is not None for case in range(len(cases)) for index in mine):
             said = f"{found} of {len(cases) * len(mine)} found in {out}"
             log.info("sweep: %s", said)
