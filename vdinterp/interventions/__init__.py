@@ -28,7 +28,7 @@ from vdinterp.interventions.site import CHANNEL_AXES, SAMPLE_AXES, SiteIntervent
 from vdinterp.interventions.stored import check_stored, fitted
 
 __all__ = [
-    "CHANNEL_AXES", "SAMPLE_AXES", "Ablate", "Acting", "Custom", "Freeze", "HookPair", "Intervention", "MaskAttention", "Pass", "Patch",
-    "RotateRope", "Run", "SetCondition", "SetNoiseLevel", "Site", "SiteIntervention", "Steer", "TransferAttention",
-    "check_choice", "check_interventions", "check_stored", "fitted", "from_json", "to_json",
+    "CHANNEL_AXES", "SAMPLE_AXES", "Ablate", "Acting", "Custom", "Freeze", "HookPair", "Intervention", "MaskAttention",
+    "Pass", "Patch", "RotateRope", "Run", "SetCondition", "SetNoiseLevel", "Site", "SiteIntervention", "Steer",
+    "TransferAttention", "check_choice", "check_interventions", "check_stored", "fitted", "from_json", "to_json",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ class MaskAttention(Intervention):
     the queries' frames.
     """
 
-    allow: Literal["own_frame", "same_position"] | torch.Tensor | None = None
+    allow: Literal["own_frame", "same_position"] | torch.Tensor | np.ndarray | Sequence[Any] | None = None
     cut: tuple[Sequence[int], Sequence[int]] | None = None
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
@@ -78,9 +78,7 @@ class MaskAttention(Intervention):
         touched = {layer: axis for layer, axis in axes.items() if self._matters(axis)}
         idle = sorted(axes.keys() - touched.keys())
         if not touched or (idle and self.layers is not None):
-            raise ValueError(
-                f"allow={self.allow!r}, cut={self.cut!r} forbids nothing that these layers do: {', '.join(map(str, idle))}"
-            )
+            raise ValueError(f"allow={self.allow!r}, cut={self.cut!r} forbids nothing that the layers {idle} do")
 
         def restricted(mask: torch.Tensor, hook: Any, axis: str) -> torch.Tensor:
             return mask & self._allowed(mask.shape[-1], axis, model).to(mask.device)

@@ -195,7 +195,7 @@ class Acting:
 
     @staticmethod
     def _is_limited(one: Intervention, function: Callable[..., Any]) -> bool:
-        """Whether it may leave a call as it is; a recorder (which alone `listens`, or does not) changes nothing ever."""
+        """Whether it may leave a call as it is. A recorder, which alone has `listens`, never changes anything."""
         return not (one.steps is None and one.noise_levels is None) and not hasattr(function, "listens")
 
     def _noting(self, function: Callable[..., Any], index: int) -> Callable[..., Any]:

@@ -29,8 +29,8 @@ _MODES = ("zero", *_REFERENCED, "scaled")
 class Ablate(SiteIntervention):
     """Take a component's information away.
 
-    `mode`: "zero" (which is meant where neither a mode nor a reference is given); "mean" (over the reference's clips, frames and positions, so one constant vector per head);
-    "resample" (another clip's activation: the reference's clips rolled by one); "frozen" (the reference's own);
+    `mode`: "zero" (None is that); "mean" (over the reference's clips, frames and positions, so one constant vector per
+    head); "resample" (another clip's activation: the reference's clips rolled by one); "frozen" (the reference's own);
     "scaled" (its own, times `factor`). Mean, resample and frozen need `reference`: an `ActivationCache` (or any mapping
     from hook name to tensor), or the name of a run of a sweep; a reference without one of these modes raises.
     Mean ablation keeps what is always there and removes what varies; zero ablation removes both, which can hurt for

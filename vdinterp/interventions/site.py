@@ -50,7 +50,7 @@ class SiteIntervention(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_site(self.sites)
+        check_site(self.site)  # type: ignore[attr-defined]
         for field in ("heads", "frames", "rows", "cols", "tokens", "channels"):
             check_indices(field, getattr(self, field))
         if self.subspace is not None:

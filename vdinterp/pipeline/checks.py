@@ -64,8 +64,8 @@ def check_mask(mask: torch.Tensor | Sequence[int], batch: int, frames: int) -> t
 
 
 def check_steps_used(at_steps: Iterable[int] | None, n_steps: int, what: str = "at_steps") -> frozenset[int] | None:
-    """`at_steps` as a set. Raises `ValueError` unless it is None or a collection of whole numbers that is not empty, and
-    if it names a step that does not happen; a range may reach beyond the last step, as in `range(4, 1000)`."""
+    """`at_steps` as a set. Raises `ValueError` unless it is None or holds whole numbers, at least one, and if it names
+    a step that does not happen; a range may reach beyond the last step, as in `range(4, 1000)`."""
     if at_steps is None:
         return None
     if not isinstance(at_steps, Iterable) or isinstance(at_steps, (str, bytes)):

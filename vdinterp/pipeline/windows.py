@@ -73,7 +73,7 @@ def rollout(
         windows.append((done - seen, seen, length))
         done += length - seen
 
-    def plan(index: int, history: torch.Tensor) -> SamplingPlan:
+    def window_plan(index: int, history: torch.Tensor) -> SamplingPlan:
         """What one window does; `history` begins with the frames that it sees."""
         start, seen, length = windows[index]
         mask = torch.zeros(length, dtype=torch.long)
@@ -92,10 +92,10 @@ def rollout(
     clip = context.detach().to(device=pipe.device, dtype=pipe.dtype)
     blank = clip.new_zeros(n_clips, window, *clip.shape[2:])
     alike = {(min(n_context - start, seen), seen, length): i for i, (start, seen, length) in enumerate(windows)}
-    check_acting(pipe, [plan(index, blank) for index in alike.values()])
+    check_acting(pipe, [window_plan(index, blank) for index in alike.values()])
     record: dict[Any, Any] = {}
     for index, (start, seen, _) in enumerate(bar(windows, desc="rollout", show=progress)):
-        result = collect(pipe, plan(index, clip[:, start:]))
+        result = collect(pipe, window_plan(index, clip[:, start:]))
         record.update({(index, step): cache for step, cache in result.record.items()})
         clip = torch.cat([clip, result.latents[:, seen:]], dim=1)
     return SampleResult(clip, record, None, pipe)
@@ -196,7 +196,7 @@ def interpolate(
 
     rounds = interpolation_plan(mask.tolist(), window)
 
-    def plan(index: int, state: torch.Tensor) -> SamplingPlan:
+    def round_plan(index: int, state: torch.Tensor) -> SamplingPlan:
         """One round: its windows side by side in the batch, `(chunk 0, clip 0), (chunk 0, clip 1), ...`."""
         padded = [frames + frames[-1:] * (window - len(frames)) for frames in rounds[index]]
         return lay_out(
@@ -214,10 +214,10 @@ def interpolate(
         states.append(states[-1].clone())
         for frames in chunks:
             states[-1][frames] = torch.where(states[-1][frames] == 0, 2, states[-1][frames])
-    check_acting(pipe, [plan(index, states[index]) for index in range(len(rounds))])
+    check_acting(pipe, [round_plan(index, states[index]) for index in range(len(rounds))])
     record: dict[Any, Any] = {}
     for index, chunks in enumerate(bar(rounds, desc="interpolate", show=progress)):
-        result = collect(pipe, plan(index, states[index]))
+        result = collect(pipe, round_plan(index, states[index]))
         record.update({(index, step): cache for step, cache in result.record.items()})
         for frames, filled in zip(chunks, result.latents.chunk(len(chunks)), strict=True):
             new = [position for position, frame in enumerate(frames) if states[index][frame] == 0]
