@@ -37,8 +37,7 @@ class Records:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line. Raises OSError that says what is kept when it cannot be written (a full disk)."""
-        text = json.dumps(record)
-        line = f'{text[:-1]}{", " if record else ""}"{SUM}": "{_checksum(text)}"}}\n'.encode()
+        line = _line(record)
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "ab", buffering=0) as file:
@@ -61,7 +60,7 @@ class Records:
 
 def parse(text: bytes, path: Path) -> list[dict[str, Any]]:
     """The records of whole lines, without those that are damaged (which is logged). Raises ValueError if all are."""
-    lines = text.splitlines()
+    lines = text.split(b"\n")[:-1]
     found = [record for record in map(_record, lines) if record is not None]
     if lines and not found:
         raise ValueError(f"{path} is no record of JSON lines with checksums; move it away to start over")
@@ -73,15 +72,19 @@ def parse(text: bytes, path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _line(record: dict[str, Any]) -> bytes:
+    """How a record is written: the checksum of all the rest comes last."""
+    assert SUM not in record
+    text = json.dumps(record)
+    checksum = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f'{text[:-1]}{", " if record else ""}"{SUM}": "{checksum}"}}\n'.encode()
+
+
 def _record(line: bytes) -> dict[str, Any] | None:
-    """What `append` was given; None if this is not how it was written."""
+    """What `_line` was given; None if this is not what it gives."""
     try:
-        record = json.loads(line.decode("utf-8"))
-        given = record.pop(SUM)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        record = json.loads(line)
+        del record[SUM]
+        return record if _line(record) == line + b"\n" else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return record if given == _checksum(json.dumps(record)) else None
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
