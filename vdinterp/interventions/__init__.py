@@ -19,6 +19,7 @@ from vdinterp.interventions.base import (
     Site,
     check_choice,
     check_interventions,
+    hooks_of,
 )
 from vdinterp.interventions.condition import SetCondition, SetNoiseLevel
 from vdinterp.interventions.replace import Ablate, Custom, Freeze, Patch, Steer
@@ -30,5 +31,6 @@ from vdinterp.interventions.stored import check_stored, fitted
 __all__ = [
     "CHANNEL_AXES", "SAMPLE_AXES", "Ablate", "Acting", "Custom", "Freeze", "HookPair", "Intervention", "MaskAttention",
     "Pass", "Patch", "RotateRope", "Run", "SetCondition", "SetNoiseLevel", "Site", "SiteIntervention", "Steer",
-    "TransferAttention", "check_choice", "check_interventions", "check_stored", "fitted", "from_json", "to_json",
+    "TransferAttention", "check_choice", "check_interventions", "check_stored", "fitted", "from_json",
+    "hooks_of", "to_json",
 ]  # fmt: skip

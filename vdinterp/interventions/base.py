@@ -181,6 +181,11 @@ def check_interventions(given: Any) -> tuple[Intervention, ...]:
     return tuple(given)
 
 
+def hooks_of(interventions: Iterable[Intervention], model: Any) -> list[HookPair]:
+    """The hooks of several interventions, in their order, each checked against the model."""
+    return [pair for intervention in interventions for pair in intervention.hooks(model)]
+
+
 class Acting:
     """Hooks of several interventions, and whether each of them ever changed anything."""
 

@@ -23,7 +23,7 @@ from vdinterp.diffusion import (
     sample_steps,
     with_mask,
 )
-from vdinterp.interventions import Intervention, Pass, check_interventions
+from vdinterp.interventions import Intervention, Pass, check_interventions, hooks_of
 from vdinterp.models import ActivationCache
 from vdinterp.pipeline.checks import (
     check_cond,
@@ -299,8 +299,7 @@ def run_plan(
             model.set_hook_ctx(step=step, noise_levels=noise_levels)
             stack.callback(model.clear_hook_ctx, "step", "noise_levels")
             if active:
-                pairs = [pair for intervention in active for pair in intervention.hooks(model)]
-                stack.enter_context(model.hooks(pairs))
+                stack.enter_context(model.hooks(hooks_of(active, model)))
             # entered last: what is recorded is what the interventions left
             recording = stack.enter_context(model.record(plan.record)) if plan.record is not None else None
             inside = resume if resume is not None and step == first_step else {}
