@@ -346,6 +346,7 @@ CACHE = {f"blocks.{layer}.attn.hook_rot_{what}": torch.ones(1, 18, 2, 12) for la
         ("3d", lambda: RotateRope("time"), ValueError, "Unknown axis='time'; choose one of frame, row, col"),
         ("3d", lambda: RotateRope("row", "turned"), ValueError, "Unknown way='turned'"),
         ("3d", lambda: RotateRope("row", "frozen", shift=2), ValueError, "leave shift=2 out"),
+        ("3d", lambda: RotateRope("row", seed=3), ValueError, "'shifted' draws nothing; leave seed=3 out"),
         ("3d", lambda: RotateRope("row", seed=-1), ValueError, "seed must be"),
         ("3d", lambda: RotateRope("row", layers=[5]), ValueError, "layers 5"),
         ("3d", lambda: RotateRope("row", heads=[5]), ValueError, r"0\.\.1"),

@@ -50,7 +50,8 @@ class RotateRope(Intervention):
         check_number("shift", self.shift)
         if self.way != "shifted" and self.shift != 1:
             raise ValueError(f"way={self.way!r} shifts nothing; leave shift={self.shift!r} out.")
-        check_seed(self.seed)
+        if check_seed(self.seed) and self.way != "permuted":
+            raise ValueError(f"way={self.way!r} draws nothing; leave seed={self.seed!r} out")
 
     def hooks(self, model: Any) -> list[HookPair]:
         place = AXES.index(self.axis)
