@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
@@ -81,7 +82,7 @@ class Clips:
     def __len__(self) -> int:
         return self.video.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> Clips:
+    def __getitem__(self, index: int | np.integer | slice | Sequence[int] | np.ndarray | torch.Tensor) -> Clips:
         """Some of the clips, as `Clips`: one (a batch of one), a slice, their numbers, or a boolean mask `[batch]`.
 
         Raises ValueError for what is none of these, IndexError for clips that there are not.
