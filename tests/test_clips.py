@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,8 +126,6 @@ def test_the_digits_are_those_of_scikit_learn(tmp_path):
 
 
 def test_find_matches_on_a_worked_example():
-    import numpy as np
-
     #                        0  1  2  3  4  5  6  7
     assert find_matches(np.array([7, 8, 9, 7, 8, 7, 8, 9])).tolist() == [-1, -1, -1, -1, 1, -1, 4, 2]
 
@@ -189,11 +188,23 @@ def test_subsets_and_moving():
         and equal(clips[-1], clips[5:6])
         and equal(clips[[0, 4]], clips[torch.tensor([0, 4])])
     )
-    assert len(clips[clips.period > 100]) == 0
+    assert len(clips[clips.period > 100]) == len(clips[[]]) == len(clips[:0]) == 0
+    mask = [True, False, False, True, False, True]
+    for given in (mask, torch.tensor(mask), np.array(mask), np.flatnonzero(mask), [0, 3, -1]):
+        assert equal(clips[given], clips[[0, 3, 5]])
     assert torch.equal(clips[1].corrupt.video, clips.corrupt.video[1:2])
     assert equal(clips.to("cpu"), clips)
-    with pytest.raises(IndexError, match="clip 6 of 6"):
-        clips[6]
+    for outside in (6, [0, 6]):
+        with pytest.raises(IndexError, match="clip 6 of 6"):
+            clips[outside]
+    for given, message in (
+        (True, "numbers of clips, a slice, or a boolean mask"),
+        ([1.5], "numbers of clips"),
+        (mask[:5], "one entry for each of 6, not 5"),
+        ([[0, 1]], r"a list of clips, not \[1, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clips[given]
     with pytest.raises(ValueError, match="describes 6 clips, video has 2"):
         Clips(kind="loop", video=clips.video[:2], match=clips.match)
     with pytest.raises(ValueError, match="batch frame channel height width"):
@@ -207,16 +218,26 @@ def test_subsets_and_moving():
     [
         (lambda: make_clips("snipet", 4), "did you mean 'snippet'"),
         (lambda: make_clips("zzz", 4), "Known kinds: loop, snippet"),
-        (lambda: make_clips("loop", 0), "n >= 1"),
-        (lambda: make_clips("loop", 4, -1), "seed >= 0"),
+        (lambda: make_clips("loop", 0), "n must be a whole number in 1"),
+        (lambda: make_clips("loop", 4, -1), "seed must be"),
         (lambda: make_clips("loop", 4, split="test"), "train, held_out"),
         (lambda: make_clips("loop", 4, n_frames=3), "n_frames"),
         (lambda: make_clips("loop", 4, lag=3), "lag is for kind 'one_off'"),
         (lambda: make_clips("one_off", 4, period=3), "period is for kind 'loop'"),
         (lambda: make_clips("one_off", 4, lag=15), "2..14"),
+        (lambda: make_clips("one_off", 4, lag=2.5), "lag must be a whole number"),
+        (lambda: make_clips("loop", 4, period=True), "period must be a whole number"),
+        (lambda: make_clips("loop", True), "n must be a whole number in 1..1000000, got True"),
+        (lambda: make_clips("loop", 10**12), "got 1000000000000"),
+        (lambda: make_clips("loop", 4, "0"), "seed must be a non-negative integer, got '0'"),
+        (lambda: make_clips("loop", 4, n_frames=float("nan")), "n_frames must be a whole number in 6..347 .*got nan"),
+        (lambda: make_clips("loop", 4, start=1.5), "start must be"),
+        (lambda: make_clips("snippet", 4, filler=float("nan")), "filler must be a number"),
+        (lambda: make_clips("bounce", 4, size=(32, 10**6)), "size must be"),
+        (lambda: make_clips("bounce", 4, n_frames=10**6), "n_frames must be"),
         (lambda: make_clips("loop", 4, filler=0.3), "filler is for kind 'snippet'"),
-        (lambda: make_clips("snippet", 4, filler=1.0), "got filler=1.0"),
-        (lambda: make_clips("bounce", 4, size=(8, 8)), "at least 16"),
+        (lambda: make_clips("snippet", 4, filler=1.0), "filler=1 leaves no room"),
+        (lambda: make_clips("bounce", 4, size=(8, 8)), "size must be a whole number in 16"),
         (lambda: make_clips("bounce", 4, n_objects=9), "1..4"),
         (lambda: make_digit_clips("bounce", 4), "unknown kind of digit clips"),
         (lambda: make_object_clips("loop", 4), "unknown kind of object clips"),

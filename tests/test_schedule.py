@@ -126,7 +126,7 @@ def test_add_noise_checks_shapes():
 
 @pytest.mark.parametrize("steps", [0, 1001, -3, 2.0, True])
 def test_impossible_step_counts_raise(steps):
-    with pytest.raises(ValueError, match="steps must be an integer"):
+    with pytest.raises(ValueError, match="steps must be a whole number"):
         levels(steps, 1000)
 
 

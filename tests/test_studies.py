@@ -359,6 +359,30 @@ def test_the_ledger_survives_a_torn_line_and_a_lost_file(tmp_path: Path) -> None
     assert len(Ledger(tmp_path, {"a": 1}, resume=False)) == 0
 
 
+@pytest.mark.parametrize("protocol", ["sample", "denoise"])
+def test_a_condition_that_never_acts_is_said_first(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = small_bench()
+    monkeypatch.setattr(bench.pipe.model, "forward", lambda *_, **__: pytest.fail("computed"))
+    never = vd.Ablate("z", noise_levels=[3])
+    condition = Condition(ablation="mine", variant="idle", interventions=(never,), protocol=protocol)
+    with pytest.raises(ValueError, match="mine: idle: Ablate never acts: no frame is at the noise levels 3"):
+        bench.measure([condition])
+
+
+def test_damaged_tensors_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(tmp_path, {"a": 1})
+    for name in "xy":
+        ledger.get(name, lambda: {"t": torch.ones(2)})
+    file = next(tmp_path.glob("*/*.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # another number
+    again = Ledger(tmp_path, {"a": 1})
+    assert all(torch.equal(again.get(name, lambda: {"t": torch.ones(2)})["t"], torch.ones(2)) for name in "xy")
+    assert again.computed == 1 and f"{file} is damaged; what it recorded is computed again" in caplog.text
+    assert file.read_bytes() == whole and len(Ledger(tmp_path, {"a": 1})) == 2
+    assert Ledger(tmp_path, {"a": 1}).get("x", lambda: pytest.fail("it is recorded"))["t"].sum() == 2
+
+
 def test_fingerprints_follow_the_content() -> None:
     tensor = torch.arange(6.0).reshape(2, 3)
     assert fingerprint(tensor) == fingerprint(tensor.clone().t().contiguous().t())

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vdinterp.analysis.noised import NoisedClips, check_levels
+from vdinterp.counts import check_count, check_indices, check_seed
 from vdinterp.data import Clips
+from vdinterp.data.clips import say_cut
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
@@ -83,17 +85,17 @@ class Contrast:
             self._check_cond(action, name)
         if noise is not None and noise.shape != self.clean.shape:
             raise ValueError(f"noise {list(noise.shape)}: both runs share it, so it is {list(self.clean.shape)}")
-        if batch < 1 or seed < 0:
-            raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
+        batch, seed = check_count("batch", batch), check_seed(seed)
         if (steps is None) == (noise_levels is None):
             raise ValueError("give either noise_levels (single forward passes) or steps (whole trajectories)")
         if steps is not None and self.pipe is None:
             raise ValueError("trajectories need the pipeline, not the bare model: it holds the sampler")
+        if steps is not None and self.pipe is not None:
+            steps = check_count("steps", steps, high=self.pipe.diffusion.n_levels, why="the model's noise levels")
         self.steps, self.seed, self.batch, self.sampling = steps, seed, batch, dict(sampling or {})
         self._noise = noise
-        self.n_context = n_frames - 1 if n_context is None else n_context
-        if not 0 <= self.n_context < n_frames:
-            raise ValueError(f"n_context={n_context}: 0 to {n_frames - 1} of {n_frames} frames are given")
+        given_frames = n_frames - 1 if n_context is None else n_context
+        self.n_context = check_count("n_context", given_frames, 0, n_frames - 1, f"of {n_frames} frames")
         self.levels = self._levels(noise_levels) if noise_levels is not None else {}
         self.region = self._region(region)
 
@@ -180,6 +182,7 @@ class Contrast:
                 raise ValueError(f"{what} are clips: pass the pipeline, which turns them into latents, not its model")
             if self.model.cfg.d_action and given.action is not None:
                 cond = given.action[:, : self.model.cfg.n_frames]
+            say_cut(given.n_frames, min(given.n_frames, self.model.cfg.n_frames), self.model.cfg.model_name)
             with torch.no_grad():
                 parts = given.video[:, : self.model.cfg.n_frames].split(16)
                 given = torch.cat([self.pipe.encode(part).float().cpu() for part in parts])
@@ -232,7 +235,9 @@ class Contrast:
                 raise ValueError(
                     f"region {list(region.shape)}: a mask is [frame height width], {[frames, height, width]}"
                 )
-            mask = region.bool().expand(batch, frames, height, width)
+            if region.dtype != torch.bool:
+                raise ValueError(f"region is {region.dtype}: a mask is boolean, True where metrics look")
+            mask = region.expand(batch, frames, height, width)
         else:
             mask = torch.ones(batch, frames, height, width, dtype=torch.bool)
             if region is None:
@@ -256,6 +261,8 @@ class Contrast:
         unknown = set(where) - {"frames", "rows", "cols"}
         if unknown:
             raise ValueError(f"region has {', '.join(sorted(unknown))}; its parts are frames, rows and cols")
+        for name, chosen in where.items():
+            check_indices(f"region {name}", chosen)
         grid = self.model.grid(self.clean.shape[1])
         chosen = torch.zeros(grid.n_tokens, dtype=torch.bool)
         chosen[grid.tokens(*(None if where.get(n) is None else list(where[n]) for n in ("frames", "rows", "cols")))] = (

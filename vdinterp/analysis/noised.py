@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from vdinterp.data import Clips
+from vdinterp.data.clips import say_cut
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.interventions import Intervention
 from vdinterp.models import ActivationCache, AttentionPattern
@@ -56,6 +57,7 @@ class NoisedClips:
         self.n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
         self.n_context = self.n_frames - 1 if n_context is None else n_context
         check_fit(pipe, clips, self.n_context)
+        say_cut(clips.n_frames, self.n_frames, pipe.model.cfg.model_name)
         check_levels(levels)
         if batch < 1 or seed < 0:
             raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")

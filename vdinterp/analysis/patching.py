@@ -16,6 +16,7 @@ from vdinterp import plotting, sweep
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.contrast import Contrast, Direction
 from vdinterp.analysis.patch_metrics import UNITS, Judge, find_metric
+from vdinterp.counts import check_indices
 from vdinterp.interventions import Intervention, Patch, TransferAttention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
@@ -227,6 +228,7 @@ def patch_axes(
     axes = {name: {entry: entry for entry in sizes[name]} for name in over}
     if regions is not None:
         for name, tokens in regions.items():
+            check_indices(f"region {name!r}", tokens)
             if not len(tokens) or not all(0 <= int(token) < grid.n_tokens for token in tokens):
                 raise ValueError(f"region {name!r}: tokens lie in 0..{grid.n_tokens - 1}, at least one")
         axes["region"] = {name: [int(token) for token in tokens] for name, tokens in regions.items()}

@@ -128,7 +128,8 @@ def rope_reliance(
             for layer in dict.fromkeys(layer for layer, _ in places)
         }
         for (layer, axis), way in product(places, ways):
-            altered = RotateRope(axis, way, seed=seed, layers=[layer], heads=heads)  # type: ignore[arg-type]
+            drawn = seed if way == "permuted" else 0
+            altered = RotateRope(axis, way, seed=drawn, layers=[layer], heads=heads)  # type: ignore[arg-type]
             interval = bootstrap_mean(noised.x0_change(level, altered))
             where = {"level": level, "layer": layer, **({"head": heads[0]} if heads else {}), "axis": axis, "way": way}
             ends = {"low": float(interval.low), "high": float(interval.high)}

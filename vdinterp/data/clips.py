@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+
+from vdinterp.counts import check_count, check_seed
 
 DIGIT_KINDS = ("loop", "snippet", "one_off", "control")
 OBJECT_KINDS = ("bounce", "occlusion")
 KINDS = (*DIGIT_KINDS, *OBJECT_KINDS, "crafter")
+log = logging.getLogger("vdinterp")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,16 +82,31 @@ class Clips:
     def __len__(self) -> int:
         return self.video.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> Clips:
-        """Some of the clips, as `Clips`; a single integer gives a batch of one."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"clip {index} of {len(self)}")
-            index = [index]
-        if not isinstance(index, slice | torch.Tensor):
-            index = torch.as_tensor(index)
+    def __getitem__(self, index: int | np.integer | slice | Sequence[int] | np.ndarray | torch.Tensor) -> Clips:
+        """Some of the clips, as `Clips`: one (a batch of one), a slice, their numbers, or a boolean mask `[batch]`.
+
+        Raises ValueError for what is none of these, IndexError for clips that there are not.
+        """
+        index = self._chosen(index)
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return replace(self, **{k: v[index] for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
+
+    def _chosen(self, index: Any) -> slice | Int[torch.Tensor, " clip"]:
+        """What `clips[index]` means."""
+        if isinstance(index, slice):
+            return index
+        numbers = torch.as_tensor([index] if isinstance(index, Integral) and not isinstance(index, bool) else index)
+        if numbers.dtype == torch.bool and numbers.ndim == 1:
+            if len(numbers) != len(self):
+                raise ValueError(f"a mask of clips has one entry for each of {len(self)}, not {len(numbers)}")
+            return numbers.nonzero()[:, 0]
+        if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
+            raise ValueError(f"clips[{index!r:.80}]: give numbers of clips, a slice, or a boolean mask [batch]")
+        if numbers.ndim != 1:
+            raise ValueError(f"clips[..] takes a list of clips, not {list(numbers.shape)}")
+        for outside in numbers[(numbers < -len(self)) | (numbers >= len(self))].tolist():
+            raise IndexError(f"clip {outside} of {len(self)}")
+        return numbers.long()
 
     @property
     def n_frames(self) -> int:
@@ -103,6 +125,13 @@ class Clips:
         return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
 
 
+@functools.cache
+def say_cut(n_frames: int, kept: int, model_name: str) -> None:
+    """Log, once, that clips are longer than what a model sees, if they are."""
+    if n_frames > kept:
+        log.warning("clips have %d frames, %s sees %d: only the first %d are used", n_frames, model_name, kept, kept)
+
+
 def make_clips(kind: str, n: int, seed: int = 0, **options: object) -> Clips:
     """`n` clips of a kind, with ground truth and a twin that differs in one frame (`.corrupt`).
 
@@ -119,8 +148,7 @@ def make_clips(kind: str, n: int, seed: int = 0, **options: object) -> Clips:
         close = difflib.get_close_matches(str(kind), KINDS, n=2, cutoff=0.4)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"unknown kind of clips {kind!r}{hint} Known kinds: {', '.join(KINDS)}")
-    if n < 1 or seed < 0:
-        raise ValueError(f"need n >= 1 and seed >= 0, got n={n}, seed={seed}")
+    n, seed = check_count("n", n), check_seed(seed)
     if kind in DIGIT_KINDS:
         from vdinterp.data.digits import make_digit_clips as make
     elif kind in OBJECT_KINDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 
+from vdinterp.counts import check_count
 from vdinterp.data.clips import Clips
 from vdinterp.grid import TokenGrid
 
@@ -21,6 +22,7 @@ def cell_tracks(clips: Clips, grid: TokenGrid, frame: int = -1) -> Int[torch.Ten
     Raises ValueError for clips that do not say where things are.
     """
     if clips.kind == "crafter" and clips.player_position is not None and clips.semantic_map is not None:
+        check_count("frame", frame, -grid.n_frames, grid.n_frames - 1, "the model's")
         return _of_cells(clips, grid, range(grid.n_frames)[frame])
     if clips.position is not None and clips.visible_fraction is not None:
         return _of_objects(clips, grid)

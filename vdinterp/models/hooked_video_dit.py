@@ -16,7 +16,7 @@ from torch import nn
 
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
-from vdinterp.interventions import Intervention, check_interventions
+from vdinterp.interventions import Acting, Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
 from vdinterp.models.checks import check_inputs, check_resume, check_timesteps
 from vdinterp.models.compiled import run_uncompiled
@@ -313,10 +313,21 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         return [(wanted, _into(current, device)), *((names, recorder) for names, recorder in listening if names)]
 
     def intervene(self, *interventions: Intervention) -> Scope:
-        """Apply interventions to every call inside the block. Each is checked against the model first."""
-        return self.hooks(
-            [pair for intervention in check_interventions(interventions) for pair in intervention.hooks(self)]
-        )
+        """Apply interventions to every call inside the block. Each is checked against the model first.
+
+        Warns at the end about those limited to `steps` or `noise_levels` that no call came by.
+        """
+        acting = Acting(check_interventions(interventions), self)
+        scope = self.hooks(acting.pairs)
+        of_hooks = scope.at_end
+
+        def at_end() -> None:
+            if of_hooks is not None:
+                of_hooks()
+            acting.warn_of_idle()
+
+        scope.at_end = at_end
+        return scope
 
     @classmethod
     def from_state_dict(

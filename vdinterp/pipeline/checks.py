@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 
+from vdinterp.counts import check_indices
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.diffusion.schedule import NoiseSchedule
 from vdinterp.models import HookedVideoDiT
@@ -106,6 +107,8 @@ def check_cond_mask(cond_mask: torch.Tensor | None, batch: int) -> None:
 def check_mask(mask: torch.Tensor | Sequence[int], batch: int, frames: int) -> torch.Tensor:
     """`mask` as `[batch frame]` long. Raises `ValueError` for other shapes or values outside -1, 0, 1, 2."""
     mask = torch.as_tensor(mask)
+    if mask.is_complex() or (mask.is_floating_point() and not bool((mask == mask.round()).all())):
+        raise ValueError("mask values are whole: -1 (padding), 0 (generate), 1 (ground truth), 2 (generated history)")
     if mask.ndim == 1:
         mask = mask[None].expand(batch, -1)
     if mask.shape != (batch, frames):
@@ -119,14 +122,17 @@ def check_mask(mask: torch.Tensor | Sequence[int], batch: int, frames: int) -> t
 
 
 def check_steps_used(at_steps: Iterable[int] | None, n_steps: int, what: str = "at_steps") -> frozenset[int] | None:
-    """`at_steps` as a set. Raises `ValueError` if it names a step that does not happen; a range may reach beyond the
-    last step, as in `range(4, 1000)`."""
+    """`at_steps` as a set. Raises `ValueError` unless it is None or holds whole numbers, at least one, and if it names
+    a step that does not happen; a range may reach beyond the last step, as in `range(4, 1000)`."""
     if at_steps is None:
         return None
-    if not isinstance(at_steps, Iterable):
+    if not isinstance(at_steps, Iterable) or isinstance(at_steps, (str, bytes)):
         raise ValueError(f"{what} is {at_steps!r}; give a list or a range of steps, 0 the noisiest")
+    if not isinstance(at_steps, Collection):
+        at_steps = list(at_steps)
+    check_indices(what, at_steps)
     wanted = frozenset(int(step) for step in at_steps)
     outside = sorted(step for step in wanted if not 0 <= step < n_steps)
     if outside and (not isinstance(at_steps, range) or len(outside) == len(wanted)):
-        raise ValueError(f"{what} names the steps {outside}; this run has steps 0 to {n_steps - 1}")
+        raise ValueError(f"{what} names the steps {outside[:12]}; this run has steps 0 to {n_steps - 1}")
     return wanted

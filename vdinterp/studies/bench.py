@@ -15,8 +15,9 @@ from vdinterp.analysis import deviation, motion_error, psnr, ssim, x0_error
 from vdinterp.analysis.noised import check_fit, check_levels
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
-from vdinterp.interventions import Intervention
+from vdinterp.interventions import Intervention, check_interventions, hooks_of
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.pipeline.sampling import make_plan
 from vdinterp.studies.clips import judged
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.ledger import Ledger, Tensors
@@ -156,11 +157,32 @@ class Bench:
 
     def measure(self, conditions: Sequence[Condition], desc: str = "study") -> list[Measurement]:
         """Every condition on every clip, with a progress bar; what is in the ledger is not computed again."""
+        for condition in conditions:
+            self._check_acting(condition)
         total = sum(self._cost(condition) for condition in conditions) * len(self.batches)
         with tqdm(total=total, desc=desc, unit="pass", smoothing=0.05) as self._bar:
             found = [self._measure(condition) for condition in conditions]
         self._bar = None
         return found
+
+    def _check_acting(self, condition: Condition) -> None:
+        """Raise ValueError for interventions that act in no step, or at none of the noise levels, of a condition; those
+        that are made for the clips at hand are seen when they are made."""
+        given, cfg = condition.interventions, self.pipe.model.cfg
+        if callable(given) or not given:
+            return
+        levels = torch.full((len(self.ks), self.n_frames), -1)
+        levels[:, self.n_context :] = torch.tensor(self.ks)[:, None]
+        try:
+            if condition.protocol == "sample":
+                context = torch.zeros(1, self.n_context, cfg.in_channels, cfg.height, cfg.width)
+                steps, cond = condition.steps or self.steps, self.cond(slice(0, 1))
+                make_plan(self.pipe, context, self.n_frames, steps=steps, interventions=given, **cond)
+            elif condition.protocol == "denoise":
+                for one in check_interventions(given):
+                    one.check_acts(self.pipe.model, [(None, levels)])
+        except ValueError as error:
+            raise ValueError(f"{condition.label}: {error}") from error
 
     def _is_intact(self, condition: Condition) -> bool:
         steps = condition.steps in (None, self.steps)
@@ -260,7 +282,7 @@ class Bench:
     def _denoise(self, condition: Condition, clips: slice, level: int) -> torch.Tensor:
         noisy, levels = self.noised(self.truth[clips], self.noise[clips], level)
         interventions = self._interventions(condition, Moment(self, clips, level))
-        with self.pipe.model.intervene(*interventions):
+        with self.pipe.model.hooks(hooks_of(interventions, self.pipe.model)):
             return self.pipe.denoise(noisy, levels, **self.cond(clips))
 
     @staticmethod
