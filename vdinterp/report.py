@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ import plotly.graph_objects as go
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from plotly.offline import get_plotlyjs
 
+from vdinterp.markup import inline, paragraphs
 from vdinterp.plotting.template import CONFIG
 from vdinterp.results import Result, Section, slug
 
@@ -123,9 +123,9 @@ def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> st
     files = iter(_table_files(sections))
     figures = tables = 0
     for section, anchor in zip(sections, anchors, strict=True):
-        contents.append(f'<li class="level{section.level}"><a href="#{anchor}">{_inline(section.title)}</a></li>')
-        body.append(f'<section id="{anchor}"><h{section.level}>{_inline(section.title)}</h{section.level}>')
-        body.append(_paragraphs(section.text))
+        contents.append(f'<li class="level{section.level}"><a href="#{anchor}">{inline(section.title)}</a></li>')
+        body.append(f'<section id="{anchor}"><h{section.level}>{inline(section.title)}</h{section.level}>')
+        body.append(paragraphs(section.text))
         for caption, figure in section.figures.items():
             figures += 1
             scripts = True
@@ -137,13 +137,13 @@ def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> st
     # get_plotlyjs() holds no closing script tag; a figure's own JSON is escaped by plotly.
     library = f"<script>{get_plotlyjs()}</script>" if scripts else ""
     made = f"vdinterp {version('vdinterp')}"
-    under = f"{_inline(subtitle)} &middot; {made}" if subtitle else made
+    under = f"{inline(subtitle)} &middot; {made}" if subtitle else made
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n{library}\n</head>\n<body>\n"
-        f'<div class="page">\n<header><h1>{_inline(title)}</h1><p>{under}</p></header>\n<div class="columns">\n'
+        f'<div class="page">\n<header><h1>{inline(title)}</h1><p>{under}</p></header>\n<div class="columns">\n'
         f'<nav aria-label="Contents"><strong>Contents</strong><ol>{"".join(contents)}</ol></nav>\n'
         f"<main>{''.join(body)}</main>\n</div>\n</div>\n</body>\n</html>\n"
     )
@@ -156,7 +156,7 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
     shown_title = (layout.title.text or "").replace("<br>", " ")
     figure.update_layout(title_text="", margin_t=max(36, (layout.margin.t or 60) - 36))
     both = bool(caption) and caption != shown_title and bool(shown_title)
-    heading = f"Figure {number}. {_inline(shown_title)}" if both else f"Figure {number}."
+    heading = f"Figure {number}. {inline(shown_title)}" if both else f"Figure {number}."
     caption = caption or shown_title
     figure.update_layout(autosize=True, width=None)
     drawn = figure.to_html(
@@ -166,7 +166,7 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
         div_id=f"figure-{number}",
         default_height=f"{layout.height or 450}px",
     )
-    label = f"<figcaption><b>{heading}</b> {_inline(caption)}</figcaption>"
+    label = f"<figcaption><b>{heading}</b> {inline(caption)}</figcaption>"
     return f'<figure>{label}<div class="plot" role="img" aria-label="{html.escape(caption)}">{drawn}</div></figure>'
 
 
@@ -187,7 +187,7 @@ def _table(table: pd.DataFrame, caption: str, number: int, file: str) -> str:
         more = f'<p class="more">The first {len(shown)} of {len(table):,} rows; all are in <code>{file}</code>.</p>'
     elif len(table) > UNSCROLLED_ROWS:
         more = f'<p class="more">{len(table)} rows: scroll inside the table. Also in <code>{file}</code>.</p>'
-    label = f"<b>Table {number}.</b> {_inline(caption)}" if caption else f"<b>Table {number}.</b>"
+    label = f"<b>Table {number}.</b> {inline(caption)}" if caption else f"<b>Table {number}.</b>"
     return (
         f'<figure><figcaption>{label}</figcaption><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>{more}</figure>"
@@ -207,33 +207,6 @@ def _cell(value: object) -> str:
     if isinstance(value, (float, np.floating)):
         return f"{value:.4g}"
     return str(value)
-
-
-def _inline(text: str) -> str:
-    escaped = html.escape(text, quote=False)
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)
-
-
-def _paragraphs(text: str) -> str:
-    parts = []
-    for block in re.split(r"\n\s*\n", text.strip()):
-        if not block.strip():
-            continue
-        lead: list[str] = []
-        items: list[str] = []
-        for line in block.splitlines():
-            if line.startswith("- "):
-                items.append(line[2:])
-            elif items:
-                items[-1] += f" {line.strip()}"
-            else:
-                lead.append(line.strip())
-        if lead:
-            parts.append(f"<p>{_inline(' '.join(lead))}</p>")
-        if items:
-            parts.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>")
-    return "".join(parts)
 
 
 def _table_files(sections: Sequence[Section]) -> dict[str, pd.DataFrame]:

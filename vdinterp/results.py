@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import html
 import importlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,11 +20,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vdinterp import markup
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from typing_extensions import Self
 
 FORMAT = 1
+SHOWN_ROWS, SHOWN_FIGURES = 5, 8  # of a result as the last line of a cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,10 @@ class Result:
     booleans or text). A subclass with a field `table: pd.DataFrame` (tidy: one
     row a measurement) gets `to_frame` and `summary` for nothing; it overrides `plot`, and `sections` for a report
     with more than one chapter. `meta` says how the numbers were made: model, clips, seed, settings.
+
+    As the last line of a notebook's cell, a result shows its finding, its figures and its first rows; so does `show`.
+    `plot` gives `vdinterp.plotting.Figures` and `summary` a `vdinterp.markup.Text`, which show themselves as well: a
+    subclass returns any dict of figures by caption, and any string.
     """
 
     title: ClassVar[str] = "Result"
@@ -65,6 +74,9 @@ class Result:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.__repr__ = cls.__repr__  # in the class itself: there @dataclass leaves it, instead of printing all numbers
+        for name, kind in (("plot", _figures), ("summary", markup.Text)):
+            if name in vars(cls):
+                setattr(cls, name, _returning(kind, vars(cls)[name]))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value!r}" for key, value in self.meta.items() if _is_scalar(value))
@@ -78,15 +90,64 @@ class Result:
         return table.copy()
 
     def plot(self) -> dict[str, go.Figure]:
-        """Figures by caption. Subclasses hand their own numbers to `vdinterp.plotting`."""
-        return {}
+        """Figures by caption (or position). Subclasses hand their own numbers to `vdinterp.plotting`."""
+        return _figures({})
 
     def summary(self) -> str:
         """A few paragraphs of text: settings, number of rows. Subclasses put their finding first."""
         frame = self.to_frame()
         settings = ", ".join(f"{key} `{value}`" for key, value in self.meta.items() if _is_scalar(value))
         columns = ", ".join(f"`{column}`" for column in frame.columns)
-        return "\n\n".join(part for part in (settings, f"{len(frame)} rows with columns {columns}.") if part)
+        return markup.Text(
+            "\n\n".join(part for part in (settings, f"{len(frame)} rows with columns {columns}.") if part)
+        )
+
+    def show(self) -> None:
+        """Show the finding, the figures and the first rows: in the notebook, or the figures in a browser."""
+        if _in_notebook():
+            self._ipython_display_()
+        else:
+            _figures(self.plot()).show()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        figures, (finding, rows) = _figures(self.plot()), self._described()
+        display(finding, raw=True)
+        display(figures[:SHOWN_FIGURES])
+        left = len(figures) - SHOWN_FIGURES
+        if left > 0:
+            display(markup.Text(f"{left} more figures: `.plot()[{SHOWN_FIGURES}:]`"))
+        display(rows, raw=True)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """All in one, for what takes only one bundle."""
+        (finding, rows), figures = self._described(), _figures(self.plot())[:SHOWN_FIGURES]
+        drawn = figures._repr_mimebundle_().get("text/html", "")
+        return {
+            "text/plain": f"{finding['text/plain']}\n\n{rows['text/plain']}",
+            "text/html": "\n".join([finding["text/html"], drawn, rows["text/html"]]),
+        }
+
+    def _described(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The finding and the first rows, each as a bundle of plain text, Markdown or HTML."""
+        said = markup.Text(self.summary())
+        finding = {
+            "text/plain": f"{self.title}\n\n{said!s}",
+            "text/markdown": f"### {markup.markdown(self.title)}\n\n{markup.markdown(said)}",
+            "text/html": f"<h3>{html.escape(self.title)}</h3>{markup.paragraphs(said)}",
+        }
+        frame = self.to_frame()
+        head = frame.head(SHOWN_ROWS)
+        text = head.to_string(index=False, float_format="{:.4g}".format, max_cols=12)
+        table = head.to_html(index=False, border=0, float_format="{:.4g}".format, max_cols=12)
+        more = len(frame) > len(head)
+        note = f"The first {len(head)} of {len(frame):,} rows; `.to_frame()` has all." if more else ""
+        rows = {
+            "text/plain": f"{text}\n{markup.plain(note)}".rstrip(),
+            "text/html": f"{table}{markup.paragraphs(note)}",
+        }
+        return finding, rows
 
     def sections(self) -> list[Section]:
         """What a report shows of this result: by default one section with the summary, all figures and the table."""
@@ -138,6 +199,30 @@ class Result:
             with safe_open(folder / "result.safetensors", framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
         return target(**{name: _decode(value, tensors, folder) for name, value in fields.items()})
+
+
+def _figures(drawn: Mapping[str, go.Figure]) -> Any:
+    from vdinterp.plotting import Figures
+
+    return drawn if isinstance(drawn, Figures) else Figures(drawn)
+
+
+def _returning(kind: Callable[[Any], Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, with what it returns made into a kind that shows itself."""
+
+    @functools.wraps(method)
+    def shown(*args: Any, **kwargs: Any) -> Any:
+        return kind(method(*args, **kwargs))
+
+    return shown
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this; IPython in a terminal shows no pictures."""
+    import sys
+
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
 
 
 def rows_of(table: pd.DataFrame, **where: Any) -> Any:

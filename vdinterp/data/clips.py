@@ -68,6 +68,13 @@ class Clips:
         twin = "" if self.corrupt is None else ", with corrupt twins"
         return f"Clips({self.kind!r}, video {list(self.video.shape)}, {', '.join(truth) or 'no ground truth'}{twin})"
 
+    def _repr_html_(self) -> str:
+        """The first clips, playing, above their twins if they have any."""
+        from vdinterp.plotting import play
+
+        rows = {"as made": self.video} | ({} if self.corrupt is None else {"corrupt twins": self.corrupt.video})
+        return play(rows if self.corrupt is not None else self.video, note=repr(self))._repr_html_()
+
     def __len__(self) -> int:
         return self.video.shape[0]
 

@@ -71,6 +71,11 @@ class DiffusionConfig:
         """`vp`: signal^2 + sigma^2 = 1. `flow`: signal + sigma = 1."""
         return "flow" if self.schedule == "flow" else "vp"
 
+    def _repr_html_(self) -> str:
+        from vdinterp.plotting import settings
+
+        return settings(self)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able dictionary; `from_dict` inverts it."""
         return dataclasses.asdict(self)
