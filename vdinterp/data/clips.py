@@ -72,8 +72,8 @@ class Clips:
         """The first clips, playing, above their twins if they have any."""
         from vdinterp.plotting import play
 
-        rows = {"as made": self.video} | ({} if self.corrupt is None else {"corrupt twins": self.corrupt.video})
-        return play(rows if self.corrupt is not None else self.video, note=repr(self))._repr_html_()
+        twins = {} if self.corrupt is None else {"corrupt": self.corrupt.video}
+        return play({"": self.video, **twins}, note=repr(self))._repr_html_()
 
     def __len__(self) -> int:
         return self.video.shape[0]

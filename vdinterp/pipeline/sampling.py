@@ -90,12 +90,12 @@ class SampleResult:
     def _repr_html_(self) -> str | None:
         """The first clips, playing; None without a VAE, so that the text is shown."""
         from vdinterp.plotting import play
-        from vdinterp.plotting.playing import MOST_CLIPS
+        from vdinterp.plotting.moving import ACROSS
 
         if self.pipe.vae is None:
             return None
         with torch.no_grad():
-            return play(self.pipe.decode(self.latents[:MOST_CLIPS]), note=repr(self))._repr_html_()
+            return play(self.pipe.decode(self.latents[:ACROSS]), note=repr(self))._repr_html_()
 
     @property
     def video(self) -> torch.Tensor:

@@ -8,6 +8,7 @@ from vdinterp.plotting.figures import Figures, static
 from vdinterp.plotting.filmstrip import filmstrip
 from vdinterp.plotting.heatmap import heatmap, layer_head
 from vdinterp.plotting.lines import lines
+from vdinterp.plotting.moving import moving_clips
 from vdinterp.plotting.playing import Playing, play
 from vdinterp.plotting.scatter import scatter
 from vdinterp.plotting.sliced import sliced_heatmap
@@ -30,6 +31,7 @@ __all__ = [
     "heatmap",
     "layer_head",
     "lines",
+    "moving_clips",
     "play",
     "scatter",
     "settings",
