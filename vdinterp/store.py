@@ -2,13 +2,14 @@
 
 `write` replaces one file. `write_files` replaces several at once: they are written into a folder beside the old ones,
 and renaming that folder to `.saved` is the moment from which they count. Then each is moved to its place. Who is killed
-in between leaves some of them in `.saved`: `find` looks there first, and the next `write_files` moves them.
+in between leaves some of them in `.saved`: `find` looks there first, and the next `write_files` or `settle` moves them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -44,8 +45,8 @@ def write(path: str | Path, content: Content) -> Path:
         if path.exists() and not path.is_file():  # a device or a pipe is written to, not replaced
             path.write_bytes(_bytes(content))
             return path
-        _clear(path.parent, f".{path.name}.*.part")
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+        _clear(path.parent, f".{glob.escape(path.stem)}.*.part{path.suffix}")
+        part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
         try:
             _put(part, content)
             os.replace(part, path)
@@ -130,6 +131,19 @@ def find(folder: str | Path, name: str) -> Path:
         if left.is_file():
             return left
     return folder / name
+
+
+def settle(folder: str | Path) -> None:
+    """Move what a killed `write_files` left to its place, for readers that know no `find`.
+
+    Raises ValueError where that cannot be done: the folder then holds old and new files.
+    """
+    folder = Path(folder)
+    with contextlib.suppress(OSError):
+        _move(folder)
+    if (folder / SAVED).is_dir():
+        raise ValueError(f"a save into {folder} was stopped before its end, and this user may not finish it (the new "
+                         f"files are in {SAVED}); make the folder writable, or save again")  # fmt: skip
 
 
 def digest(content: bytes) -> str:

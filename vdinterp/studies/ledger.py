@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from vdinterp import store
 from vdinterp.results import Result
 from vdinterp.sweep import Records, fingerprint
 
@@ -68,19 +68,15 @@ class Ledger:
         if self.folder is None:
             return compute()
         folder = self.folder / name
-        if not folder.exists():
-            made = compute()
+        if not store.find(folder, "result.json").is_file():
+            compute().save(folder)
             self.computed += 1
-            shutil.rmtree(unfinished := self.folder / f"{name}.part", ignore_errors=True)
-            made.save(unfinished)
-            os.replace(unfinished, folder)
         return Result.load(folder)
 
     def _write(self, name: str, label: str, tensors: Tensors) -> None:
         assert self.folder is not None
         file = f"{name[:24]}.safetensors"
-        save_file({key: value.clone() for key, value in tensors.items()}, self.folder / f"{file}.part")
-        os.replace(self.folder / f"{file}.part", self.folder / file)
+        store.write_tensors(self.folder / file, tensors)
         self._record.append({"id": name, "file": file, "what": label[:300]})
         self._files[name] = file
 
