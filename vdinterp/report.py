@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ import plotly.graph_objects as go
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from plotly.offline import get_plotlyjs
 
+from vdinterp import store
 from vdinterp.markup import inline, paragraphs
 from vdinterp.plotting.template import CONFIG
+from vdinterp.result_files import files_of, free_name, to_csv
 from vdinterp.results import Result, Section, slug
 
+PAGE, RECORD = "report.html", "report.json"
 LARGEST_REPORT = 10_000_000  # bytes
 MOST_ROWS = 60  # rows of a table on the page; the CSV has all
 UNSCROLLED_ROWS, LONGEST_LINE = 16, 34  # rows that fit the page without scrolling; characters that stay on one line
@@ -82,8 +85,10 @@ def write(
 
     `content` is a result, a section, or a list of both in reading order. The page holds everything it shows, the
     plotting library once, and asks the network for nothing. Beside it: every result as `Result.save` writes it (in
-    `folder` itself for a single result, else in a folder of its own named by its title), every other table as
-    `CHAPTER-CAPTION.csv`, and `report.json` with all texts and tables. `title` defaults to the first title.
+    `folder` itself for a single result, else in a folder of its own named by its title), every table that
+    is in none of their files as `CHAPTER-CAPTION.csv`, and `report.json` with all texts and where each table is. All of
+    it is replaced at once, and what an earlier report wrote and this one does not is removed; other files stay. The
+    same content gives the same bytes. `title` defaults to the first title.
 
     Raises ValueError for no content, for something that is neither Result nor Section, and for a page of
     10 MB or more (show fewer or shorter filmstrips).
@@ -96,31 +101,43 @@ def write(
             raise ValueError(f"a report is made of Result and Section objects, got {type(item).__name__}")
     sections = [section for item in items for section in (item.sections() if isinstance(item, Result) else [item])]
     heading = title or items[0].title
-    page = render(sections, title=heading, subtitle=subtitle)
+    files = _saved(items)
+    tables = _add_tables(sections, files)
+    page = render(sections, title=heading, subtitle=subtitle, files=tables)
     if len(page.encode("utf-8")) >= LARGEST_REPORT:
         raise ValueError(
             f"the report would be {len(page.encode('utf-8')) / 1e6:.1f} MB, at most {LARGEST_REPORT / 1e6:.0f} MB "
             "are allowed: show fewer or shorter filmstrips"
         )
+    names = iter(tables)
+    record = {"title": heading, "vdinterp": version("vdinterp"), "sections": [_record(s, names) for s in sections]}
+    files |= {PAGE: page.encode("utf-8")}
+    record["files"] = {name: {"sha256": store.digest(content)} for name, content in files.items()}
+    files[RECORD] = (json.dumps(record, indent=1) + "\n").encode("utf-8")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    return store.write_files(folder, files, remove=store.outdated(folder, RECORD, files)) / PAGE
+
+
+def _saved(items: Sequence[Result | Section]) -> dict[str, bytes]:
+    """The files of all results: of the only one in the report's own folder, of several in one folder each."""
     results = [item for item in items if isinstance(item, Result)]
-    for result, name in zip(results, _unique([slug(result.title) for result in results]), strict=True):
-        result.save(folder if len(items) == 1 else folder / name)
-    for name, table in _table_files(sections).items():
-        table.to_csv(folder / name, index=False)
-    record = {"title": heading, "vdinterp": version("vdinterp"), "sections": [_record(s) for s in sections]}
-    (folder / "report.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    names = _unique([slug(result.title) for result in results])
+    folders = [""] if len(items) == 1 else [f"{name}/" for name in names]
+    return {
+        f"{folder}{name}": content
+        for result, folder in zip(results, folders, strict=False)
+        for name, content in files_of(result).items()
+    }
 
 
-def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> str:
-    """The report's HTML as a string: `sections` in order, with a table of contents and numbered figures."""
+def render(sections: Sequence[Section], *, title: str, subtitle: str = "", files: Sequence[str] | None = None) -> str:
+    """The report's HTML as a string: `sections` in order, with a table of contents and numbered figures.
+
+    `files`: of every table in its order, where all its rows are; by default where `write` puts a report of sections.
+    """
     anchors = _unique([slug(section.title) for section in sections])
     contents, body, scripts = [], [], False
-    files = iter(_table_files(sections))
+    names = iter(_add_tables(sections, {}) if files is None else files)
     figures = tables = 0
     for section, anchor in zip(sections, anchors, strict=True):
         contents.append(f'<li class="level{section.level}"><a href="#{anchor}">{inline(section.title)}</a></li>')
@@ -132,7 +149,7 @@ def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> st
             body.append(_figure(figure, caption, figures))
         for caption, table in section.tables.items():
             tables += 1
-            body.append(_table(table, caption, tables, next(files)))
+            body.append(_table(table, caption, tables, next(names)))
         body.append("</section>")
     # get_plotlyjs() holds no closing script tag; a figure's own JSON is escaped by plotly.
     library = f"<script>{get_plotlyjs()}</script>" if scripts else ""
@@ -209,18 +226,22 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _table_files(sections: Sequence[Section]) -> dict[str, pd.DataFrame]:
-    """File name of every table of the report, in the order of the page."""
-    tables = [(f"{s.title} {caption}", table) for s in sections for caption, table in s.tables.items()]
-    names = _unique([slug(name) for name, _ in tables])
-    return {f"{name}.csv": table for name, (_, table) in zip(names, tables, strict=True)}
+def _add_tables(sections: Sequence[Section], files: dict[str, bytes]) -> list[str]:
+    """Add the tables to the files, each content once; the file of every table, in the order of the page."""
+    names = []
+    for section in sections:
+        for caption, table in section.tables.items():
+            content = to_csv(table)
+            name = next((known for known, there in files.items() if there == content), None)
+            if name is None:
+                name = free_name(slug(f"{section.title} {caption}"), ".csv", files)
+                files[name] = content
+            names.append(name)
+    return names
 
 
-def _record(section: Section) -> dict[str, object]:
-    tables = {
-        caption: json.loads(str(table.to_json(orient="records", double_precision=12)))
-        for caption, table in section.tables.items()
-    }
+def _record(section: Section, files: Iterator[str]) -> dict[str, object]:
+    tables = {caption: next(files) for caption in section.tables}
     return {"title": section.title, "text": section.text, "figures": list(section.figures), "tables": tables}
 
 

@@ -257,7 +257,8 @@ def _check_table(table: pd.DataFrame, name: str) -> None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"the table {name} would not come back from a CSV file: {error}") from error
     for column in table.columns:
-        given, read = table[column], back[column]
+        given: Any = table[column]
+        read: Any = back[column]
         there = given.notna().to_numpy()
         same = len(read) == len(given) and given.dtype == read.dtype and np.array_equal(there, read.notna().to_numpy())
         if not same or not (given[there].to_numpy() == read[there].to_numpy()).all():

@@ -71,7 +71,7 @@ def _first(clips: Any, n: int) -> np.ndarray:
     """The first clips [clip frame channel height width] in [0, 1], small enough to show."""
     if hasattr(clips, "detach"):  # a tensor, wherever it is
         clips = clips.detach().float().cpu()
-    shape = tuple(getattr(clips, "shape", ()))
+    shape: list[int] = list(getattr(clips, "shape", ()))
     if len(shape) not in (4, 5) or 0 in shape:
         raise ValueError(
             f"clips to play are [batch frame channel height width], or one clip without batch; got {shape}"
