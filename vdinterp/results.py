@@ -66,8 +66,8 @@ class Result:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.__repr__ = cls.__repr__  # in the class itself: there @dataclass leaves it, instead of printing all numbers
-        for name, kind in (("plot", _figures), ("summary", markup.Text)):
-            if name in vars(cls):
+        for name, kind in _SHOWN.items():
+            if callable(vars(cls).get(name)):
                 setattr(cls, name, _returning(kind, vars(cls)[name]))
 
     def __repr__(self) -> str:
@@ -176,6 +176,12 @@ def _figures(drawn: Mapping[str, go.Figure]) -> Any:
     from vdinterp.plotting import Figures
 
     return drawn if isinstance(drawn, Figures) else Figures(drawn)
+
+
+# What subclasses hand to a reader: these methods return what shows itself.
+_SHOWN: dict[str, Callable[[Any], Any]] = {
+    "plot": _figures, "overview": _figures, "figures": _figures, "summary": markup.Text, "chapter": markup.Text,
+}  # fmt: skip
 
 
 def _returning(kind: Callable[[Any], Any], method: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,8 @@ _interactive: str | None = None  # the renderer before `static`
 
 
 class Figures(dict[str, "go.Figure"]):
-    """Figures by caption, in order. A position does as well: `figures[0]`, `figures[-1]`; a slice gives `Figures`.
+    """Figures by caption, in order. A position does as well: `figures[0]`, `figures[-1]`; a slice, and
+    `about(words)`, give `Figures`.
 
     As the last line of a notebook's cell they are shown, each as plotly shows a figure there; so does `show()`,
     anywhere. For places that run no scripts (GitHub, a printed page) see `vdinterp.plotting.static`.
@@ -40,6 +41,14 @@ class Figures(dict[str, "go.Figure"]):
 
     def __repr__(self) -> str:
         return f"Figures({', '.join(map(repr, self))})"
+
+    def about(self, *words: str) -> Figures:
+        """Those with one of these words (or parts of sentences) in the caption. KeyError if there are none."""
+        found = [(caption, figure) for caption, figure in self.items()
+                 if any(word.casefold() in caption.casefold() for word in words)]  # fmt: skip
+        if not found:
+            raise KeyError(f"no caption has {' or '.join(map(repr, words))} in it; there are {list(self)}")
+        return Figures(found)
 
     def show(self) -> None:
         """Show every figure: in the notebook, or in a browser."""
