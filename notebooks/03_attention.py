@@ -142,7 +142,8 @@ explorer
 # ## Any question of your own
 #
 # `cache["pattern", layer]` has `rows`, `columns`, `mass`, `pairs`, `weighted`, `top_keys`, `entropy`, `received`,
-# `displacement_kernel` and `head_scores`; a relation is a function of two tokens' places. A cell darker than chance is a head with a taste for diagonals.
+# `displacement_kernel` and `head_scores`; a relation is a function of two tokens' places. A cell darker than chance is
+# a head with a taste for diagonals.
 
 # %%
 patterns = next(noised.patterns(0.9))

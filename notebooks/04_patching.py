@@ -66,8 +66,8 @@ needed.summary()
 # %% [markdown]
 # ## Where in the stream?
 #
-# The whole stream before each layer, one frame at a time. Frames 5 to 11 add up to 1 in every layer: the image stays
-# in its own frame (which one it is differs by clip) until layer 3 fetches it. See that the last column, the noisy frame,
+# The whole stream before each layer, one frame at a time. Frames 5 to 11 add up to 1 in every layer: the image stays in
+# its own frame (which one it is differs by clip) until layer 3 fetches it. See that the last column, the noisy frame,
 # is empty from top to bottom.
 
 # %%

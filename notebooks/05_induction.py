@@ -123,8 +123,8 @@ loop.plot().about("by lag")
 # %% [markdown]
 # ## Over training
 #
-# In which order do the parts form? (`vdinterp induction tiny-induction --checkpoints all` does all twelve.) Read from left
-# to right which curve rises first.
+# In which order do the parts form? (`vdinterp induction tiny-induction --checkpoints all` does all twelve.) Read from
+# left to right which curve rises first.
 
 # %%
 steps = (0, 500, 1400, 2000, 7900)

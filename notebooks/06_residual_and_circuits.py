@@ -45,8 +45,8 @@ seen
 # ## Who writes the prediction?
 #
 # Exactly linear: patch embedding, every head, every MLP and every bias sum to x0, with LayerNorm's scales held. In
-# `tiny-crafter` the carried stream is normalised at every sublayer, and the parts go through all of that. Long bars write
-# much; those below 0 write against the prediction.
+# `tiny-crafter` the carried stream is normalised at every sublayer, and the parts go through all of that. Long bars
+# write much; those below 0 write against the prediction.
 
 # %%
 parts = vd.direct_attribution(crafter, cache, frames=noised.target)
@@ -57,8 +57,8 @@ parts.plot()
 
 # %% [markdown]
 # What a head writes itself is not what is lost without it: heads that others read have a total effect only. In
-# `tiny-induction` 1.2, 0.0 and 0.2 write nothing of the prediction, and all of layer 3 hangs on them: they stand high above
-# the diagonal.
+# `tiny-induction` 1.2, 0.0 and 0.2 write nothing of the prediction, and all of layer 3 hangs on them: they stand high
+# above the diagonal.
 
 # %%
 repeats = vd.data.make_clips("one_off", n=16)
@@ -113,8 +113,8 @@ whole.plot()
 # %% [markdown]
 # ## What AdaLN changes with the noise level
 #
-# From weights alone. `tiny-induction` opens its gates towards pure noise, where it has to find everything itself: follow
-# the gates to the right.
+# From weights alone. `tiny-induction` opens its gates towards pure noise, where it has to find everything itself:
+# follow the gates to the right.
 
 # %%
 atlas = vd.modulation_atlas(induction.model)

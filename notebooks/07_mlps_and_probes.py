@@ -31,8 +31,8 @@ noised = vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))
 # ## Neurons
 #
 # One pass over the clips; of every neuron only its best patches and running sums are kept. Selectivity: correlation of
-# the activation with a label (here what the game says a cell is), beside what the labels of *other* clips give. Is there
-# a tree, a stone, iron in each box?
+# the activation with a label (here what the game says a cell is), beside what the labels of *other* clips give. Is
+# there a tree, a stone, iron in each box?
 
 # %%
 found = vd.neurons.top_patches(noised, labels=clips.semantic_map, label_names=list(crafter.SEMANTIC))
@@ -60,8 +60,8 @@ effects.table
 # ## Probes
 #
 # A linear probe says what can be read, not what is used, and the input itself can often be read as well. So every probe
-# stands beside the noisy input (with neighbours), shuffled labels, and the same network with its weights shuffled. Compare
-# the two noise levels: where is the probe above all of them?
+# stands beside the noisy input (with neighbours), shuffled labels, and the same network with its weights shuffled.
+# Compare the two noise levels: where is the probe above all of them?
 
 # %%
 materials = vd.studies.labels_of(clips, "material", noised.target)

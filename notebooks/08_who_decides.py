@@ -139,8 +139,8 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# Where does 0.2 look? From every cell of the last frame (the framed one is far from the player), at the cell ahead of the
-# player: one bright patch, in the frame before.
+# Where does 0.2 look? From every cell of the last frame (the framed one is far from the player), at the cell ahead of
+# the player: one bright patch, in the frame before.
 
 # %%
 noised = vd.NoisedClips(pipe, clips, levels=(level,))
@@ -160,8 +160,8 @@ strip
 # %% [markdown]
 # ## From 0.2 to 2.0
 #
-# Path patching: 0.2 tells the queries of 2.0 directly, and through layer 1. In the row of 0.2, see which columns are not
-# empty.
+# Path patching: 0.2 tells the queries of 2.0 directly, and through layer 1. In the row of 0.2, see which columns are
+# not empty.
 
 # %%
 paths = vd.path_patch(**runs, senders=["0.2", "1.2", "mlp.0", "mlp.1"],
