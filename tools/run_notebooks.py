@@ -96,7 +96,9 @@ def commit(path: Path) -> Path:
     """Run a text notebook and write its pair; ValueError if that is too large to be committed."""
     written = nbformat.writes(illustrate(execute(path)))
     if len(written.encode()) > LARGEST_NOTEBOOK:
-        raise ValueError(f"{path.stem}.ipynb would be {len(written.encode()) / 1e6:.1f} MB; show fewer figures or clips")
+        raise ValueError(
+            f"{path.stem}.ipynb would be {len(written.encode()) / 1e6:.1f} MB; show fewer figures or clips"
+        )
     return store.write(path.with_suffix(".ipynb"), written + "\n")
 
 

@@ -18,11 +18,14 @@ class Text(str):
 
     __slots__ = ()
 
+    def __new__(cls, text: str) -> Text:
+        return super().__new__(cls, str.__str__(text))  # str() of a Text would be without its markup
+
     def __str__(self) -> str:
         return plain(self)
 
     def __format__(self, spec: str) -> str:
-        return format("".join(self), spec)  # inside another text it still has its markup
+        return format(str.__str__(self), spec)  # inside another text it still has its markup
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": str(self), "text/markdown": markdown(self), "text/html": paragraphs(self)}

@@ -50,7 +50,7 @@ class Playing:
         return address
 
 
-def play(clips: Any, *, fps: float = 4, n: int = ACROSS, note: str = "") -> Playing:
+def play(clips: Any, *, fps: float | int = 4, n: int = ACROSS, note: str = "") -> Playing:
     """Plays clips in a notebook, pixels enlarged without smoothing.
 
     `clips`: video in [0, 1] (values outside are clamped), `[batch frame channel height width]` or one clip
@@ -64,7 +64,7 @@ def play(clips: Any, *, fps: float = 4, n: int = ACROSS, note: str = "") -> Play
     shapes = {name: clip.shape for name, clip in parts.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"clips that play together have one shape; got {shapes or 'none'}")
-    return Playing(parts, fps, note)
+    return Playing(parts, float(fps), note)
 
 
 def _first(clips: Any, n: int) -> np.ndarray:
