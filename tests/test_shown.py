@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import importlib.util
 import io
 import pickle
@@ -59,6 +60,7 @@ CELLS = {
     "shown": "result.show()",
     "clips": "vd.data.make_clips('one_off', n=3)",
     "sample": "grey.sample(batch=2, steps=2)",
+    "no picture": "pipe.sample(steps=1)",
     "latents": "vd.VideoDiffusion(model, None, vd.DiffusionConfig()).sample(steps=1)",
     "play": "plotting.play(torch.rand(4, 3, 8, 8))",
     "pipe": "pipe",
@@ -114,7 +116,8 @@ def test_clips_and_samples_play(cells: dict[str, list[Any]], cell: str, clips: i
     assert animation.width >= 100 * min(clips, 3), "8 x 8 pixels can be seen"
 
 
-def test_latents_without_a_vae_stay_text(cells: dict[str, list[Any]]) -> None:
+def test_what_is_no_picture_says_so(cells: dict[str, list[Any]]) -> None:
+    assert "not played: 'clip 0' has shape (3, 2, 4, 6)" in html.unescape(cells["no picture"][0].data["text/html"])
     assert kinds(cells["latents"]) == [{"text/plain"}]
 
 

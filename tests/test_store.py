@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -16,12 +17,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vdinterp import report, store
+from vdinterp import plotting, report, store
 from vdinterp.grid import TokenGrid
 from vdinterp.models import ActivationCache
-from vdinterp.results import Section
+from vdinterp.results import Result, Section
 
 KILLED = Path(__file__).parent / "killed_saves.py"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Numbers(Result):
+    table: pd.DataFrame
+    values: torch.Tensor | None
+
+    def plot(self) -> dict:
+        return {"Bars": plotting.bars(self.table, x="x", y="x", title="Bars", x_title="x", y_title="y")}
 
 
 def names(folder: Path) -> list[str]:
@@ -140,6 +150,14 @@ def test_a_report_leaves_only_its_own_files(tmp_path: Path) -> None:
     report.write(Section(title="A", tables={"one": table, "two": table.assign(x=2)}), tmp_path)
     assert first == {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}, "byte for byte"
     (tmp_path / "a-one.csv").write_text("edited\n")
+    Numbers(table=table, values=torch.ones(1)).save(tmp_path)
+    report.write(Section(title="B", tables={"one": table}), tmp_path)
+    assert {"result.json", "result.safetensors", "table.csv"} < set(names(tmp_path)), "no report of them was replaced"
+    report.write(Numbers(table=table.assign(x=3), values=None), tmp_path)
+    first = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    assert list(first) == ["a-one.csv", "mine.csv", "report.html", "report.json", "result.json", "table.csv"]
+    report.write(Numbers(table=table.assign(x=3), values=None), tmp_path)
+    assert first == {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}, "byte for byte, with a figure"
     report.write(Section(title="B", tables={"one": table}), tmp_path)
     assert names(tmp_path) == ["a-one.csv", "b-one.csv", "mine.csv", "report.html", "report.json"], "edited: kept"
 

@@ -16,6 +16,7 @@ import pandas as pd
 from readme_tables import markdown
 
 import vdinterp as vd
+from vdinterp import store
 from vdinterp.analysis.induction import VERDICTS
 from vdinterp.analysis.induction.controls import untrained
 from vdinterp.organisms import KINDS
@@ -86,7 +87,7 @@ def main() -> None:
     if given.table:
         text = DOCS.read_text(encoding="utf-8")
         pattern = re.compile(r"(<!-- census:begin -->\n).*?(\n<!-- census:end -->)", re.DOTALL)
-        DOCS.write_text(pattern.sub(lambda m: f"{m[1]}\n{markdown(table(found))}\n{m[2]}", text), encoding="utf-8")
+        store.write(DOCS, pattern.sub(lambda m: f"{m[1]}\n{markdown(table(found))}\n{m[2]}", text))
 
 
 if __name__ == "__main__":

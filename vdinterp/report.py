@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from plotly.offline import get_plotlyjs
 
-from vdinterp import store
+from vdinterp import result_files, store
 from vdinterp.markup import inline, paragraphs
 from vdinterp.plotting.template import CONFIG
 from vdinterp.result_files import files_of, free_name, to_csv
@@ -115,7 +115,9 @@ def write(
     record["files"] = {name: {"sha256": store.digest(content)} for name, content in files.items()}
     files[RECORD] = (json.dumps(record, indent=1) + "\n").encode("utf-8")
     folder = Path(folder)
-    return store.write_files(folder, files, remove=store.outdated(folder, RECORD, files)) / PAGE
+    earlier = [RECORD, *({result_files.RECORD} & files.keys())]
+    remove = {name for manifest in earlier for name in store.outdated(folder, manifest, files)}
+    return store.write_files(folder, files, remove) / PAGE
 
 
 def _saved(items: Sequence[Result | Section]) -> dict[str, bytes]:

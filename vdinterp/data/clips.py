@@ -74,10 +74,10 @@ class Clips:
 
     def _repr_html_(self) -> str:
         """The first clips, playing, above their twins if they have any."""
-        from vdinterp.plotting import play
+        from vdinterp.plotting.playing import playing_html
 
         twins = {} if self.corrupt is None else {"corrupt": self.corrupt.video}
-        return play({"": self.video, **twins}, note=repr(self))._repr_html_()
+        return playing_html({"": self.video, **twins}, repr(self))
 
     def __len__(self) -> int:
         return self.video.shape[0]

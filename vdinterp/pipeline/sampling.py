@@ -89,13 +89,13 @@ class SampleResult:
 
     def _repr_html_(self) -> str | None:
         """The first clips, playing; None without a VAE, so that the text is shown."""
-        from vdinterp.plotting import play
         from vdinterp.plotting.moving import ACROSS
+        from vdinterp.plotting.playing import playing_html
 
         if self.pipe.vae is None:
             return None
         with torch.no_grad():
-            return play(self.pipe.decode(self.latents[:ACROSS]), note=repr(self))._repr_html_()
+            return playing_html(self.pipe.decode(self.latents[:ACROSS]), repr(self))
 
     @property
     def video(self) -> torch.Tensor:

@@ -60,9 +60,7 @@ class VideoDiffusion:
 
         cfg, diffusion = self.model.cfg, self.diffusion
         n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        driven = [f"{cfg.d_action} action channels"] * bool(cfg.d_action) + [f"text, {cfg.d_text} wide"] * bool(
-            cfg.d_text
-        )
+        driven = {"action channels": cfg.d_action, "text channels": cfg.d_text}
         rows = {
             "network": f"{cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}; "
             f"{n_parameters:,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
@@ -70,7 +68,7 @@ class VideoDiffusion:
             f"{'x'.join(map(str, cfg.patch_size))}",
             "VAE": "none: latents only" if self.vae is None else type(self.vae).__name__,
             "diffusion": f"{diffusion.objective}-prediction, {diffusion.n_levels} {diffusion.schedule} levels",
-            "condition": ", ".join(["noise level", *driven]),
+            "condition": ", ".join(["noise level", *(f"{n} {what}" for what, n in driven.items() if n)]),
         }
         known = ("checkpoint", "clips", "license")
         rows |= {name: self.meta[name] for name in known if self.meta.get(name) is not None}

@@ -67,6 +67,14 @@ def play(clips: Any, *, fps: float | int = 4, n: int = ACROSS, note: str = "") -
     return Playing(parts, float(fps), note)
 
 
+def playing_html(clips: Any, note: str) -> str:
+    """What a notebook shows of clips: the note, and them playing, or why they do not."""
+    try:
+        return play(clips, note=note)._repr_html_()
+    except ValueError as error:  # two channels, NaN: the cell is no place for a traceback
+        return f"<p>{html.escape(note)}</p><p>not played: {html.escape(str(error))}</p>"
+
+
 def _first(clips: Any, n: int) -> np.ndarray:
     """The first clips [clip frame channel height width] in [0, 1], small enough to show."""
     if hasattr(clips, "detach"):  # a tensor, wherever it is
