@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,8 +197,6 @@ def _returning(kind: Callable[[Any], Any], method: Callable[..., Any]) -> Callab
 
 def _in_notebook() -> bool:
     """Whether a Jupyter kernel runs this; IPython in a terminal shows no pictures."""
-    import sys
-
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel")
 

@@ -120,7 +120,7 @@ def write_files(folder: str | Path, files: Mapping[str, Content], remove: Collec
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        _move(folder)
+    _move(folder)
     return folder
 
 
