@@ -71,11 +71,12 @@ def test_one_result(tmp_path: Path) -> None:
     assert not page.open, "every tag is closed"
     assert "Ablations" in page.text and "seed 7" in page.text and "8 clips" in page.text
     assert "head 3 <&>" in page.text, "text is escaped, not interpreted"
-    assert "The first 60 of 70 rows; all are in ablations.csv" in page.text
-    assert len(pd.read_csv(tmp_path / "ablations.csv")) == 70
+    assert "The first 60 of 70 rows; all are in table.csv" in page.text
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 70
     assert len(Result.load(tmp_path).to_frame()) == 70
     record = json.loads((tmp_path / "report.json").read_text())
-    assert len(record["sections"][0]["tables"][""]) == 70
+    assert record["sections"][0]["tables"] == {"": "table.csv"}, "each table once"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json", "result.json", "table.csv"]
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:

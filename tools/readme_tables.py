@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from vdinterp import store
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -94,7 +96,7 @@ def updated(text: str) -> str:
 
 
 def main() -> None:
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    store.write(README, updated(README.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ import plotly.graph_objects as go
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from plotly.offline import get_plotlyjs
 
+from vdinterp import result_files, store
+from vdinterp.markup import inline, paragraphs
 from vdinterp.plotting.template import CONFIG
+from vdinterp.result_files import files_of, free_name, to_csv
 from vdinterp.results import Result, Section, slug
 
+PAGE, RECORD = "report.html", "report.json"
 LARGEST_REPORT = 10_000_000  # bytes
 MOST_ROWS = 60  # rows of a table on the page; the CSV has all
 UNSCROLLED_ROWS, LONGEST_LINE = 16, 34  # rows that fit the page without scrolling; characters that stay on one line
@@ -82,8 +85,10 @@ def write(
 
     `content` is a result, a section, or a list of both in reading order. The page holds everything it shows, the
     plotting library once, and asks the network for nothing. Beside it: every result as `Result.save` writes it (in
-    `folder` itself for a single result, else in a folder of its own named by its title), every other table as
-    `CHAPTER-CAPTION.csv`, and `report.json` with all texts and tables. `title` defaults to the first title.
+    `folder` itself for a single result, else in a folder of its own named by its title), every table that
+    is in none of their files as `CHAPTER-CAPTION.csv`, and `report.json` with all texts and where each table is. All of
+    it is replaced at once, and what an earlier report wrote and this one does not is removed; other files stay. The
+    same content gives the same bytes. `title` defaults to the first title.
 
     Raises ValueError for no content, for something that is neither Result nor Section, and for a page of
     10 MB or more (show fewer or shorter filmstrips).
@@ -96,54 +101,68 @@ def write(
             raise ValueError(f"a report is made of Result and Section objects, got {type(item).__name__}")
     sections = [section for item in items for section in (item.sections() if isinstance(item, Result) else [item])]
     heading = title or items[0].title
-    page = render(sections, title=heading, subtitle=subtitle)
+    files = _saved(items)
+    tables = _add_tables(sections, files)
+    page = render(sections, title=heading, subtitle=subtitle, files=tables)
     if len(page.encode("utf-8")) >= LARGEST_REPORT:
         raise ValueError(
             f"the report would be {len(page.encode('utf-8')) / 1e6:.1f} MB, at most {LARGEST_REPORT / 1e6:.0f} MB "
             "are allowed: show fewer or shorter filmstrips"
         )
+    names = iter(tables)
+    record = {"title": heading, "vdinterp": version("vdinterp"), "sections": [_record(s, names) for s in sections]}
+    files |= {PAGE: page.encode("utf-8")}
+    record["files"] = {name: {"sha256": store.digest(content)} for name, content in files.items()}
+    files[RECORD] = (json.dumps(record, indent=1) + "\n").encode("utf-8")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    earlier = [RECORD, *({result_files.RECORD} & files.keys())]
+    remove = {name for manifest in earlier for name in store.outdated(folder, manifest, files)}
+    return store.write_files(folder, files, remove) / PAGE
+
+
+def _saved(items: Sequence[Result | Section]) -> dict[str, bytes]:
+    """The files of all results: of the only one in the report's own folder, of several in one folder each."""
     results = [item for item in items if isinstance(item, Result)]
-    for result, name in zip(results, _unique([slug(result.title) for result in results]), strict=True):
-        result.save(folder if len(items) == 1 else folder / name)
-    for name, table in _table_files(sections).items():
-        table.to_csv(folder / name, index=False)
-    record = {"title": heading, "vdinterp": version("vdinterp"), "sections": [_record(s) for s in sections]}
-    (folder / "report.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    names = _unique([slug(result.title) for result in results])
+    folders = [""] if len(items) == 1 else [f"{name}/" for name in names]
+    return {
+        f"{folder}{name}": content
+        for result, folder in zip(results, folders, strict=False)
+        for name, content in files_of(result).items()
+    }
 
 
-def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> str:
-    """The report's HTML as a string: `sections` in order, with a table of contents and numbered figures."""
+def render(sections: Sequence[Section], *, title: str, subtitle: str = "", files: Sequence[str] | None = None) -> str:
+    """The report's HTML as a string: `sections` in order, with a table of contents and numbered figures.
+
+    `files`: of every table in its order, where all its rows are; by default where `write` puts a report of sections.
+    """
     anchors = _unique([slug(section.title) for section in sections])
     contents, body, scripts = [], [], False
-    files = iter(_table_files(sections))
+    names = iter(_add_tables(sections, {}) if files is None else files)
     figures = tables = 0
     for section, anchor in zip(sections, anchors, strict=True):
-        contents.append(f'<li class="level{section.level}"><a href="#{anchor}">{_inline(section.title)}</a></li>')
-        body.append(f'<section id="{anchor}"><h{section.level}>{_inline(section.title)}</h{section.level}>')
-        body.append(_paragraphs(section.text))
+        contents.append(f'<li class="level{section.level}"><a href="#{anchor}">{inline(section.title)}</a></li>')
+        body.append(f'<section id="{anchor}"><h{section.level}>{inline(section.title)}</h{section.level}>')
+        body.append(paragraphs(section.text))
         for caption, figure in section.figures.items():
             figures += 1
             scripts = True
             body.append(_figure(figure, caption, figures))
         for caption, table in section.tables.items():
             tables += 1
-            body.append(_table(table, caption, tables, next(files)))
+            body.append(_table(table, caption, tables, next(names)))
         body.append("</section>")
     # get_plotlyjs() holds no closing script tag; a figure's own JSON is escaped by plotly.
     library = f"<script>{get_plotlyjs()}</script>" if scripts else ""
     made = f"vdinterp {version('vdinterp')}"
-    under = f"{_inline(subtitle)} &middot; {made}" if subtitle else made
+    under = f"{inline(subtitle)} &middot; {made}" if subtitle else made
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n{library}\n</head>\n<body>\n"
-        f'<div class="page">\n<header><h1>{_inline(title)}</h1><p>{under}</p></header>\n<div class="columns">\n'
+        f'<div class="page">\n<header><h1>{inline(title)}</h1><p>{under}</p></header>\n<div class="columns">\n'
         f'<nav aria-label="Contents"><strong>Contents</strong><ol>{"".join(contents)}</ol></nav>\n'
         f"<main>{''.join(body)}</main>\n</div>\n</div>\n</body>\n</html>\n"
     )
@@ -156,7 +175,7 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
     shown_title = (layout.title.text or "").replace("<br>", " ")
     figure.update_layout(title_text="", margin_t=max(36, (layout.margin.t or 60) - 36))
     both = bool(caption) and caption != shown_title and bool(shown_title)
-    heading = f"Figure {number}. {_inline(shown_title)}" if both else f"Figure {number}."
+    heading = f"Figure {number}. {inline(shown_title)}" if both else f"Figure {number}."
     caption = caption or shown_title
     figure.update_layout(autosize=True, width=None)
     drawn = figure.to_html(
@@ -166,7 +185,7 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
         div_id=f"figure-{number}",
         default_height=f"{layout.height or 450}px",
     )
-    label = f"<figcaption><b>{heading}</b> {_inline(caption)}</figcaption>"
+    label = f"<figcaption><b>{heading}</b> {inline(caption)}</figcaption>"
     return f'<figure>{label}<div class="plot" role="img" aria-label="{html.escape(caption)}">{drawn}</div></figure>'
 
 
@@ -187,7 +206,7 @@ def _table(table: pd.DataFrame, caption: str, number: int, file: str) -> str:
         more = f'<p class="more">The first {len(shown)} of {len(table):,} rows; all are in <code>{file}</code>.</p>'
     elif len(table) > UNSCROLLED_ROWS:
         more = f'<p class="more">{len(table)} rows: scroll inside the table. Also in <code>{file}</code>.</p>'
-    label = f"<b>Table {number}.</b> {_inline(caption)}" if caption else f"<b>Table {number}.</b>"
+    label = f"<b>Table {number}.</b> {inline(caption)}" if caption else f"<b>Table {number}.</b>"
     return (
         f'<figure><figcaption>{label}</figcaption><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>{more}</figure>"
@@ -209,45 +228,22 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _inline(text: str) -> str:
-    escaped = html.escape(text, quote=False)
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)
+def _add_tables(sections: Sequence[Section], files: dict[str, bytes]) -> list[str]:
+    """Add the tables to the files, each content once; the file of every table, in the order of the page."""
+    names = []
+    for section in sections:
+        for caption, table in section.tables.items():
+            content = to_csv(table)
+            name = next((known for known, there in files.items() if there == content), None)
+            if name is None:
+                name = free_name(slug(f"{section.title} {caption}"), ".csv", files)
+                files[name] = content
+            names.append(name)
+    return names
 
 
-def _paragraphs(text: str) -> str:
-    parts = []
-    for block in re.split(r"\n\s*\n", text.strip()):
-        if not block.strip():
-            continue
-        lead: list[str] = []
-        items: list[str] = []
-        for line in block.splitlines():
-            if line.startswith("- "):
-                items.append(line[2:])
-            elif items:
-                items[-1] += f" {line.strip()}"
-            else:
-                lead.append(line.strip())
-        if lead:
-            parts.append(f"<p>{_inline(' '.join(lead))}</p>")
-        if items:
-            parts.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>")
-    return "".join(parts)
-
-
-def _table_files(sections: Sequence[Section]) -> dict[str, pd.DataFrame]:
-    """File name of every table of the report, in the order of the page."""
-    tables = [(f"{s.title} {caption}", table) for s in sections for caption, table in s.tables.items()]
-    names = _unique([slug(name) for name, _ in tables])
-    return {f"{name}.csv": table for name, (_, table) in zip(names, tables, strict=True)}
-
-
-def _record(section: Section) -> dict[str, object]:
-    tables = {
-        caption: json.loads(str(table.to_json(orient="records", double_precision=12)))
-        for caption, table in section.tables.items()
-    }
+def _record(section: Section, files: Iterator[str]) -> dict[str, object]:
+    tables = {caption: next(files) for caption in section.tables}
     return {"title": section.title, "text": section.text, "figures": list(section.figures), "tables": tables}
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vdinterp.markup import plain as plain  # what every command prints a summary with
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -45,11 +47,6 @@ def check_folder(out: Path) -> None:
     """Raise ValueError where a folder is needed and a file is."""
     if out.is_file():
         raise ValueError(f"--out {out} is a file; give a folder")
-
-
-def plain(text: str) -> str:
-    """A summary without its markup."""
-    return text.replace("`", "").replace("**", "")
 
 
 def echo_table(table: pd.DataFrame) -> None:

@@ -79,6 +79,13 @@ class Clips:
         twin = "" if self.corrupt is None else ", with corrupt twins"
         return f"Clips({self.kind!r}, video {list(self.video.shape)}, {', '.join(truth) or 'no ground truth'}{twin})"
 
+    def _repr_html_(self) -> str:
+        """The first clips, playing, above their twins if they have any."""
+        from vdinterp.plotting.playing import playing_html
+
+        twins = {} if self.corrupt is None else {"corrupt": self.corrupt.video}
+        return playing_html({"": self.video, **twins}, repr(self))
+
     def __len__(self) -> int:
         return self.video.shape[0]
 

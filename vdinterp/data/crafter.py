@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from vdinterp import store
 from vdinterp.counts import check_count, check_indices, check_seed
 from vdinterp.data.clips import Clips
 from vdinterp.progress import bar
@@ -92,10 +92,7 @@ class Trajectories:
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, integers as 16 bits."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: (v if v.dtype == torch.uint8 else v.to(torch.int16)).contiguous() for k, v in values.items()}
-        temporary = Path(f"{path}.part")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+        store.write_tensors(path, {k: v if v.dtype == torch.uint8 else v.to(torch.int16) for k, v in values.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectories:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load
 
+from vdinterp import store
 from vdinterp.counts import check_between, check_count, check_seed
 from vdinterp.data.clips import DIGIT_KINDS, Clips
 
@@ -34,9 +35,8 @@ def write_digits_asset(path: str | Path) -> None:
 
     digits: Any = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
-    save_file(
-        {"images": images, "labels": labels}, path, metadata={"source": "UCI optdigits via scikit-learn, CC BY 4.0"}
-    )
+    tensors = {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}
+    store.write_tensors(path, tensors, {"source": "UCI optdigits via scikit-learn, CC BY 4.0"})
 
 
 @cache

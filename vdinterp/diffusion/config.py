@@ -73,6 +73,11 @@ class DiffusionConfig:
         """Whether the network is told `k` itself, a whole number; otherwise a log-SNR or a scaled sigma."""
         return self.path == "vp" and self.precond_scale is None
 
+    def _repr_html_(self) -> str:
+        from vdinterp.plotting import settings
+
+        return settings(self)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able dictionary; `from_dict` inverts it."""
         return dataclasses.asdict(self)

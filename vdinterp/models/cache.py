@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from vdinterp import store
 from vdinterp.grid import TokenGrid
 from vdinterp.models.decompose import Decomposition
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
@@ -226,12 +227,14 @@ class ActivationCache(Decomposition):
     def save(self, path: str | Path) -> None:
         """Write `path.safetensors` and `path.json` (grid, model name, shapes)."""
         path = _stem(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.clone().contiguous() for name, tensor in self.tensors.items()}, f"{path}.safetensors")
         about: dict[str, Any] = {"grid": list(self.grid.shape)}
         about["model_name"] = self.model.cfg.model_name if self.model is not None else None
         about["shapes"] = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
-        Path(f"{path}.json").write_text(json.dumps(about, indent=1))
+        files = {
+            f"{path.name}.safetensors": store.tensors_file(self.tensors),
+            f"{path.name}.json": json.dumps(about, indent=1),
+        }
+        store.write_files(path.parent, files)
 
     @classmethod
     def load(cls, path: str | Path, model: HookedVideoDiT | None = None) -> ActivationCache:
@@ -240,6 +243,7 @@ class ActivationCache(Decomposition):
         Raises `FileNotFoundError` when there is none, `ValueError` when it is of another model or cut short.
         """
         path = _stem(path)
+        store.settle(path.parent)
         for part in (f"{path}.json", f"{path}.safetensors"):
             if not Path(part).exists():
                 raise FileNotFoundError(f"No cache at {path}: cache.save() writes {path}.json and {path}.safetensors.")

@@ -225,6 +225,12 @@ class VideoDiTConfig:
     def n_cols(self) -> int:
         return self.width // self.patch_size[2]
 
+    def _repr_html_(self) -> str:
+        """What has no default, and what differs from it."""
+        from vdinterp.plotting import settings
+
+        return settings(self, self.model_name)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able data; `from_dict` is its inverse."""
         return asdict(self)

@@ -6,7 +6,6 @@ Weights are stored as float16 under `model.*` and `vae.*` (checkpoints hold `mod
 from __future__ import annotations
 
 import json
-import os
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from vdinterp import store
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT, VideoDiTConfig
 from vdinterp.models.loading import assemble, check_filled, check_weights, shapes_of
@@ -81,20 +80,15 @@ def save_bundle(
     module = vae_module(pipe.vae)
     if module is not None and not _is_pretrained(settings["vae"]):  # those come from the hub again
         tensors |= {f"vae.{key}": value for key, value in module.state_dict().items()}
-    halves = {WEIGHTS: _half(tensors)}
+    files: dict[str, store.Content] = {SETTINGS: text + "\n"}
+    files[WEIGHTS] = store.tensors_file(_half(tensors))
     for step, state in (checkpoints or {}).items():
         state = state.state_dict() if isinstance(state, nn.Module) else state
         if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in model.items()}:
             raise ValueError(f"the checkpoint of step {step} is of another model: its tensors differ in name or shape")
-        halves[f"checkpoints/step-{int(step):05d}.safetensors"] = _half({f"model.{k}": v for k, v in state.items()})
-    path = Path(path)
-    for name, content in halves.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, path / f"{name}.part")
-        os.replace(path / f"{name}.part", path / name)
-    (path / f"{SETTINGS}.part").write_text(text + "\n")
-    os.replace(path / f"{SETTINGS}.part", path / SETTINGS)
-    return path
+        halves = _half({f"model.{k}": v for k, v in state.items()})
+        files[f"checkpoints/step-{int(step):05d}.safetensors"] = store.tensors_file(halves)
+    return store.write_files(path, files)
 
 
 def bundle_checkpoints(path: str | Path) -> list[int]:
@@ -118,6 +112,7 @@ def load_bundle(
             integers, all zero), or a VAE that would have to be fetched.
     """
     path = Path(path)
+    store.settle(path)
     for name in (SETTINGS, WEIGHTS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} holds no {name}; a model folder has {SETTINGS} and {WEIGHTS}")

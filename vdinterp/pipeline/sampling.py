@@ -91,6 +91,16 @@ class SampleResult:
         recorded = f", recorded at {len(self.record)} steps" if self.record else ""
         return f"SampleResult(latents {list(self.latents.shape)}{recorded})"
 
+    def _repr_html_(self) -> str | None:
+        """The first clips, playing; None without a VAE, so that the text is shown."""
+        from vdinterp.plotting.moving import ACROSS
+        from vdinterp.plotting.playing import playing_html
+
+        if self.pipe.vae is None:
+            return None
+        with torch.no_grad():
+            return playing_html(self.pipe.decode(self.latents[:ACROSS]), repr(self))
+
     @property
     def video(self) -> torch.Tensor:
         """The latents decoded: `[batch frame channel height width]` in [0, 1]."""

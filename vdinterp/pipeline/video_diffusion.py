@@ -68,6 +68,25 @@ class VideoDiffusion:
             f"{self.diffusion.n_levels} {self.diffusion.schedule} levels)"
         )
 
+    def _repr_html_(self) -> str:
+        from vdinterp.plotting import facts
+
+        cfg, diffusion = self.model.cfg, self.diffusion
+        n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        driven = {"action channels": cfg.d_action, "text channels": cfg.d_text}
+        rows = {
+            "network": f"{cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}; "
+            f"{n_parameters:,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+            "latents": f"{cfg.n_frames} frames of {cfg.in_channels}x{cfg.height}x{cfg.width}, patches of "
+            f"{'x'.join(map(str, cfg.patch_size))}",
+            "VAE": "none: latents only" if self.vae is None else type(self.vae).__name__,
+            "diffusion": f"{diffusion.objective}-prediction, {diffusion.n_levels} {diffusion.schedule} levels",
+            "condition": ", ".join(["noise level", *(f"{n} {what}" for what, n in driven.items() if n)]),
+        }
+        known = ("checkpoint", "clips", "license")
+        rows |= {name: self.meta[name] for name in known if self.meta.get(name) is not None}
+        return facts(f"VideoDiffusion: {cfg.model_name}", rows)
+
     @property
     def clip_kind(self) -> str | None:
         """The kind of clips that the model was made for, as its `meta["clips"]` says; None if it does not."""

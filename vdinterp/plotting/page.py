@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vdinterp import store
+
 
 def offline_page(*, title: str, style: str, body: str, data_id: str, data: Any, script: str) -> str:
     """HTML with `body` (HTML), then `data` as JSON in the element `data_id`, then the module `script`."""
@@ -24,7 +26,4 @@ def written(page: str, path: str | Path | None) -> str | Path:
     """The page itself, or with a path the path that it was written to."""
     if path is None:
         return page
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return store.write(path, page)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from vdinterp import store
 from vdinterp.results import Result
 from vdinterp.sweep import Records, fingerprint
 
@@ -73,20 +73,16 @@ class Ledger:
         if self.folder is None:
             return compute()
         folder = self.folder / name
-        if not folder.exists():
-            made = compute()
+        if not store.find(folder, "result.json").is_file():
+            compute().save(folder)
             self.computed += 1
-            shutil.rmtree(unfinished := self.folder / f"{name}.part", ignore_errors=True)
-            made.save(unfinished)
-            os.replace(unfinished, folder)
         return Result.load(folder)
 
     def _write(self, name: str, label: str, tensors: Tensors) -> None:
         assert self.folder is not None
         file = f"{name[:24]}.safetensors"
         content = save({key: value.clone() for key, value in tensors.items()})
-        (self.folder / f"{file}.part").write_bytes(content)
-        os.replace(self.folder / f"{file}.part", self.folder / file)
+        store.write(self.folder / file, content)
         self._files[name] = file, _checksum(content)
         self._record.append({"id": name, "file": file, "of file": self._files[name][1], "what": label[:300]})
 

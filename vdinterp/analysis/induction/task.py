@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from vdinterp import store
 from vdinterp.analysis.noised import NoisedClips
 from vdinterp.data import Clips, make_clips, sample_clips
 from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
@@ -64,10 +65,7 @@ class LookStore:
         if file.is_file():
             return Look(**load_file(file))
         look = make()
-        parts = {part.name: getattr(look, part.name).contiguous() for part in fields(Look)}
-        partial_file = file.with_suffix(".partial")
-        save_file(parts, partial_file)
-        partial_file.replace(file)  # whole or not there
+        store.write_tensors(file, {part.name: getattr(look, part.name) for part in fields(Look)})
         return look
 
 
