@@ -132,6 +132,7 @@ def check(
     for name, metric in metrics.items():
         if not callable(metric):
             raise ValueError(f"metric {name!r} is {metric!r}; give a function (x0, moment) -> one number a clip")
+        check_signature(metric, f"metric {name!r} is a function (x0, moment) -> one number a clip", "x0", "moment")
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
     if at_once != "auto" and (isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1):
