@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from vdinterp.models import HookedVideoDiT
 from vdinterp.results import Result
+from vdinterp.signatures import check_signature
 from vdinterp.sweep.ledger import Shard, SweepLedger
 from vdinterp.sweep.start import Start, start_of, touched
 from vdinterp.sweep.trial import Case, Denoiser, Inputs, Metric, ModelOnly, Trial
