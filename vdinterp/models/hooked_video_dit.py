@@ -38,7 +38,7 @@ from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
 from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
-from vdinterp.models.scopes import Call, Scope, current_call, in_backward, run_in
+from vdinterp.models.scopes import Call, Scope, current_call, run_in
 from vdinterp.models.weights import WeightViews
 
 
@@ -113,7 +113,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         latents, noise_levels = inputs[:2]
         call = Call()
         for scope in self.scopes.of_thread(self.scopes.hooking):
-            if scope.at_call is not None and not in_backward():  # else activation checkpointing runs it again
+            if scope.at_call is not None and not scope.is_repeated:
                 scope.at_call(call, latents, noise_levels)
         pred = run_in(call, partial(run_uncompiled, self, self._forward), *inputs)
         if call.suspects and not bool(latents.isnan().any()):

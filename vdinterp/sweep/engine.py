@@ -18,6 +18,7 @@ from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline.sampling import make_plan
 from vdinterp.progress import bar
 from vdinterp.results import Result
+from vdinterp.signatures import check_signature
 from vdinterp.sweep.ledger import Shard, SweepLedger
 from vdinterp.sweep.start import Start, start_of, touched
 from vdinterp.sweep.trial import Case, Denoiser, Inputs, Metric, ModelOnly, Trial
@@ -144,6 +145,7 @@ def check(
     for name, metric in metrics.items():
         if not callable(metric):
             raise ValueError(f"metric {name!r} is {metric!r}; give a function (x0, moment) -> one number a clip")
+        check_signature(metric, f"metric {name!r} is a function (x0, moment) -> one number a clip", "x0", "moment")
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
     if at_once != "auto":
