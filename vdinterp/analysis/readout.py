@@ -61,12 +61,12 @@ class Readout:
 
     def constant(self) -> Latents:
         """What the final layer adds, whatever the stream holds: its shift and its bias."""
-        final = self.model.final.linear
+        weight, bias = self.model.final.weights
         shift = self.cache.entrance_shift("final", self._chosen)
         n_clips = len(self.cache["resid_post", -1])
-        values = final.bias.expand(n_clips, len(self.tokens), -1)
+        values = bias.expand(n_clips, len(self.tokens), -1)
         if shift is not None:
-            values = values + shift @ final.weight.T
+            values = values + shift @ weight.T
         return self._scaled(self._latents(values))
 
     def normalised(self, stream: Float[torch.Tensor, "clip pos d_model"]) -> Latents:
@@ -102,7 +102,7 @@ class Readout:
     # Details
 
     def _out(self, entered: torch.Tensor) -> Latents:
-        return self._scaled(self._latents(entered @ self.model.final.linear.weight.T))
+        return self._scaled(self._latents(entered @ self.model.final.weights[0].T))
 
     def _latents(self, values: torch.Tensor) -> Latents:
         return unpatchify(values, self.model.cfg)

@@ -17,10 +17,10 @@ from vdinterp.analysis.circuits.weights import (
     check_head,
     check_model,
     rotation,
-    undetermined,
 )
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.hooks import FactoredMatrix
+from vdinterp.models.weights import undetermined
 from vdinterp.results import Result
 
 if TYPE_CHECKING:

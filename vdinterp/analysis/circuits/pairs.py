@@ -14,9 +14,9 @@ from vdinterp.analysis.circuits.weights import (
     check_displacement,
     check_head,
     rotation,
-    undetermined,
 )
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.weights import undetermined
 
 __all__ = ["Composed", "Part", "check_part", "compose", "composition", "undetermined"]
 
