@@ -108,7 +108,7 @@ def _direct(noised: NoisedClips, level: float, clips: slice, means: dict[str, to
     x0, truth = readout.total(), noised.latents[clips, noised.n_context :].to(readout.total())
     error = (x0 - truth).square().mean((1, 2, 3, 4))
     found = torch.zeros(len(x0), noised.model.cfg.n_layers, noised.model.cfg.n_heads)
-    parts, others = (dict(zip(*reversed(one.stack_head_results(None, readout.tokens, return_labels=True)), strict=True))
+    parts, others = (dict(zip(*reversed(one.stack_head_results(pos_slice=readout.tokens, return_labels=True)), strict=True))
                      for one in (cache, replaced))  # fmt: skip
     for layer, head in np.ndindex(*found.shape[1:]):
         name = f"{layer}.{head}"

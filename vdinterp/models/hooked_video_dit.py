@@ -17,7 +17,7 @@ from torch import nn
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
-from vdinterp.models.checks import check_inputs, check_resume
+from vdinterp.models.checks import asked_names, asked_stop, check_habits, check_inputs, check_resume
 from vdinterp.models.components import (
     ActionEmbed,
     Block,
@@ -35,7 +35,10 @@ from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
 from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
-from vdinterp.models.weights import WeightViews
+from vdinterp.models.stream import CARRIED
+from vdinterp.models.weights import WeightViews, marks
+
+DERIVED = (".hook_attn_scores", ".hook_pattern", ".hook_result")  # what a cache computes on demand
 
 
 class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
@@ -65,6 +68,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self.hook_pred = HookPoint("batch frame channel height width", "the prediction, as latents")
         initialize(self)
         self.setup()  # names every hook point
+
+    __repr__ = HookDescriptions.described
 
     def forward(
         self,
@@ -176,33 +181,42 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         text: Float[torch.Tensor, "batch key d_text"] | None = None,
         *,
         names: Names | None = None,
+        names_filter: Names | None = None,
         device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        pos_slice: Any = None,
+        stop_at_layer: int | None = None,
         incl_bwd: bool = False,
         loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, ActivationCache]:
         """The prediction and the activations behind it.
 
-        `names`: what to keep: names, aliases ("z": every layer's), keys (`("z", 3)`), or a predicate; None keeps
-        everything but the N x N tensors and per-head results: `pattern`, `attn_scores` and `result` the cache computes
-        on demand. `device`: where to keep it. `incl_bwd`: also run `loss(pred).backward()` and keep gradients as
-        `NAME_grad`; `loss` must give a scalar. Gradients of parameters accumulate, as ever.
+        `names` (or `names_filter`, as TransformerLens says): what to keep: names, aliases ("z": every layer's), keys
+        (`("z", 3)`), or a predicate; None keeps everything but the N x N tensors and per-head results: `pattern`,
+        `attn_scores` and `result` the cache computes on demand. `device`: where to keep it. `remove_batch_dim`: without
+        the batch axis, of one clip. `stop_at_layer`: run and keep only what comes before that block (negative: counted
+        from the end), and give the stream before it in place of a prediction. `incl_bwd`: also run
+        `loss(pred).backward()` and keep gradients as `NAME_grad`; `loss` must give a scalar. Gradients of parameters
+        accumulate, as ever.
+        Raises `ValueError` for `pos_slice`: a pattern needs all keys, so tokens are chosen afterwards.
         """
         if incl_bwd != (loss is not None):
             raise ValueError("incl_bwd=True and loss=..., a function of the prediction giving one number, go together.")
-        kept: dict[str, torch.Tensor] = {}
-        cache = ActivationCache(kept, self.grid(latents.shape[1]), self)
-        cache.inputs = {"latents": latents, "noise_levels": noise_levels}
-        wanted = self.cacheable_names(names)
+        names, stop = asked_names(names, names_filter), asked_stop(self.cfg, stop_at_layer)
+        check_habits(pos_slice, remove_batch_dim, latents)
+        wanted = self.names_before(stop, self.cacheable_names(names))
+        cache = ActivationCache.of_run(self, latents, noise_levels, marks(self))
+        kept = cache.tensors
         forward = self._recorders(wanted, lambda: cache, device)
         backward = [(wanted, Recorder(keeper(lambda: kept, device, suffix="_grad")))] if incl_bwd else []
         with self.hooks(forward, backward):
-            pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text)
+            pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text, stop_at_layer=stop)
             if loss is not None:
                 value = loss(pred)
                 if value.numel() != 1:
                     raise ValueError(f"loss gave {list(value.shape)}; backward needs one number, e.g. its mean().")
                 value.backward()
-        return pred, cache
+        return pred, cache.remove_batch_dim() if remove_batch_dim else cache
 
     def run_with_stats(
         self,
@@ -253,14 +267,13 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """Keep the activations of every call inside the block: `recording[step]` is the cache of one."""
         recording = Recording()
         wanted = self.cacheable_names(names)
-        current = ActivationCache({}, self.grid(), self)
+        current, weights = ActivationCache({}, self.grid(), self), marks(self)
 
         def begin(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             nonlocal current
             latents = args[0] if args else kwargs["latents"]
             levels = args[1] if len(args) > 1 else kwargs["noise_levels"]
-            current = ActivationCache({}, self.grid(latents.shape[1]), self)
-            current.inputs = {"latents": latents, "noise_levels": levels}
+            current = ActivationCache.of_run(self, latents, levels, weights)
             recording.begin(self.hook_pred.ctx.get("step"), current)
 
         handle = self.register_forward_pre_hook(begin, with_kwargs=True)
@@ -275,11 +288,16 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     ) -> list[tuple[Names, Recorder]]:
         """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one; and that note
         which activations a hook edited, so that the cache does not compute them anew as if none had."""
-        keep = keeper(lambda: cache().tensors, device)
+        keep_tensor = keeper(lambda: cache().tensors, device)
+
+        def keep(activation: torch.Tensor, hook: HookPoint) -> None:
+            keep_tensor(activation, hook)
+            cache().note(hook)
+
         masks = [name.replace("hook_rot_q", "hook_mask") for name in wanted if name.endswith(".hook_rot_q")]
-        derived = [
-            name for name in self.hook_dict if name.endswith((".hook_attn_scores", ".hook_pattern", ".hook_result"))
-        ]
+        derived = [name for name in self.hook_dict if name.endswith(DERIVED)]
+        if "hook_patch_embed" in wanted:  # the stream may be taken apart
+            derived += [name for name in self.hook_dict if name.endswith(CARRIED)]
         listening = [
             ([name for name in masks if name not in wanted], Recorder(keep, listens=True)),
             (

@@ -160,7 +160,7 @@ def marks(model: nn.Module) -> Float[torch.Tensor, " _"]:
 
 def same_weights(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two `marks` are of the same weights, wherever they were and whatever their device rounds."""
-    return one.shape == other.shape and torch.allclose(one.cpu(), other.cpu(), rtol=CLOSE, atol=1e-12)
+    return one.shape == other.shape and torch.allclose(one.cpu(), other.cpu(), rtol=CLOSE, atol=1e-12, equal_nan=True)
 
 
 def check_saves(model: Any) -> None:
@@ -170,8 +170,8 @@ def check_saves(model: Any) -> None:
     found = {name: value.shape for name, value in model.state_dict().items()}
     if differing := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
         raise ValueError(
-            f"{model.cfg.model_name} has other tensors than its configuration makes ({', '.join(differing[:3])} ..): it "
-            "could not be loaded again: merge or remove what replaced its layers first (peft: merge_and_unload())"
+            f"{model.cfg.model_name} has other tensors than its configuration makes ({', '.join(differing[:3])} ..): "
+            "it could not be loaded again; merge or remove what replaced its layers first (peft: merge_and_unload())"
         )
     for name, layer in model.named_modules():
         if isinstance(layer, PLAIN):
