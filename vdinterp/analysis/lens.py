@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
@@ -172,6 +172,7 @@ def _step(layer: int, n: int) -> str:
 # The tuned lens
 
 
+@on_noised_clips
 def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed: int = 0) -> TunedLens:
     """Train an affine map for every layer so that the final layer makes the prediction of it.
 

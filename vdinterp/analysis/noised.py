@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
@@ -19,6 +19,23 @@ from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 
 log = logging.getLogger("vdinterp")
+
+
+class NoisedInputs(NamedTuple):
+    """What a model is given: three tensors, and as a mapping (`pipe.denoise(**inputs)`) those of them that there are."""
+
+    noisy: Float[torch.Tensor, "clip frame channel height width"]
+    noise_levels: Int[torch.Tensor, "clip frame"]
+    cond: Float[torch.Tensor, "clip frame d_action"] | None
+
+    def keys(self) -> list[str]:
+        return [name for name in self._fields if getattr(self, name) is not None]
+
+    def items(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, getattr(self, name)) for name in self.keys()]
+
+    def __getitem__(self, key: Any) -> Any:
+        return getattr(self, key) if isinstance(key, str) else tuple(self)[key]
 
 
 class NoisedClips:
@@ -131,18 +148,22 @@ class NoisedClips:
 
     # Forward passes
 
-    def inputs(self, level: float, clips: slice) -> dict[str, Any]:
-        """`noisy`, `noise_levels` and, where there are actions, `cond`: what `pipe.denoise` takes."""
+    def inputs(self, level: float, clips: slice = slice(None)) -> NoisedInputs:
+        """What the model is given, as plain tensors for code of your own; `clips`: some of them.
+
+        >>> noisy, noise_levels, cond = noised.inputs(0.9)
+        >>> x0 = pipe.denoise(noisy, noise_levels, cond=cond)
+
+        Raises ValueError for a level that is none of `levels`.
+        """
         if level not in self.levels:
             raise ValueError(f"level {level} is none of {self.levels}")
         latents = self.latents[clips]
         k = torch.full(latents.shape[:2], -1)
         k[:, self.n_context :] = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
-        given: dict[str, Any] = {"noisy": self.pipe.add_noise(latents, k, self.noise[clips]), "noise_levels": k}
-        if self.has_actions:
-            assert self.clips.action is not None
-            given["cond"] = self.clips.action[clips, : self.n_frames]
-        return given
+        action = self.clips.action if self.has_actions else None
+        cond = None if action is None else action[clips, : self.n_frames]
+        return NoisedInputs(self.pipe.add_noise(latents, k, self.noise[clips]), k, cond)
 
     @property
     def batches(self) -> list[slice]:
@@ -150,12 +171,12 @@ class NoisedClips:
         return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
 
     @torch.no_grad()
-    def cache(self, level: float, names: Names | None, clips: slice) -> ActivationCache:
-        """The activations of some clips; `names` as of `run_with_cache`."""
-        given = self.inputs(level, clips)
-        k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
-        noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
-        return self.model.run_with_cache(noisy, k, **given, names=names)[1]
+    def cache(self, level: float, names: Names | None = None, clips: slice = slice(None)) -> ActivationCache:
+        """The activations of all clips, or of some, in one pass; `names` as of `run_with_cache`."""
+        noisy, k, cond = self.inputs(level, clips)
+        k = self.pipe.schedule.network_level(k.to(self.pipe.device))
+        noisy = noisy.to(device=self.pipe.device, dtype=self.pipe.dtype)
+        return self.model.run_with_cache(noisy, k, cond=cond, names=names)[1]
 
     def caches(self, level: float, names: Names | None) -> Iterator[ActivationCache]:
         """The activations of one batch of clips after the other."""
@@ -204,6 +225,27 @@ class NoisedClips:
 
     def _distance(self, one: torch.Tensor, other: torch.Tensor) -> Float[torch.Tensor, " clip"]:
         return (one - other).square().mean((1, 2, 3, 4)) / self.variance
+
+
+Given, Returned = ParamSpec("Given"), TypeVar("Returned")
+
+
+def on_noised_clips(analysis: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """An analysis whose first argument is `noised`; given anything else it raises `ValueError` before it starts."""
+
+    @functools.wraps(analysis)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        if args or "noised" in kwargs:
+            check_noised(args[0] if args else kwargs["noised"])
+        return analysis(*args, **kwargs)
+
+    return checked
+
+
+def check_noised(noised: Any) -> None:
+    """Raise `ValueError` for anything but NoisedClips."""
+    if not isinstance(noised, NoisedClips):
+        raise ValueError(f"noised is {type(noised).__name__}; give vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))")
 
 
 @functools.cache

@@ -96,7 +96,7 @@ class Readout:
         if not missing <= close and not float((found - total).abs().max()) <= close:
             changed = ", ".join(sorted(self.cache.edited)) or "an activation that this cache does not tell of"
             raise ValueError(
-                f"{what} the prediction by {missing:.2g} of its size, more than {self.model.dtype} rounds ({close:.2g}): "
+                f"{what} the prediction by {missing:.2g} of its size; {self.model.dtype} rounds by up to {close:.2g}: "
                 f"a hook changed {changed} after what they are made of; run again without it"
             )
 

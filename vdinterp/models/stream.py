@@ -225,7 +225,7 @@ def is_head(name: str) -> bool:
 
 def tolerance(dtype: torch.dtype) -> float:
     """How far parts may miss the whole by rounding, as a share of its size."""
-    return max(1e-3, 4 * torch.finfo(dtype).eps)
+    return max(1e-3, 8 * torch.finfo(dtype).eps)
 
 
 def _name(site: str) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT, VideoDiTConfig
+from vdinterp.models.weights import check_saves
 from vdinterp.pipeline.video_diffusion import VideoDiffusion
 from vdinterp.vae import LatentStats, build
 
@@ -44,8 +45,10 @@ def save_bundle(
         checkpoints: by training step, the model or its state dict at that step.
 
     Raises:
-        ValueError: `meta` uses a reserved name, a weight does not fit float16, or a checkpoint is of another model.
+        ValueError: `meta` uses a reserved name, a weight does not fit float16, a checkpoint is of another model, or the
+            model's layers were replaced or wrapped (an adapter, quantisation), so that its tensors are not all of it.
     """
+    check_saves(pipe.model)
     meta = dict(pipe.meta if meta is None else meta)
     taken = sorted(set(meta) & set(_RESERVED))
     if taken:
