@@ -22,7 +22,7 @@ log = logging.getLogger("vdinterp")
 
 
 class NoisedInputs(NamedTuple):
-    """What a model is given: three tensors, and as a mapping (`pipe.denoise(**inputs)`) those of them that there are."""
+    """What a model is given: three tensors, and as a mapping (`pipe.denoise(**inputs)`) those of them there are."""
 
     noisy: Float[torch.Tensor, "clip frame channel height width"]
     noise_levels: Int[torch.Tensor, "clip frame"]
@@ -227,7 +227,8 @@ class NoisedClips:
         return (one - other).square().mean((1, 2, 3, 4)) / self.variance
 
 
-Given, Returned = ParamSpec("Given"), TypeVar("Returned")
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 
 def on_noised_clips(analysis: Callable[Given, Returned]) -> Callable[Given, Returned]:

@@ -172,8 +172,8 @@ class Decomposition(StreamParts):
         neuron_slice: Slice = None,
         pos_slice: Slice = None,
         project_output_onto: torch.Tensor | None = None,
-    ) -> Float[torch.Tensor, "batch pos neuron d_model"]:
-        """What each neuron of a layer's MLP adds to the stream, its gate included, where it is written.
+    ) -> Float[torch.Tensor, "..."]:
+        """What each neuron of a layer's MLP adds to the stream, its gate included: `[batch pos neuron d_model]`.
 
         Takes `d_mlp * d_model` numbers a token; `project_output_onto` (`[d_model]` or `[d_model n]`) only those.
         """
@@ -190,12 +190,12 @@ class Decomposition(StreamParts):
 
     def apply_ln_to_stack(
         self,
-        residual_stack: Float[torch.Tensor, "component batch pos d_model"],
+        residual_stack: Float[torch.Tensor, "component ... d_model"],
         layer: int | None = None,
         mlp_input: bool = False,
         pos_slice: Slice = None,
         recompute_ln: bool = False,
-    ) -> Float[torch.Tensor, "component batch pos d_model"]:
+    ) -> Float[torch.Tensor, "component ... d_model"]:
         """Streams, or parts of one, through the norm that stands before `layer`, with the run's own scale held.
 
         `pos_slice`: the tokens that the stack is of, if not all. `recompute_ln`: each with its own statistics, affine

@@ -69,7 +69,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         initialize(self)
         self.setup()  # names every hook point
 
-    __repr__ = HookDescriptions.described
+    def __repr__(self) -> str:
+        return self.described()
 
     def forward(
         self,

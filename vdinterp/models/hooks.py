@@ -19,7 +19,7 @@ from transformer_lens import FactoredMatrix as FactoredMatrix
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle
-from transformer_lens.utilities import composition_scores as composition_scores
+from transformer_lens.utilities.matrix import composition_scores as composition_scores
 
 Name = str | tuple[str, int] | tuple[str, int, str]
 Names = Name | Sequence[Name] | Callable[[str], bool]

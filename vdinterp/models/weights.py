@@ -153,7 +153,7 @@ def marks(model: nn.Module) -> Float[torch.Tensor, " _"]:
     if not held:
         return torch.zeros(0)
     held = [each if each.is_floating_point() else each.float() for each in held]
-    norms = torch._foreach_norm(held, 2, torch.float32)
+    norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in held]
     few = [each.flatten()[:: max(1, each.numel() // SAMPLES)] for each in held]
     return torch.cat([part.flatten().to(held[0].device, torch.float32) for part in (*norms, *few)])  # may be spread
 
@@ -167,7 +167,7 @@ def check_saves(model: Any) -> None:
     """Raise `ValueError` unless a model's tensors alone make it again; an adapter or a hook would be lost."""
     with torch.device("meta"):
         wanted = {name: value.shape for name, value in type(model)(model.cfg).state_dict().items()}
-    found = {name: value.shape for name, value in model.state_dict().items()}
+    found = {name: getattr(value, "shape", None) for name, value in model.state_dict().items()}
     if differing := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
         raise ValueError(
             f"{model.cfg.model_name} has other tensors than its configuration makes ({', '.join(differing[:3])} ..): "
