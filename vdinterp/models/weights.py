@@ -153,7 +153,7 @@ def marks(model: nn.Module) -> Float[torch.Tensor, " _"]:
     if not held:
         return torch.zeros(0)
     held = [each if each.is_floating_point() else each.float() for each in held]
-    norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in held]
+    norms = [torch.linalg.vector_norm(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in held]
     few = [each.flatten()[:: max(1, each.numel() // SAMPLES)] for each in held]
     return torch.cat([part.flatten().to(held[0].device, torch.float32) for part in (*norms, *few)])  # may be spread
 
