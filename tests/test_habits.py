@@ -286,7 +286,13 @@ def test_clips_of_a_cache(kind: str) -> None:
 
 def test_words_of_the_cache(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     cache = cached("space_time")
-    assert torch.equal(cache.stack_activation("z"), cache.stack("z"))
+    for layer in (-1, None, 2):
+        assert torch.equal(cache.stack_activation("z", layer), torch.stack([cache["z", 0], cache["z", 1]]))
+    assert torch.equal(cache.stack_activation("mod.gate", 1, "mlp")[0], cache["mod.gate", 0, "mlp"])
+    assert torch.equal(cache.stack("mod.gate", "mlp")[1], cache["mod.gate", 1, "mlp"])
+    for layer in (0, -2, 3):
+        with pytest.raises(KeyError, match=r"1\.\.2"):
+            cache.stack_activation("z", layer)
     for word, ours in (("logit_lens", "vd.lens"), ("logit_attrs", "vd.direct_attribution"), ("cache_dict", "tensors")):
         with pytest.raises(AttributeError, match=ours):
             getattr(cache, word)

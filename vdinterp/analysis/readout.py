@@ -11,7 +11,7 @@ from jaxtyping import Float
 from vdinterp.diffusion import split_prediction
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.models.components import unpatchify
-from vdinterp.models.stream import tolerance
+from vdinterp.models.stream import listed, tolerance
 from vdinterp.pipeline import VideoDiffusion
 
 Latents = Float[torch.Tensor, "clip frame channel height width"]
@@ -94,7 +94,7 @@ class Readout:
         total = self.total()
         missing, close = float((found - total).norm() / total.norm().clamp(min=1e-12)), tolerance(self.model.dtype)
         if not missing <= close and not float((found - total).abs().max()) <= close:
-            changed = ", ".join(sorted(self.cache.edited)) or "an activation that this cache does not tell of"
+            changed = listed(self.cache.edited) or "an activation that this cache does not tell of"
             raise ValueError(
                 f"{what} the prediction by {missing:.2g} of its size; {self.model.dtype} rounds by up to {close:.2g}: "
                 f"a hook changed {changed} after what they are made of; run again without it"

@@ -247,13 +247,22 @@ class ActivationCache(Decomposition, Habits):
 
     # Whole-cache operations
 
-    def stack_activation(self, alias: str, sublayer: str | None = None) -> Float[torch.Tensor, "layer ..."]:
-        """The activation `alias` of every layer that has it, stacked in front.
+    def stack_activation(
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
+    ) -> Float[torch.Tensor, "layer ..."]:
+        """An activation (`"z"`) of every layer that has it, stacked in front. `layer`: only of layers before that one;
+        None, -1 and `n_layers` are all.
 
         Raises `KeyError` if no layer's was cached, `ValueError` if the layers' shapes differ (scores over space and
         over time) or for patterns that were not recorded as tensors.
         """
-        keys: list[Any] = [(alias, layer, sublayer) if sublayer else (alias, layer) for layer in range(self.n_layers)]
+        alias, sublayer = activation_name, sublayer_type
+        stop = self.n_layers if layer is None or layer == -1 else layer
+        if not 1 <= stop <= self.n_layers:
+            raise KeyError(
+                f"No layers before {layer}: there are {self.n_layers}, so 1..{self.n_layers}; None or -1: all."
+            )
+        keys: list[Any] = [(alias, at, sublayer) if sublayer else (alias, at) for at in range(stop)]
         found = [self[key] for key in keys if key in self]
         if not found and self._derived(keys[0]) is not None:
             found = [self[key] for key in keys]
@@ -268,7 +277,9 @@ class ActivationCache(Decomposition, Habits):
             raise ValueError(f"{alias!r} has another shape in other layers ({shapes}); take them one by one.")
         return torch.stack(found)
 
-    stack = stack_activation  # its older name
+    def stack(self, alias: str, sublayer: str | None = None) -> Float[torch.Tensor, "layer ..."]:
+        """`stack_activation` of all layers."""
+        return self.stack_activation(alias, sublayer_type=sublayer)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ActivationCache:
         """The same activations on another device or in another floating dtype."""

@@ -57,7 +57,7 @@ class StreamParts(Mapping[Any, Any]):
         unseen = self.edited & self._unseen(sites, stop, mlp_input, neurons)
         if unseen and not self._add_up(stop, mlp_input, sites, neurons):
             raise ValueError(
-                f"a hook changed {', '.join(sorted(unseen))} in this run, which no part of the stream shows: its parts "
+                f"a hook changed {listed(unseen)} in this run, which no part of the stream shows: its parts "
                 "would not add up; run again without it, or take the streams themselves (accumulated_resid)"
             )
         yield from self._all_parts(model, sites, chosen, neurons)
@@ -216,6 +216,12 @@ class StreamParts(Mapping[Any, Any]):
                 "cache.grid.tokens(frames=[..])"
             )
         return torch.from_numpy(tokens.astype(np.int64) % n)
+
+
+def listed(names: set[str], most: int = 3) -> str:
+    """Some names for an error, and how many more there are."""
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def is_head(name: str) -> bool:
