@@ -273,6 +273,8 @@ def test_clips_of_a_cache(kind: str) -> None:
     torch.testing.assert_close(alone.get_neuron_results(0, 3), wanted.get_neuron_results(0, 3)[0])
     assert alone.stack_activation("z").shape == (2, 18, 2, 12)
     torch.testing.assert_close(vd.direct_attribution(model, alone).parts, vd.direct_attribution(model, wanted).parts)
+    with pytest.raises(ValueError, match=r"The stored blocks\.0\.attn\.hook_z is \[18, 2, 12\]"):
+        vd.Ablate(("z", 0), mode="mean", reference=alone).hooks(model)
     assert alone.remove_batch_dim() is alone and alone.batched["z", 0].shape == wanted["z", 0].shape
     for wrong in (slice(4, 9), [4], [0.5], []):
         with pytest.raises(ValueError, match=r"clips 0\.\.3"):

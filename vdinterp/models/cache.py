@@ -84,7 +84,6 @@ class ActivationCache(Decomposition, Habits):
         if isinstance(key, (slice, list, torch.Tensor)):
             return self.apply_slice_to_batch_dim(key)
         if key not in self and (derived := self._derived(key)) is not None:
-            self._check_edited(key)
             return derived()
         return self._shown(self._get(key))
 
@@ -201,6 +200,7 @@ class ActivationCache(Decomposition, Habits):
 
         The mask is the model's own, or the one that interventions put there while the cache was made.
         """
+        self._check_edited(("attn_scores", layer, sublayer))
         attention = self._model("An attention pattern").sublayer(self._layer(layer), sublayer)
         scores = attention.scores(
             self._get(("rot_q", layer, sublayer)), self._get(("rot_k", layer, sublayer)), self.grid
@@ -214,6 +214,7 @@ class ActivationCache(Decomposition, Habits):
         The mask is the model's own, or the one that interventions put there while the cache was made. Where a hook
         edited scores or pattern this raises ValueError: record `pattern` itself.
         """
+        self._check_edited(("pattern", layer, sublayer))
         attention = self._model("An attention pattern").sublayer(self._layer(layer), sublayer)
         hooked = ("mask", layer, sublayer)
         mask = self._get(hooked).bool() if hooked in self else None
@@ -227,11 +228,9 @@ class ActivationCache(Decomposition, Habits):
         which sums to `out` less the bias.
         """
         model, layer = self._weights("A head's result"), self._layer(layer)
-        changed = self.edited & {
-            f"blocks.{layer}.{sublayer}.hook_result",
-            *([f"blocks.{layer}.{sublayer}.hook_out", f"blocks.{layer}.hook_{sublayer}_out"] if gated else []),
-        }
-        if changed:
+        self._check_edited(("result", layer, sublayer))
+        after = {f"blocks.{layer}.{sublayer}.hook_out", f"blocks.{layer}.hook_{sublayer}_out"}
+        if gated and (changed := self.edited & after):
             raise ValueError(
                 f"a hook changed {', '.join(sorted(changed))} in this run: heads did not add what z through W_O makes; "
                 "run again without it"

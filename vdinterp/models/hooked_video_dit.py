@@ -299,10 +299,11 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         derived = [name for name in self.hook_dict if name.endswith(DERIVED)]
         if "hook_patch_embed" in wanted:  # the stream may be taken apart
             derived += [name for name in self.hook_dict if name.endswith(CARRIED)]
+        kept = set(wanted)
         listening = [
-            ([name for name in masks if name not in wanted], Recorder(keep, listens=True)),
+            ([name for name in masks if name not in kept], Recorder(keep, listens=True)),
             (
-                [name for name in derived if name not in wanted],
+                [name for name in derived if name not in kept],
                 Recorder(lambda _, hook: cache().note(hook), listens=True),
             ),
         ]
