@@ -6,10 +6,10 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
@@ -19,23 +19,6 @@ from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 
 log = logging.getLogger("vdinterp")
-
-
-class NoisedInputs(NamedTuple):
-    """What a model is given: three tensors, and as a mapping (`pipe.denoise(**inputs)`) those of them there are."""
-
-    noisy: Float[torch.Tensor, "clip frame channel height width"]
-    noise_levels: Int[torch.Tensor, "clip frame"]
-    cond: Float[torch.Tensor, "clip frame d_action"] | None
-
-    def keys(self) -> list[str]:
-        return [name for name in self._fields if getattr(self, name) is not None]
-
-    def items(self) -> list[tuple[str, torch.Tensor]]:
-        return [(name, getattr(self, name)) for name in self.keys()]
-
-    def __getitem__(self, key: Any) -> Any:
-        return getattr(self, key) if isinstance(key, str) else tuple(self)[key]
 
 
 class NoisedClips:
@@ -148,11 +131,10 @@ class NoisedClips:
 
     # Forward passes
 
-    def inputs(self, level: float, clips: slice = slice(None)) -> NoisedInputs:
-        """What the model is given, as plain tensors for code of your own; `clips`: some of them.
+    def inputs(self, level: float, clips: slice = slice(None)) -> dict[str, Any]:
+        """`noisy`, `noise_levels` and, where there are actions, `cond`: plain tensors, as `pipe.denoise` takes them.
 
-        >>> noisy, noise_levels, cond = noised.inputs(0.9)
-        >>> x0 = pipe.denoise(noisy, noise_levels, cond=cond)
+        >>> x0 = pipe.denoise(**noised.inputs(0.9))
 
         Raises ValueError for a level that is none of `levels`.
         """
@@ -161,9 +143,11 @@ class NoisedClips:
         latents = self.latents[clips]
         k = torch.full(latents.shape[:2], -1)
         k[:, self.n_context :] = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
-        action = self.clips.action if self.has_actions else None
-        cond = None if action is None else action[clips, : self.n_frames]
-        return NoisedInputs(self.pipe.add_noise(latents, k, self.noise[clips]), k, cond)
+        given: dict[str, Any] = {"noisy": self.pipe.add_noise(latents, k, self.noise[clips]), "noise_levels": k}
+        if self.has_actions:
+            assert self.clips.action is not None
+            given["cond"] = self.clips.action[clips, : self.n_frames]
+        return given
 
     @property
     def batches(self) -> list[slice]:
@@ -173,10 +157,10 @@ class NoisedClips:
     @torch.no_grad()
     def cache(self, level: float, names: Names | None = None, clips: slice = slice(None)) -> ActivationCache:
         """The activations of all clips, or of some, in one pass; `names` as of `run_with_cache`."""
-        noisy, k, cond = self.inputs(level, clips)
-        k = self.pipe.schedule.network_level(k.to(self.pipe.device))
-        noisy = noisy.to(device=self.pipe.device, dtype=self.pipe.dtype)
-        return self.model.run_with_cache(noisy, k, cond=cond, names=names)[1]
+        given = self.inputs(level, clips)
+        k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
+        noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
+        return self.model.run_with_cache(noisy, k, **given, names=names)[1]
 
     def caches(self, level: float, names: Names | None) -> Iterator[ActivationCache]:
         """The activations of one batch of clips after the other."""
