@@ -144,7 +144,7 @@ def test_edited_runs_are_refused() -> None:
     given = inputs(model)
     with torch.no_grad(), model.intervene(vd.Ablate("blocks.1.hook_resid_post", mode="scaled", factor=2.0)):
         _, cache = model.run_with_cache(**given)
-    with pytest.raises(ValueError, match="a hook changed an activation"):
+    with pytest.raises(ValueError, match=r"a hook changed blocks\.1\.hook_resid_post"):
         direct_attribution(model, cache)
 
 

@@ -50,6 +50,7 @@ PUBLIC = {
     "explorer",
     "faithfulness",
     "find_induction",
+    "get_act_name",
     "grid",
     "induction_over_training",
     "interventions",

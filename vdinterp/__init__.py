@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         Steer,
         TransferAttention,
     )
-    from vdinterp.models import ActivationCache, HookedVideoDiT, VideoDiTConfig
+    from vdinterp.models import ActivationCache, HookedVideoDiT, VideoDiTConfig, get_act_name
     from vdinterp.pipeline import VideoDiffusion, list_checkpoints, list_families, list_models, load
     from vdinterp.results import Result
 
@@ -102,6 +102,7 @@ _HOME = {
     "ActivationCache": "models",
     "HookedVideoDiT": "models",
     "VideoDiTConfig": "models",
+    "get_act_name": "models",
     "VideoDiffusion": "pipeline",
     "list_checkpoints": "pipeline",
     "list_families": "pipeline",
@@ -164,6 +165,7 @@ __all__ = [
     "explorer",
     "faithfulness",
     "find_induction",
+    "get_act_name",
     "grid",
     "induction_over_training",
     "interventions",

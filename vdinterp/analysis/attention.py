@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from vdinterp import plotting
 from vdinterp.analysis.head_statistic import HeadStatistic, head_rows, head_statistic
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.results import Result
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class FrameMass(Result):
         )
 
 
+@on_noised_clips
 def frame_mass(noised: NoisedClips) -> FrameMass:
     """Attention mass from every frame to every frame, of all heads.
 
@@ -105,6 +106,7 @@ def frame_mass(noised: NoisedClips) -> FrameMass:
 # Chunks of history
 
 
+@on_noised_clips
 def chunk_mass(noised: NoisedClips, n_first: int = 1, n_current: int = 1) -> HeadStatistic:
     """How much the target frames attend to the first frames, to those between, and to themselves.
 
@@ -241,6 +243,7 @@ class DisplacementKernels(Result):
         return "\n".join(lines)
 
 
+@on_noised_clips
 def displacement_kernel(
     noised: NoisedClips,
     groups: Mapping[str, Bool[torch.Tensor, " clip"]] | None = None,
@@ -317,6 +320,7 @@ class Synopsis(Result):
         return figures
 
 
+@on_noised_clips
 def synopsis(noised: NoisedClips, regions: Int[torch.Tensor, "clip frame row col"], names: Sequence[str]) -> Synopsis:
     """Attention between regions of the picture: a small matrix that says for every head who looks at what.
 

@@ -12,7 +12,7 @@ import torch
 from vdinterp import plotting
 from vdinterp.analysis.agreement import rank_correlation
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache
@@ -73,6 +73,7 @@ def _said(row: dict[str, Any]) -> str:
     return f"no more than by chance (within {row['chance']:.2f} of 0)"
 
 
+@on_noised_clips
 def direct_effect(noised: NoisedClips) -> DirectEffect:
     """Direct effect of every head against its total effect.
 
@@ -115,8 +116,8 @@ def _direct(noised: NoisedClips, level: float, clips: slice, means: dict[str, to
     x0, truth = readout.total(), noised.latents[clips, noised.n_context :].to(readout.total())
     error = (x0 - truth).square().mean((1, 2, 3, 4))
     found = torch.zeros(len(x0), noised.model.cfg.n_layers, noised.model.cfg.n_heads)
-    parts, others = (dict(zip(*reversed(one.stack_head_results(None, readout.tokens, return_labels=True)), strict=True))
-                     for one in (cache, replaced))  # fmt: skip
+    stacks = (one.stack_head_results(return_labels=True, pos_slice=readout.tokens) for one in (cache, replaced))
+    parts, others = (dict(zip(names, heads, strict=True)) for heads, names in stacks)
     for layer, head in np.ndindex(*found.shape[1:]):
         name = f"{layer}.{head}"
         changed = x0 + readout.linear(others[name] - parts[name])

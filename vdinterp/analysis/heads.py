@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.models import AttentionPattern
 from vdinterp.results import Result, rows_of
@@ -86,6 +86,7 @@ class HeadTable(Result):
         return lead + ("The heads it needs most:\n\n" + "\n".join(lines) if lines else "No single head is needed.")
 
 
+@on_noised_clips
 def head_table(
     noised: NoisedClips,
     *,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.readout import Readout
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.models import ActivationCache, HookedVideoDiT
@@ -128,13 +128,16 @@ def lens(
     there: that is what the tuned lens is for. At a low noise level x0 is mostly the input, whatever the stream holds;
     the error is to the final prediction, not to the truth.
 
-    Raises ValueError for frames that do not exist, KeyError for activations that were not kept.
+    Raises ValueError for frames that do not exist, other weights than the run's and a prediction that a hook changed
+    after the last stream; KeyError for activations that were not kept.
     """
     readout = Readout(model, cache, frames)
+    cache = readout.cache
     n_layers = readout.model.cfg.n_layers
     streams = [cache["resid_pre", layer] for layer in range(n_layers)] + [cache["resid_post", -1]]
     with torch.no_grad():
         plain = torch.stack([readout.normalised(stream) for stream in streams])
+        readout.check_sum(plain[-1], "what the final layer makes of the last stream misses")
         through = None
         if tuned is not None:
             if len(tuned.weight) != n_layers or tuned.weight.shape[-1] != readout.model.cfg.d_model:
@@ -170,6 +173,7 @@ def _step(layer: int, n: int) -> str:
 # The tuned lens
 
 
+@on_noised_clips
 def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed: int = 0) -> TunedLens:
     """Train an affine map for every layer so that the final layer makes the prediction of it.
 

@@ -11,7 +11,7 @@ import torch
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.lens import NEEDED, TunedLens
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.readout import Readout
 from vdinterp.results import Result
 
@@ -57,6 +57,7 @@ class LensCurve(Result):
         return "\n".join(lines)
 
 
+@on_noised_clips
 def lens_curve(noised: NoisedClips, tuned: TunedLens | None = None) -> LensCurve:
     """`lens` on all clips and noise levels, of the noised frames; streams are not kept.
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from vdinterp import plotting
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.interventions import Ablate
 from vdinterp.results import Result
 
@@ -67,6 +67,7 @@ class MassiveActivations(Result):
         )
 
 
+@on_noised_clips
 def massive_activations(noised: NoisedClips, n_channels: int = 4, seed: int = 0) -> MassiveActivations:
     """How far the largest activations of `resid_post` stand out, in which channels and where, and what needs them.
 

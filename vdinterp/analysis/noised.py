@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -133,8 +133,13 @@ class NoisedClips:
 
     # Forward passes
 
-    def inputs(self, level: float, clips: slice) -> dict[str, Any]:
-        """`noisy`, `noise_levels` and, where there are actions, `cond`: what `pipe.denoise` takes."""
+    def inputs(self, level: float, clips: slice = slice(None)) -> dict[str, Any]:
+        """`noisy`, `noise_levels` and, where there are actions, `cond`: plain tensors, as `pipe.denoise` takes them.
+
+        >>> x0 = pipe.denoise(**noised.inputs(0.9))
+
+        Raises ValueError for a level that is none of `levels`.
+        """
         if level not in self.levels:
             raise ValueError(f"level {level} is none of {self.levels}")
         latents = self.latents[clips]
@@ -152,8 +157,8 @@ class NoisedClips:
         return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
 
     @torch.no_grad()
-    def cache(self, level: float, names: Names | None, clips: slice) -> ActivationCache:
-        """The activations of some clips; `names` as of `run_with_cache`."""
+    def cache(self, level: float, names: Names | None = None, clips: slice = slice(None)) -> ActivationCache:
+        """The activations of all clips, or of some, in one pass; `names` as of `run_with_cache`."""
         given = self.inputs(level, clips)
         k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
         noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
@@ -206,6 +211,28 @@ class NoisedClips:
 
     def _distance(self, one: torch.Tensor, other: torch.Tensor) -> Float[torch.Tensor, " clip"]:
         return (one - other).square().mean((1, 2, 3, 4)) / self.variance
+
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+
+def on_noised_clips(analysis: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """An analysis whose first argument is `noised`; given anything else it raises `ValueError` before it starts."""
+
+    @functools.wraps(analysis)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        if args or "noised" in kwargs:
+            check_noised(args[0] if args else kwargs["noised"])
+        return analysis(*args, **kwargs)
+
+    return checked
+
+
+def check_noised(noised: Any) -> None:
+    """Raise `ValueError` for anything but NoisedClips."""
+    if not isinstance(noised, NoisedClips):
+        raise ValueError(f"noised is {type(noised).__name__}; give vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))")
 
 
 @functools.cache

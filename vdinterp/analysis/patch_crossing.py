@@ -11,7 +11,7 @@ import torch
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.interventions import MaskAttention
 from vdinterp.models import ActivationCache
 from vdinterp.models.relations import Tokens
@@ -95,6 +95,7 @@ class PatchCrossing(Result):
         return "\n".join(lines)
 
 
+@on_noised_clips
 def patch_crossing(noised: NoisedClips) -> PatchCrossing:
     """How much of what a token becomes comes from other patches, in every layer and at every noise level.
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.interventions import Ablate, RotateRope
 from vdinterp.interventions.rope import AXES, WAYS
 from vdinterp.results import Result
@@ -76,6 +76,7 @@ class RopeReliance(Result):
         return "\n".join(lines)
 
 
+@on_noised_clips
 def rope_reliance(
     noised: NoisedClips,
     axes: Sequence[str] = AXES,

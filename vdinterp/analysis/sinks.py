@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from vdinterp import plotting
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.interventions import MaskAttention
 from vdinterp.results import Result
 
@@ -72,6 +72,7 @@ class Sinks(Result):
         return "\n".join(lines)
 
 
+@on_noised_clips
 def sinks(noised: NoisedClips, effect: bool = True, seed: int = 0) -> Sinks:
     """The key of every head that receives most attention, and what depends on it.
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from plotly.colors import get_colorscale
 
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, check_noised
 from vdinterp.explorer.encoding import frame_sheet
 from vdinterp.grid import TokenGrid
 from vdinterp.models import ActivationCache, AttentionPattern
@@ -114,6 +114,7 @@ class AttentionExplorer:
 
         Raises ValueError when there is no such clip; otherwise as the class.
         """
+        check_noised(noised)
         clip = _index("clip", clip, len(noised.clips))
         names, frames = ["rot_q", "rot_k"], noised.clips.video[clip, : noised.n_frames]
         caches = {

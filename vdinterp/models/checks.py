@@ -10,6 +10,7 @@ import torch
 
 from vdinterp.grid import TokenGrid
 from vdinterp.models.config import VideoDiTConfig
+from vdinterp.models.hooks import Names
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -113,3 +114,29 @@ def check_resume(
             raise ValueError(f"known {name!r}: it is of a sublayer of block start_at_layer, and goes with resid_pre.")
         if tuple(added.shape) != wanted:
             raise ValueError(f"known {name!r} is {list(added.shape)}; a sublayer adds {list(wanted)} to the stream.")
+
+
+# What TransformerLens calls otherwise
+
+
+def asked_names(names: Names | None, names_filter: Names | None) -> Names | None:
+    """What to cache, under either name. Raises `ValueError` for both."""
+    if names is not None and names_filter is not None:
+        raise ValueError("names= and names_filter= are the same: give one of them")
+    return names if names_filter is None else names_filter
+
+
+def asked_stop(cfg: VideoDiTConfig, stop: int | None) -> int | None:
+    """The block to stop before, counted from the start."""
+    return stop + cfg.n_layers if stop is not None and -cfg.n_layers <= stop < 0 else stop
+
+
+def check_habits(pos_slice: Any, remove_batch_dim: bool, latents: torch.Tensor) -> None:
+    """Raise `ValueError` for arguments of `run_with_cache` that cannot mean here what they mean there."""
+    if pos_slice is not None:
+        raise ValueError(
+            "pos_slice= is not for running: a pattern needs all keys; choose tokens afterwards, "
+            "cache['z', 0][:, cache.grid.tokens(frames=[..])] or cache.decompose_resid(pos_slice=..)"
+        )
+    if remove_batch_dim and len(latents) != 1:
+        raise ValueError(f"remove_batch_dim=True with {len(latents)} clips: it is for one, e.g. latents[:1]")

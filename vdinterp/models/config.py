@@ -217,6 +217,15 @@ class VideoDiTConfig:
         """One spec per layer."""
         return self.period * (self.n_layers // len(self.period))
 
+    def __repr__(self) -> str:
+        """What differs from the defaults, a line a field; `to_dict()` has everything."""
+        lines = []
+        for name, known in type(self).__dataclass_fields__.items():
+            default = known.default if known.default_factory is MISSING else known.default_factory()
+            if getattr(self, name) != default:
+                lines.append(f"    {name}={getattr(self, name)!r},\n")
+        return f"{type(self).__name__}(\n{''.join(lines)})"
+
     @property
     def n_rows(self) -> int:
         return self.height // self.patch_size[1]

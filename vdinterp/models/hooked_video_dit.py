@@ -18,7 +18,14 @@ from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Acting, Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
-from vdinterp.models.checks import check_inputs, check_resume, check_timesteps
+from vdinterp.models.checks import (
+    asked_names,
+    asked_stop,
+    check_habits,
+    check_inputs,
+    check_resume,
+    check_timesteps,
+)
 from vdinterp.models.compiled import run_uncompiled
 from vdinterp.models.components import (
     ActionEmbed,
@@ -39,7 +46,10 @@ from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
 from vdinterp.models.scopes import Call, Scope, current_call, run_in
-from vdinterp.models.weights import WeightViews
+from vdinterp.models.stream import CARRIED
+from vdinterp.models.weights import WeightViews, marks
+
+DERIVED = (".hook_attn_scores", ".hook_pattern", ".hook_result")  # what a cache computes on demand
 
 
 class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
@@ -73,6 +83,9 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self.hook_pred = HookPoint("batch frame channel height width", "the prediction, as latents")
         initialize(self)
         self.setup()  # names every hook point
+
+    def __repr__(self) -> str:
+        return self.described()
 
     def forward(
         self,
@@ -201,28 +214,38 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         text: Float[torch.Tensor, "batch key d_text"] | None = None,
         *,
         names: Names | None = None,
+        names_filter: Names | None = None,
         device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        pos_slice: Any = None,
+        stop_at_layer: int | None = None,
         incl_bwd: bool = False,
         loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, ActivationCache]:
         """The prediction and the activations behind it.
 
-        `names`: what to keep: names, aliases ("z": every layer's), keys (`("z", 3)`), or a predicate; None keeps
-        everything but the N x N tensors and per-head results: `pattern`, `attn_scores` and `result` the cache computes
-        on demand. `device`: where to keep it. `incl_bwd`: also run `loss(pred).backward()` and keep gradients as
-        `NAME_grad`; `loss` must give a scalar. Gradients of parameters accumulate, as ever.
+        `names` (or `names_filter`, as TransformerLens says): what to keep: names, aliases ("z": every layer's), keys
+        (`("z", 3)`), or a predicate; None keeps everything but the N x N tensors and per-head results: `pattern`,
+        `attn_scores` and `result` the cache computes on demand. `device`: where to keep it. `remove_batch_dim`: without
+        the batch axis, of one clip. `stop_at_layer`: run and keep only what comes before that block (negative: counted
+        from the end), and give the stream before it in place of a prediction. `incl_bwd`: also run
+        `loss(pred).backward()` and keep gradients as `NAME_grad`; `loss` must give a scalar. Gradients of parameters
+        accumulate, as ever.
+        Raises `ValueError` for `pos_slice`: a pattern needs all keys, so tokens are chosen afterwards.
         """
         if incl_bwd != (loss is not None):
             raise ValueError("incl_bwd=True and loss=..., a function of the prediction giving one number, go together.")
+        names, stop = asked_names(names, names_filter), asked_stop(self.cfg, stop_at_layer)
+        check_habits(pos_slice, remove_batch_dim, latents)
         if loss is not None:
             check_gradients("run_with_cache(incl_bwd=True)")
         graded = torch.is_grad_enabled()
         with (
-            self._recording(names, device, incl_bwd) as recording,
+            self._recording(self.names_before(stop, self.cacheable_names(names)), device, incl_bwd) as recording,
             keep_grad_mode(),
             torch.set_grad_enabled(graded or incl_bwd),
         ):
-            pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text)
+            pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text, stop_at_layer=stop)
             if loss is not None:
                 value = loss(pred)
                 if value.numel() != 1:
@@ -231,7 +254,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                     raise ValueError("loss does not depend on the prediction by anything that has a gradient")
                 value.backward()
         first = next(iter(recording.values()))  # a hook that calls the model makes further ones
-        return (pred if graded else pred.detach()), first
+        return (pred if graded else pred.detach()), first.remove_batch_dim() if remove_batch_dim else first
 
     def run_with_stats(
         self,
@@ -277,11 +300,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
     def _recording(self, names: Names | None, device: torch.device | str | None, incl_bwd: bool = False) -> Scope:
         """A block that gives the `Recording` of its calls, of their gradients too with `incl_bwd`."""
-        recording, caches, wanted = Recording(), {}, self.cacheable_names(names)
+        recording, caches, wanted, weights = Recording(), {}, self.cacheable_names(names), marks(self)
 
         def begin(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor) -> None:
-            caches[call] = ActivationCache({}, self.grid(latents.shape[1]), self)
-            caches[call].inputs = {"latents": latents, "noise_levels": noise_levels}
+            caches[call] = ActivationCache.of_run(self, latents, noise_levels, weights)
             recording.begin(self.hook_pred.ctx.get("step"), caches[call])
 
         def current() -> ActivationCache | None:
@@ -298,17 +320,18 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one; and that note
         which activations a hook edited, so that the cache does not compute them anew as if none had."""
         masks = [name.replace("hook_rot_q", "hook_mask") for name in wanted if name.endswith(".hook_rot_q")]
-        derived = [
-            name for name in self.hook_dict if name.endswith((".hook_attn_scores", ".hook_pattern", ".hook_result"))
-        ]
+        derived = [name for name in self.hook_dict if name.endswith(DERIVED)]
+        if "hook_patch_embed" in wanted:  # the stream may be taken apart
+            derived += [name for name in self.hook_dict if name.endswith(CARRIED)]
+        kept = set(wanted)
 
         def note(_: torch.Tensor, hook: HookPoint) -> None:
             if (cache := current()) is not None:
                 cache.note(hook)
 
         listening = [
-            ([name for name in masks if name not in wanted], _into(current, device, listens=True)),
-            ([name for name in derived if name not in wanted], Recorder(note, listens=True)),
+            ([name for name in masks if name not in kept], _into(current, device, listens=True)),
+            ([name for name in derived if name not in kept], Recorder(note, listens=True)),
         ]
         return [(wanted, _into(current, device)), *((names, recorder) for names, recorder in listening if names)]
 
@@ -357,6 +380,8 @@ def _into(
         if cache is None:
             return False
         keeper(lambda: cache.tensors, device, suffix)(activation, hook)
+        if not suffix:
+            cache.note(hook)
         return True
 
     return Recorder(keep, listens)

@@ -21,6 +21,7 @@ from vdinterp import store
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT, VideoDiTConfig
 from vdinterp.models.loading import assemble, check_filled, check_weights, shapes_of
+from vdinterp.models.weights import check_saves
 from vdinterp.pipeline.video_diffusion import VideoDiffusion
 from vdinterp.settings import read_json
 from vdinterp.vae import VAE, LatentStats, build
@@ -49,14 +50,16 @@ def save_bundle(
         checkpoints: by training step, the model or its state dict at that step.
 
     Raises:
-        ValueError: `meta` uses a reserved name or is no JSON, a weight does not fit float16, or a checkpoint is of
-            another model.
+        ValueError: `meta` uses a reserved name or is no JSON, a weight does not fit float16, a checkpoint is of another
+            model, or the model's layers were replaced or wrapped (an adapter, quantisation), so that its tensors are
+            not all of it.
     """
     if not isinstance(pipe, VideoDiffusion) or not isinstance(path, str | Path):
         given = f"{type(path).__name__}, {type(pipe).__name__}"
         raise ValueError(f"save_bundle(path, pipe) takes a folder and a VideoDiffusion, in this order; got {given}")
     if meta is not None and not isinstance(meta, Mapping):
         raise ValueError(f"meta is a {type(meta).__name__}; a dictionary of what is known of the model is wanted")
+    check_saves(pipe.model)
     meta = dict(pipe.meta if meta is None else meta)
     taken = sorted(set(meta) & set(_RESERVED))
     if taken:

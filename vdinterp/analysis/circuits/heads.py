@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 
 from vdinterp import plotting
 from vdinterp.analysis.circuits.patches import eigenvalue_score
@@ -17,10 +17,10 @@ from vdinterp.analysis.circuits.weights import (
     check_head,
     check_model,
     rotation,
-    undetermined,
 )
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.hooks import FactoredMatrix
+from vdinterp.models.weights import undetermined
 from vdinterp.results import Result
 
 if TYPE_CHECKING:
@@ -38,6 +38,20 @@ class _Circuit(Result):
     def matrix(self) -> FactoredMatrix:
         """`A @ B` as TransformerLens's low-rank matrix: `.AB`, `.svd()`, `.eigenvalues`, `.norm()`."""
         return FactoredMatrix(self.A, self.B)
+
+    @property
+    def AB(self) -> Float[torch.Tensor, "d_model d_model"]:
+        """The matrix itself, multiplied out."""
+        return self.A @ self.B
+
+    def svd(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`U, S, Vh` of `A @ B`, of rank `d_head`; as `matrix.svd()`."""
+        return self.matrix.svd()
+
+    @property
+    def eigenvalues(self) -> Complex[torch.Tensor, " d_head"]:
+        """Those of `A @ B` that may differ from 0."""
+        return self.matrix.eigenvalues
 
     @property
     def eigenvalue_score(self) -> float:

@@ -228,8 +228,8 @@ class _Ends:
         given = schedule.network_level(levels)[0]
         self.weights = FoldedWeights(pipe.model, given[0], given[1])
         network: Any = pipe.model
-        self.embed = network.patch_embed.proj.weight.detach().flatten(1).T.double().cpu()
-        final = network.final.linear.weight.detach().double().cpu()
+        self.embed = network.patch_embed.weight.detach().flatten(1).T.double().cpu()
+        final = network.final.weights[0].detach().double().cpu()
         if cfg.unpatch_order == "pqc":  # into the order of the patch embedding
             p, q = cfg.patch_size[1:]
             final = rearrange(final, "(p q channel) d_model -> (channel p q) d_model", p=p, q=q)

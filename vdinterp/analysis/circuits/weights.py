@@ -154,16 +154,6 @@ def rotation(
     return turned[0, :, 0].T
 
 
-def undetermined(model: HookedVideoDiT) -> str:
-    """Why weights alone do not say what its heads look at; empty where they do."""
-    cfg = model.cfg
-    if cfg.qk_norm is not None:
-        return f"queries and keys are normalised ({cfg.qk_norm}), so products of weights do not say what attention does"
-    if any(rope.over == "model" for rope in cfg.rope.values()):
-        return "rotation runs over all heads together, so one head's weights do not say what it matches"
-    return ""
-
-
 # What is asked for, checked
 
 

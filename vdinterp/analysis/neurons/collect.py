@@ -10,16 +10,17 @@ import torch
 from jaxtyping import Float, Int
 
 from vdinterp.analysis.neurons.directions import HeldMean, directions, layers_with_mlp, pixel_map
-from vdinterp.analysis.neurons.labels import NONE, TokenLabels, check_noised, checked_labels
+from vdinterp.analysis.neurons.labels import NONE, TokenLabels, checked_labels
 from vdinterp.analysis.neurons.result import NeuronResult
 from vdinterp.analysis.neurons.running import MOST_PLACES, RunningMoments, RunningSums, RunningTop, correlation
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.plotting.filmstrip import to_rgb
 
 CLEAN = 0.0  # what stands for the noise level of a context frame
 MOST_PIXELS = 2**27  # bytes of frames that a result holds
 
 
+@on_noised_clips
 def top_patches(
     noised: NoisedClips,
     *,
@@ -66,7 +67,6 @@ def top_patches(
 
     Raises ValueError before any compute for what does not fit, and for activations that are not finite.
     """
-    check_noised(noised)
     chosen = layers_with_mlp(noised.model, layers)
     n_tokens = noised.grid.n_tokens
     if not isinstance(n_patches, int) or not 1 <= n_patches <= len(noised.clips) * n_tokens:

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from vdinterp import plotting, sweep
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.neurons.directions import layers_with_mlp
-from vdinterp.analysis.neurons.labels import check_noised, checked_labels
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.neurons.labels import checked_labels
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.noised_sweep import TargetError, cases_of
 from vdinterp.interventions import Ablate
 from vdinterp.results import Result, rows_of
@@ -116,6 +116,7 @@ class LabelError:
         return (of_token * (labels == self.label)).sum((1, 2, 3)) / about["variance"]
 
 
+@on_noised_clips
 def ablation_effects(
     noised: NoisedClips,
     neurons: Sequence[Neuron],
@@ -147,7 +148,6 @@ def ablation_effects(
 
     Raises ValueError for no neurons, or some that the model does not have, and for labels that do not fit.
     """
-    check_noised(noised)
     model = noised.model
     chosen = checked_neurons(model, neurons)
     given = checked_labels(noised, labels, label_names)

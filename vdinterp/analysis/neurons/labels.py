@@ -30,12 +30,6 @@ class TokenLabels:
         return [(values[clips].flatten() == each).double() for values in (self.values, moved)]
 
 
-def check_noised(noised: Any) -> None:
-    """Raise `ValueError` for anything but NoisedClips."""
-    if not isinstance(noised, NoisedClips):
-        raise ValueError(f"noised is {type(noised).__name__}; give vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))")
-
-
 def checked_labels(noised: NoisedClips, labels: Any, names: Sequence[str] | None) -> TokenLabels:
     """The labels that were given, none if there are none. Raises `ValueError` unless each token has one with a name."""
     n_clips, (n_frames, n_rows, n_cols) = len(noised.clips), noised.grid.shape
