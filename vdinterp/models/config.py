@@ -7,7 +7,7 @@ Published families are one block with different settings: a `VideoDiTConfig` say
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from vdinterp.settings import build, check_fields
