@@ -7,7 +7,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,13 +31,15 @@ class Section:
 
     `text` is plain text: a blank line starts a new paragraph, `backticks` set code, **stars** set bold, and lines
     that start with "- " become a list. Figures and tables are keyed by their captions (captions may be empty only
-    when there is one). `level` 2 is a chapter, 3 a subsection.
+    when there is one). `moving`: animated pictures by caption, as `data:` addresses (`plotting.moving_clips`). `level`
+    2 is a chapter, 3 a subsection.
     """
 
     title: str
     text: str = ""
     figures: Mapping[str, go.Figure] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    moving: Mapping[str, str] = field(default_factory=dict)
     level: int = 2
 
     def __post_init__(self) -> None:
@@ -45,6 +47,8 @@ class Section:
             raise ValueError("a Section needs a title that is not empty: it is its entry in the table of contents")
         if self.level not in (2, 3):
             raise ValueError(f"Section level is 2 (chapter) or 3 (subsection), got {self.level!r}")
+        if outside := [caption for caption, address in self.moving.items() if not address.startswith("data:image/")]:
+            raise ValueError(f"{self.title}: moving {outside} is no data:image/ address; make it with moving_clips")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,6 +95,11 @@ class Result:
     def sections(self) -> list[Section]:
         """What a report shows of this result: by default one section with the summary, all figures and the table."""
         return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={"": self.to_frame()})]
+
+    @classmethod
+    def compare(cls, results: Sequence[Self]) -> list[Section]:
+        """What a report on several results of this class begins with; by default nothing."""
+        return []
 
     def save(self, folder: str | Path) -> Path:
         """Write `result.json`, `result.safetensors` (if there are tensors), one CSV a table, and `table.csv`.
