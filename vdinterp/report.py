@@ -24,7 +24,7 @@ LARGEST_REPORT = 10_000_000  # bytes
 MOST_ROWS, FIRST_ROWS = 48, 12  # a longer table shows only its first rows on the page; the CSV has all
 HIDDEN = ("caution",)  # settings that the text says already
 LONGEST_LINE = 34  # characters of a cell that stay on one line
-MANY_COLUMNS = 9  # from here on a table may be wider than the page
+MANY_COLUMNS = 12  # from here on a table may be wider than the page
 
 STYLE = """
 :root { --ink: #1f2430; --soft: #5b6272; --line: #dfe2e8; --accent: #0072b2; --paper: #ffffff; --wash: #f6f7f9; }
@@ -175,6 +175,7 @@ def render(sections: Sequence[Section], *, title: str, subtitle: str = "", run: 
     of the special words that they use."""
     anchors = _unique([slug(section.title) for section in sections])
     contents, body, scripts = [], [], False
+    shown: set[str] = set()
     files = iter(_table_files(sections))
     figures = tables = 0
     for section, anchor in zip(sections, anchors, strict=True):
@@ -182,8 +183,10 @@ def render(sections: Sequence[Section], *, title: str, subtitle: str = "", run: 
         body.append(f'<section id="{anchor}"><h{section.level}>{_inline(section.title)}</h{section.level}>')
         body.append(_paragraphs(section.text))
         for caption, address in section.moving.items():
-            figures += 1
-            body.append(_moving(address, caption, figures))
+            if address not in shown:  # a chapter may come back to a clip that the page began with
+                figures += 1
+                shown.add(address)
+                body.append(_moving(address, caption, figures))
         for caption, figure in section.figures.items():
             figures += 1
             scripts = True
@@ -250,7 +253,7 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
     # The page says the title above the figure, where it wraps with the window and the mode bar cannot cover it.
     shown_title = (layout.title.text or "").replace("<br>", " ")
     figure.update_layout(title_text="", margin_t=max(36, (layout.margin.t or 60) - 36))
-    both = bool(caption) and caption != shown_title and bool(shown_title)
+    both = bool(caption) and not caption.startswith(shown_title) and bool(shown_title)
     heading = f"Figure {number}. {_inline(shown_title)}" if both else f"Figure {number}."
     caption = caption or shown_title
     figure.update_layout(autosize=True, width=None)
@@ -283,7 +286,7 @@ def _table(table: pd.DataFrame, caption: str, number: int, file: str) -> str:
     if len(table) > len(shown):
         notes.append(f'The first {len(shown)} of {len(table):,} rows; all are in <a href="{file}">{file}</a>.')
     if len(table.columns) >= MANY_COLUMNS:
-        notes.append("A shadow at the side: the table goes on there, scroll sideways.")
+        notes.append("Where it has a shadow at the side, the table goes on: scroll sideways.")
     more = f'<p class="more">{" ".join(notes)}</p>' if notes else ""
     return (
         f'<figure><figcaption><b>Table {number}.</b> {_inline(caption)}</figcaption><div class="scroll" tabindex="0">'

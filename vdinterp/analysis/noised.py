@@ -15,7 +15,7 @@ from vdinterp.analysis.reliability import ENOUGH, Reliability, round_trip
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.interventions import Intervention
-from vdinterp.models import ActivationCache, AttentionPattern
+from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.sweep import fingerprint
@@ -144,7 +144,7 @@ class NoisedClips:
 
     @cached_property
     def _weights(self) -> str:
-        return weights_id(self.pipe)
+        return weights_id(self.model)
 
     def meta(self, **more: Any) -> dict[str, Any]:
         """How numbers measured on these clips were made, and a `caution` where the model fails on them."""
@@ -245,9 +245,9 @@ def checkpoint(pipe: VideoDiffusion) -> dict[str, Any]:
     return {"checkpoint": "last" if pipe.meta["checkpoint"] is None else pipe.meta["checkpoint"]}
 
 
-def weights_id(pipe: VideoDiffusion) -> str:
+def weights_id(model: HookedVideoDiT) -> str:
     """The first 12 digits of the content hash of the model's weights: says which network it was, whatever its name."""
-    return fingerprint(pipe.model.state_dict())[:12]
+    return fingerprint(model.state_dict())[:12]
 
 
 @functools.cache

@@ -223,7 +223,8 @@ class AblationResult(StudyResult):
     def compare(cls, results: Sequence[AblationResult]) -> list[Section]:
         """Several models: the finding of each, and one figure of what the same ablations cost them all."""
         text = "\n\n".join(caution(one.meta) + ablation_text.finding(one) for one in results)
-        return [Section(title="At a glance", text=text, figures=compared(results))]
+        moving = {caption: clip for one in results for caption, clip in one.headline_clip().items()}
+        return [Section(title="At a glance", text=text, moving=moving, figures=compared(results))]
 
     def headline_strips(self) -> Strips:
         """Of every ablation its most costly variant, under the truth and the intact model's clip: one clip each."""
@@ -297,9 +298,9 @@ def compared(results: Sequence[AblationResult]) -> dict[str, go.Figure]:
     title = "x0 error of every model: intact, a still picture, and the most costly variant of every ablation"
     figure = plotting.bars(
         pd.DataFrame(rows), x="condition", y="value", low="low", high="high", color="model", title=title,
-        y_title=UNITS["x0 error"], x_title="condition", reference={"mean frame": 1.0},
+        y_title=UNITS["x0 error"], x_title="condition", reference={"mean frame": 1.0}, log=True,
     )  # fmt: skip
-    return {f"{title}; lines: 95 % intervals over clips": figure}
+    return {f"{title}. Lines: 95 % intervals over clips": figure}
 
 
 def _mean_error(results: Sequence[AblationResult], name: tuple[str, str]) -> float:

@@ -189,7 +189,7 @@ class Bench:
         return {
             "model": cfg.model_name,
             **checkpoint(self.pipe),
-            "weights": weights_id(self.pipe),
+            "weights": weights_id(self.pipe.model),
             "clips": f"{plural(len(self.clips), 'clip')} of kind {self.clips.kind}",
             "frames": self.n_frames,
             "context frames": self.n_context,
