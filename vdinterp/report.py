@@ -167,7 +167,10 @@ def _setting(value: Any) -> str:
         return "; ".join(f"{name}: {_setting(one)}" for name, one in value.items()) if len(value) <= 12 else ""
     if isinstance(value, (list, tuple)):
         return ", ".join(_setting(one) for one in value) if len(value) <= 40 else f"{len(value)} values"
-    return "none" if value is None else wording.number(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"  # settings are short, 0.3; what was measured is not
+        return short if len(short) <= 5 else wording.number(value)
+    return "none" if value is None else str(value)
 
 
 def render(sections: Sequence[Section], *, title: str, subtitle: str = "", run: Mapping[str, str] | None = None) -> str:

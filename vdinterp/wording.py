@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 DIGITS, DECIMALS = 3, 4
 
 
-def number(value: float, digits: int = DIGITS, decimals: int = DECIMALS) -> str:
+def number(value: SupportsFloat, digits: int = DIGITS, decimals: int = DECIMALS) -> str:
     """A number as a reader wants it: so many significant digits, at most so many decimals, never an exponent.
 
     What is not 0 but too small for the decimals is written as a bound, `<0.0001`. Not a number is a dash.
@@ -20,8 +20,8 @@ def number(value: float, digits: int = DIGITS, decimals: int = DECIMALS) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     size = abs(value)
-    if value == 0:
-        return "0"
+    if value.is_integer():
+        return f"{int(value):,}"  # no minus before a zero
     if size < 0.5 * 10**-decimals:
         return f"{'<' if value > 0 else '>-'}{10**-decimals:.{decimals}f}"
     places = min(decimals, max(0, digits - 1 - math.floor(math.log10(size))))
@@ -29,17 +29,17 @@ def number(value: float, digits: int = DIGITS, decimals: int = DECIMALS) -> str:
     return shown if float(shown.replace(",", "")) else shown.lstrip("-")
 
 
-def has_interval(low: float, high: float) -> bool:
+def has_interval(low: SupportsFloat, high: SupportsFloat) -> bool:
     """Whether there is one: a single clip says nothing of how other clips would come out."""
     return not (math.isnan(float(low)) or math.isnan(float(high)))
 
 
-def interval(low: float, high: float) -> str:
+def interval(low: SupportsFloat, high: SupportsFloat) -> str:
     """`[low, high]`, or nothing where there is none."""
     return f"[{number(low)}, {number(high)}]" if has_interval(low, high) else ""
 
 
-def with_interval(value: float, low: float, high: float) -> str:
+def with_interval(value: SupportsFloat, low: SupportsFloat, high: SupportsFloat) -> str:
     """`value [low, high]`; the value alone where there is no interval."""
     return " ".join(part for part in (number(value), interval(low, high)) if part)
 

@@ -62,9 +62,10 @@ class MassiveActivations(Result):
         verdict = "massive" if row["massive"] > 0.5 else "not massive"
         return (
             f"The largest value stands out most after layer {row['layer']}: {number(row['largest'])}, "
-            f"{number(row['ratio'])} times the median ({verdict}: over {MASSIVE[0]:g} and {MASSIVE[1]:g} times the median is), at frame "
-            f"{row['frame']}, row {row['row']}, column {row['col']}. Zeroing channels {row['channels']} there changes "
-            f"x0 by {number(row['x0_change'])}, zeroing as many random others by {number(row['control_change'])}."
+            f"{number(row['ratio'])} times the median ({verdict}: over {MASSIVE[0]:g} and {MASSIVE[1]:g} times the "
+            f"median is), at frame {row['frame']}, row {row['row']}, column {row['col']}. Zeroing channels "
+            f"{row['channels']} there changes x0 by {number(row['x0_change'])}, zeroing as many random others by "
+            f"{number(row['control_change'])}."
         )
 
 

@@ -76,8 +76,8 @@ class _Circuit(Result):
         levels = ", ".join(f"{key} {value:g}" for key, value in self.meta.items() if isinstance(value, float))
         return (
             f"{self.title} of head {self.layer}.{self.head} ({levels}): norm {number(float(power.sum()) ** 0.5)}, "
-            f"about {used:.1f} of {len(power)} directions (squared sum over sum of squares of squared singular values), "
-            f"eigenvalue score {self.eigenvalue_score:.2f}."
+            f"about {used:.1f} of {len(power)} directions (squared sum over sum of squares of squared singular "
+            f"values), eigenvalue score {self.eigenvalue_score:.2f}."
         )
 
 
