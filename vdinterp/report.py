@@ -310,7 +310,8 @@ def _cell(value: object) -> str:
     if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return "–"
     if isinstance(value, (float, np.floating)):
-        return wording.number(float(value))
+        short = f"{float(value):.12g}"  # 0.95: a setting, which has no more digits than it shows
+        return short if len(short) <= 4 and "e" not in short else wording.number(float(value))
     return str(value)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vdinterp.analysis.induction.result import InductionResult
 
 MOST_ROWS = 48  # heads of a mosaic
+APART = 0.07  # lags
 LEAST_EDGE = 0.02  # of the strongest edge: weaker ones are not drawn
 
 
@@ -33,7 +34,7 @@ def figures(found: InductionResult) -> dict[str, go.Figure]:
 
 def behaviour_figures(found: InductionResult) -> dict[str, go.Figure]:
     behaviour = found.behaviour.assign(control=found.behaviour["twin"].map(lambda twin: CONTROL_CLIPS.get(twin, twin)))
-    one_off: Any = behaviour[behaviour.behaviour["design"] == "one-off"]
+    one_off: Any = behaviour[behaviour["design"] == "one-off"]
     overall: Any = one_off[one_off["lag"] == 0]
     by_level = "What the repeat gains over each control clip, by noise level (95 % interval over clips)"
     by_lag = f"What the repeat gains over each control clip, by lag, noise level {found.level:g}"
@@ -86,7 +87,7 @@ def _candidates(found: InductionResult) -> dict[str, go.Figure]:
     at = f"(query, in blue: a token of the noisy last frame; the earlier B is frame {len(video) - 1 - lag})"
     over = f"Attention of the candidates over one clip {at}"
     query: Any = tuple(int(x) for x in found.example["query"])
-    follow = "The lag that candidates attend to most, against the true lag"
+    follow = "The lag that candidates attend to most, against the true lag (lines are set apart a little)"
     line = pd.DataFrame({"head": "true lag", "lag": sorted(set(found.lags["lag"]))})
     line["preferred"] = line["lag"].astype(float)
     ablation = found.ablation.melt(id_vars=["set", "heads"], value_vars=["repeats", "others"], var_name="clips")
@@ -100,7 +101,7 @@ def _candidates(found: InductionResult) -> dict[str, go.Figure]:
             video, weights, title=over, queries={name: query for name in weights}
         ),
         follow: plotting.lines(
-            pd.concat([line, found.lags]), x="lag", y="preferred", color="head", title=follow,
+            pd.concat([line, apart(found.lags)]), x="lag", y="preferred", color="head", title=follow,
             x_title="true lag (frames)", y_title="preferred lag (frames)", color_title="head",
         ),
         mean: plotting.bars(
@@ -115,6 +116,12 @@ def _candidates(found: InductionResult) -> dict[str, go.Figure]:
             meaning=("needed to find the earlier B, or copies it", "hinders"),
         )  # fmt: skip
     return figures
+
+
+def apart(lags: pd.DataFrame) -> pd.DataFrame:
+    """Each head's line a little above the one before, so that equal ones do not hide one another."""
+    order = {head: index + 1 for index, head in enumerate(dict.fromkeys(lags["head"]))}
+    return lags.assign(preferred=lags["preferred"] + APART * lags["head"].map(order))
 
 
 def circuit(found: InductionResult) -> pd.DataFrame:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 
 from vdinterp.analysis.induction import figures, words
 from vdinterp.analysis.induction.scores import UNITS
-from vdinterp.analysis.induction.stimuli import CONTROL_CLIPS, strip
+from vdinterp.analysis.induction.stimuli import CONTROL_CLIPS, in_plain_words, strip
 from vdinterp.analysis.induction.verdict import Verdict
 from vdinterp.data.repeats import MEANING, TWINS
 from vdinterp.results import Result, Section
@@ -115,16 +116,20 @@ class InductionResult(Result):
     def sections(self) -> list[Section]:
         drawn, behaviour, first = self.plot(), figures.behaviour_figures(self), strip(self.stimuli)
         of_heads = {name: figure for name, figure in drawn.items() if name not in behaviour and name not in first}
+        lead, evidence = words.lead(self), words.evidence(self)
         shown = set(self.behaviour["design"])
         controls_of = "\n".join(f"- **{CONTROL_CLIPS[name]}**: {text}." for name, text in TWINS.items())
         kinds = "\n".join(f"- **{name}**: {text}." for name, text in MEANING.items() if name in shown)
         kinds += "".join(f"\n- {name}: left out, {why}." for name, why in self.skipped.items())
         controls = (
-            {"Controls: what else could explain it, and whether it does": self.controls} if len(self.controls) else {}
+            {"Controls: what else could explain it, and whether it does": _plainly(self.controls)}
+            if len(self.controls)
+            else {}
         )
         gains = self.behaviour.sort_values(["level", "lag"], ascending=[False, True], kind="stable")
         found = [
-            Section(title="Verdict", text=self.summary(), figures=first, tables=controls),
+            Section(title="Verdict", text=lead, figures=first),
+            Section(title="Evidence", text=evidence, tables=controls),
             Section(
                 title="Behaviour",
                 text=f"Kinds of repeats:\n\n{kinds}\n\nControl clips have the same last frame and noise, but:\n\n"
@@ -134,7 +139,7 @@ class InductionResult(Result):
             ),
         ]
         if len(self.table):
-            meanings = "\n".join(f"- `{name}`: {text}." for name, text in UNITS.items())
+            meanings = "\n".join(f"- `{name}`: {in_plain_words(text)}." for name, text in UNITS.items())
             found.append(
                 Section(
                     title="Heads",
@@ -165,8 +170,11 @@ class InductionResult(Result):
 
 
 def _plainly(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with the names that a report explains."""
+    """A table with the names and words that a report explains."""
     shown = table.rename(columns=PLAIN)
     if "control clip" in shown:
         shown = shown.assign(**{"control clip": shown["control clip"].map(lambda name: CONTROL_CLIPS.get(name, name))})
-    return shown
+    texts = [column for column in shown if not is_numeric_dtype(shown[column].dtype)]
+    return shown.assign(**{
+        column: [in_plain_words(cell) if isinstance(cell, str) else cell for cell in shown[column]] for column in texts
+    })  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,20 @@ INTRODUCED = (
 )
 
 
+# What the code calls things, as a report says it.
+WORDS = {
+    "successor": "earlier B", "best foil": "best distractor", "foils": "distractors", "foil": "distractor",
+    "its cue": "the last A", "cue": "last A", "predecessor": "earlier A", "twins": "control clips",
+    "twin": "control clip",
+}  # fmt: skip
+
+
+def in_plain_words(text: str) -> str:
+    """A text with the words of `WORDS` replaced."""
+    pattern = r"\b(" + "|".join(WORDS) + r")\b"
+    return re.sub(pattern, lambda match: WORDS[match.group()], text)
+
+
 def stimuli(repeats: Repeats, index: int = 0) -> dict[str, torch.Tensor]:
     """One clip and its control clips by name, `[frame channel height width]`, and its `lag`."""
     clips = {"clip": repeats.video[index], **{name: video[index] for name, video in repeats.twins.items()}}
@@ -45,6 +60,16 @@ def strip(found: Mapping[str, torch.Tensor]) -> dict[str, go.Figure]:
     labels = [f"{frame} {marks[frame]}" if frame in marks else str(frame) for frame in range(last + 1)]
     rows = {"the clip": found["clip"].numpy()}
     rows |= {CONTROL_CLIPS[name]: found[name].numpy() for name in CONTROL_CLIPS if name in found}
+    clip = found["clip"]
+    boxed = {"the clip": list(marks)} | {
+        CONTROL_CLIPS[name]: (found[name] != clip).flatten(1).any(1).nonzero()[:, 0].tolist()
+        for name in CONTROL_CLIPS
+        if name in found
+    }
     title = "A clip that comes back, and its control clips"
-    figure = plotting.filmstrip(rows, title=title, n_context=last, frame_labels=labels)
-    return {f"{title}: the last frame is given as noise and has to be foretold; all rows have the same": figure}
+    figure = plotting.filmstrip(rows, title=title, n_context=last, frame_labels=labels, boxed=boxed)
+    what = (
+        "The last frame is given as noise and has to be foretold; all rows have the same. Boxes: A and B in the first "
+        "row, what was changed in the others"
+    )
+    return {f"{title}. {what}": figure}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from vdinterp.analysis.induction.stimuli import CONTROL_CLIPS, INTRODUCED
+from vdinterp.analysis.induction.stimuli import CONTROL_CLIPS, INTRODUCED, in_plain_words
 from vdinterp.analysis.reliability import Reliability
 from vdinterp.results import rows_of
 from vdinterp.wording import number, with_interval
@@ -28,9 +28,21 @@ MEANINGS: dict[str, str] = {
 
 def summary(found: InductionResult) -> str:
     """The verdict in plain words, with the numbers it rests on."""
-    lines = [f"{caution(found)}**{found.meta.get('model', 'The model')}: {found.verdict}**, that is, "
-             f"{MEANINGS[found.verdict]}. {found.reason[0].upper()}{found.reason[1:]}."]  # fmt: skip
-    lines += [INTRODUCED, _behaviour(found)]
+    return f"{lead(found)}\n\n{evidence(found)}"
+
+
+def lead(found: InductionResult) -> str:
+    """The verdict, and what the clips are that it rests on."""
+    verdict = (
+        f"{caution(found)}**{found.meta.get('model', 'The model')}: {found.verdict}**, that is, "
+        f"{MEANINGS[found.verdict]}. {found.reason[0].upper()}{found.reason[1:]}."
+    )
+    return f"{in_plain_words(verdict)}\n\n{INTRODUCED}"
+
+
+def evidence(found: InductionResult) -> str:
+    """The numbers."""
+    lines = [_behaviour(found)]
     if found.candidates:
         lines.append(_heads(found))
     if len(found.controls):
@@ -94,19 +106,19 @@ def _heads(found: InductionResult) -> str:
     lines.append(
         f"- without them the model loses {100 * found.carried:.0f} % of what it gains from the repeat; {_times(found)}."
     )
-    relied = relied_on(found).drop_duplicates("sender").head(6).to_dict("records")
-    if relied:
-        lines.append(
-            "- Which earlier heads say where to look, tried by giving a head's output that of a control clip (that of "
-            "the rest of the network stays):"
-        )
-    lines += [
-        f"- with the output of head {row['sender']} from the clip with the {CONTROL_CLIPS[twin]}, the prefix matching "
-        f"of {row['head']} falls from {row['prefix_matching']:.2f} to {min(row['no_match'], row['no_cue']):.2f}."
-        for row in relied
+    text = "Heads that look at what came next, the earlier B (chosen on other clips):\n\n" + "\n".join(lines)
+    relied = [
+        f"- head {row['sender']}, of the clip with the {CONTROL_CLIPS[twin]}: the prefix matching of {row['head']} "
+        f"falls from {row['prefix_matching']:.2f} to {min(row['no_match'], row['no_cue']):.2f}."
+        for row in relied_on(found).drop_duplicates("sender").head(6).to_dict("records")
         for twin in ["no match" if row["no_match"] <= row["no_cue"] else "no cue"]
     ]
-    return "Heads that look at what came next, the earlier B (chosen on other clips):\n\n" + "\n".join(lines)
+    if not relied:
+        return text
+    lead = (
+        "Earlier heads that tell them where to look, found by giving one head the output that it has on a control clip:"
+    )
+    return f"{text}\n\n{lead}\n\n" + "\n".join(relied)
 
 
 def relied_on(found: InductionResult) -> pd.DataFrame:
