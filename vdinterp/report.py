@@ -21,7 +21,7 @@ from vdinterp.plotting.template import CONFIG
 from vdinterp.results import Result, Section, slug
 
 LARGEST_REPORT = 10_000_000  # bytes
-MOST_ROWS, FIRST_ROWS = 48, 12  # a longer table shows only its first rows on the page; the CSV has all
+MOST_ROWS, FIRST_ROWS = 32, 12  # a longer table shows only its first rows on the page; the CSV has all
 HIDDEN = ("caution",)  # settings that the text says already
 LONGEST_LINE = 34  # characters of a cell that stay on one line
 MANY_COLUMNS = 12  # from here on a table may be wider than the page
@@ -154,7 +154,7 @@ def _about(results: Sequence[Result], run: Mapping[str, str]) -> list[Section]:
             rows[name] = values
     if not found or not rows:
         return []
-    table = pd.DataFrame({"": list(rows), "value": ["; ".join(values) for values in rows.values()]})
+    table = pd.DataFrame({"setting": list(rows), "value": ["; ".join(values) for values in rows.values()]})
     caption = "Settings of this report" + (
         "; where results differ, all values in their order" if len(found) > 1 else ""
     )

@@ -12,7 +12,7 @@ DIGITS, DECIMALS = 3, 4
 def number(value: SupportsFloat, digits: int = DIGITS, decimals: int = DECIMALS) -> str:
     """A number as a reader wants it: so many significant digits, at most so many decimals, never an exponent.
 
-    What is not 0 but too small for the decimals is written as a bound, `<0.0001`. Not a number is a dash.
+    What is above 0 but too small for the decimals is written as a bound, `<0.0001`. Not a number is a dash.
     """
     value = float(value)
     if math.isnan(value):
@@ -23,7 +23,7 @@ def number(value: SupportsFloat, digits: int = DIGITS, decimals: int = DECIMALS)
     if value.is_integer():
         return f"{int(value):,}"  # no minus before a zero
     if size < 0.5 * 10**-decimals:
-        return f"{'<' if value > 0 else '>-'}{10**-decimals:.{decimals}f}"
+        return f"<{10**-decimals:.{decimals}f}" if value > 0 else "≈0"
     places = min(decimals, max(0, digits - 1 - math.floor(math.log10(size))))
     shown = f"{value:,.{places}f}"
     return shown if float(shown.replace(",", "")) else shown.lstrip("-")

@@ -176,12 +176,13 @@ class Contrast:
     def difference(self) -> str:
         """In what the corrupted run differs from the clean one."""
         parts = []
-        frames = (self.clean != self.corrupted).flatten(2).any(-1).any(0).nonzero()[:, 0].tolist()
-        if frames:
-            parts.append(f"another content in {_frames(frames)}")
+        changed = {"content": (self.clean != self.corrupted).flatten(2).any(-1)}
         if self.cond is not None and self.corrupted_cond is not None:
-            acted = (self.cond != self.corrupted_cond).any(-1).any(0).nonzero()[:, 0].tolist()
-            parts += [f"another action in {_frames(acted)}"] if acted else []
+            changed["action"] = (self.cond != self.corrupted_cond).any(-1)
+        for what, where in changed.items():
+            if frames := where.any(0).nonzero()[:, 0].tolist():
+                some = "one or more of " if not bool((where == where[:1]).all()) else ""
+                parts.append(f"another {what} in {some}{_frames(frames)}")
         return f"the clean clip with {' and '.join(parts)}" if parts else "the same as the clean clip"
 
     @cached_property

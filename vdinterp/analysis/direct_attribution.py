@@ -143,7 +143,7 @@ def direct_attribution(
             f"the parts miss the prediction by {missing:.2g} of its size: a hook changed an activation after the ones "
             "that parts are made of (for example hook_attn_out or hook_pred); run again without it"
         )
-    meta = {"model": readout.model.cfg.model_name, "clips": len(total), "frames": readout.frames}
+    meta = {"model": readout.model.cfg.model_name, "clips": plural(len(total), "clip"), "frames read": readout.frames}
     return DirectAttribution(
         title=f"Direct attribution{readout.where}",
         parts=stacked,

@@ -168,7 +168,8 @@ def lens(
         frames=readout.frames,
         video=None if pipe is None else pipe.decode(plain[:, 0]).float().cpu(),
         tuned_video=None if pipe is None or through is None else pipe.decode(through[:, 0]).float().cpu(),
-        meta={"model": readout.model.cfg.model_name, "clips": plain.shape[1], "frames": readout.frames},
+        meta={"model": readout.model.cfg.model_name, "clips": plural(int(plain.shape[1]), "clip"),
+              "frames read": readout.frames},
     )  # fmt: skip
 
 

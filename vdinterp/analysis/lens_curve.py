@@ -75,7 +75,8 @@ class LensCurve(Result):
             "Error of what the lens reads before each block. `to`: what it is compared with; `low`, `high`: 95 % "
             "interval over clips"
         )
-        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: self.table})]
+        table = self.table.sort_values("level", ascending=False, kind="stable", ignore_index=True)
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: table})]
 
 
 def lens_curve(noised: NoisedClips, tuned: TunedLens | None = None) -> LensCurve:

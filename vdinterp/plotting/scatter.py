@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 
 from vdinterp.plotting.template import INK, PALETTE, finish, need_columns
 
-ALL_NAMED, MOST_NAMED = 20, 12  # points up to which all have their name written, and how many of more
+MOST_NAMED = 24  # points that have their name written
+ROOM = np.array([0.04, 0.06])  # of the figure's width and height that a name takes
 
 
 def scatter(
@@ -46,12 +47,18 @@ def scatter(
 
 
 def _outermost(x: pd.Series, y: pd.Series) -> np.ndarray:
-    """Which points get a name: all of a few; of many those furthest from the middle, in units of the spread."""
-    if len(x) <= ALL_NAMED:
-        return np.ones(len(x), bool)
-    away = np.zeros(len(x))
-    for values in (x.to_numpy(float), y.to_numpy(float)):
-        away += ((values - np.nanmedian(values)) / (np.nanstd(values) or 1.0)) ** 2
+    """Which points get a name: those furthest from the middle, in units of the spread, that are not so close to another
+    one with a name that the two could not be read."""
+    points = np.stack([x.to_numpy(float), y.to_numpy(float)], 1)
+    width = np.nanmax(points, 0) - np.nanmin(points, 0)
+    spread = np.nanstd(points, 0)
+    away = np.nansum(np.square((points - np.nanmedian(points, 0)) / np.where(spread > 0, spread, 1)), 1)
+    places = points / np.where(width > 0, width, 1)
+    chosen: list[int] = []
+    for at in np.argsort(-away, kind="stable"):
+        apart = np.abs(places[chosen] - places[at]) if chosen else np.ones((1, 2))
+        if np.isfinite(places[at]).all() and ((apart > ROOM).any(1)).all() and len(chosen) < MOST_NAMED:
+            chosen.append(int(at))
     named = np.zeros(len(x), bool)
-    named[np.argsort(-np.nan_to_num(away), kind="stable")[:MOST_NAMED]] = True
+    named[chosen] = True
     return named

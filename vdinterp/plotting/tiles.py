@@ -13,7 +13,7 @@ from vdinterp.plotting.template import SEQUENTIAL, color_bar, finish
 
 GAP = 0.12  # of a tile's longer side, between tiles
 TILE = 240  # shown pixels of a tile's longer side at most
-WIDTH, HEIGHT = 860, 900  # shown pixels of all tiles, which they fill
+WIDTH, HEIGHT = 860, 700  # shown pixels of all tiles, which they fill
 
 
 def tiles(
