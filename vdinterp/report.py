@@ -145,7 +145,7 @@ def _side_by_side(results: Sequence[Result]) -> list[Section]:
 
 def _about(results: Sequence[Result], run: Mapping[str, str]) -> list[Section]:
     """What was run: a row a setting, a column a result; settings that all share stand once."""
-    columns = [run | {"version": f"vdinterp {version('vdinterp')}"}] if run or results else []
+    columns = [{**run, "version": f"vdinterp {version('vdinterp')}"}] if run or results else []
     rows: dict[str, list[str]] = {name: [value] for one in columns for name, value in one.items()}
     found = [{name: _setting(value) for name, value in result.meta.items() if name not in HIDDEN} for result in results]
     for name in dict.fromkeys(name for settings in found for name in settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -32,6 +34,7 @@ def circuit_graph(
     top = float(table["score"].abs().max()) or 1.0
     figure = go.Figure()
     written = set(table["score"].abs().nlargest(MOST_WRITTEN).index)
+    row: Any
     for at, row in table.sort_values("score", key=abs).iterrows():
         (x0, y0), (x1, y1) = place[row["sender"]], place[_component(row["receiver"])]
         bend = min(0.45, 0.11 * (y1 - y0 - 1))  # past the rows between

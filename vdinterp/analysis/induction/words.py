@@ -60,9 +60,10 @@ def caution(found: InductionResult) -> str:
     """The first paragraph where the model cannot even denoise these clips: its x0 error is above the mean frame's at
     every noise level, whether or not the last frame came back."""
     rows = rows_of(found.behaviour, design="one-off", lag=0, twin="none")
-    least = rows.loc[rows["error"].idxmin()] if len(rows) and rows["error"].notna().any() else None
-    failing = least is not None and least["error"] > 1
-    asked = {f"noise level {least['level']:g}, its best,": float(least["error"])} if failing else {}
+    asked: dict[str, float] = {}
+    if len(rows) and not (rows["error"] <= 1).any():
+        least = rows.sort_values("error").iloc[0]
+        asked[f"noise level {least['level']:g}, its best,"] = float(least["error"])
     name = str(found.meta.get("model", "the model"))
     text = Reliability(model=name, errors=asked, without_actions="actions" in found.meta).caution
     return f"{text}\n\n" if text else ""

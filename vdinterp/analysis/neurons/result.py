@@ -192,7 +192,7 @@ class NeuronResult(Result):
         )
         lines = []
         if self.label_names:
-            content = self.table[~self.table["label"].isin(PADDING)]
+            content: Any = self.table[~self.table["label"].isin(PADDING)]
             for row in content.nlargest(6, "selectivity").to_dict("records"):
                 if row["selectivity"] > 0:
                     lines.append(
@@ -213,7 +213,7 @@ class NeuronResult(Result):
     def sections(self) -> list[Section]:
         """Summary, figures and the table, the most selective (or most active) neurons first."""
         by = "selectivity" if self.label_names else "top"
-        table = self.table.sort_values(by, ascending=False, ignore_index=True)
+        table: Any = self.table.sort_values(by, ascending=False, ignore_index=True)
         if self.label_names:  # padding last
             padded = table["label"].isin(PADDING)
             table = pd.concat([table[~padded], table[padded]], ignore_index=True)
