@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,6 +33,8 @@ class Clips:
 
     Crafter: `action` one-hot, the one that led to the frame (all zero at frame 0). `semantic_map` material ids of the
     visible cells. `player_position` (row, col) in world cells.
+
+    `meta`: where the clips are from, as far as somebody said so (those of a file: its name, frames a second, starts).
     """
 
     kind: str
@@ -50,20 +53,21 @@ class Clips:
     player_position: Int[torch.Tensor, "batch frame 2"] | None = None
     corrupt: Clips | None = None
     corrupt_frame: Int[torch.Tensor, " batch"] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.video.ndim != 5:
             raise ValueError(f"video must be [batch frame channel height width], got shape {tuple(self.video.shape)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):
-                raise ValueError(f"{field.name} describes {len(value)} clips, video has {len(self)}")
+                raise ValueError(f"{part.name} describes {len(value)} clips, video has {len(self)}")
 
     def __repr__(self) -> str:
         truth = [
-            field.name
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), torch.Tensor) and field.name != "video"
+            part.name
+            for part in fields(self)
+            if isinstance(getattr(self, part.name), torch.Tensor) and part.name != "video"
         ]
         twin = "" if self.corrupt is None else ", with corrupt twins"
         return f"Clips({self.kind!r}, video {list(self.video.shape)}, {', '.join(truth) or 'no ground truth'}{twin})"
@@ -79,7 +83,7 @@ class Clips:
             index = [index]
         if not isinstance(index, slice | torch.Tensor):
             index = torch.as_tensor(index)
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
         return replace(self, **{k: v[index] for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
 
     @property
@@ -95,7 +99,7 @@ class Clips:
 
     def to(self, device: torch.device | str) -> Clips:
         """The same clips with every tensor on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
         return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
 
 
