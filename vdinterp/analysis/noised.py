@@ -134,11 +134,12 @@ class NoisedClips:
                     x0 = self.pipe.denoise(**self.inputs(level, few))[:, n:].float().cpu()
                 errors[f"noise level {level:g}"] = float(self._distance(x0, latents[:, n:]).mean())
             still = float(self._distance(latents[:, n - 1 : n], latents[:, n:]).mean()) if n else None
+        video = self.clips.video
         return Reliability(
             model=self.model.cfg.model_name,
             errors=errors,
             still=still,
-            round_trip=round_trip(self.pipe, self.clips.video[few, : self.n_frames], latents),
+            round_trip=round_trip(self.pipe, None if video is None else video[few, : self.n_frames], latents),
             without_actions=self.model.cfg.d_action > 0 and not self.has_actions,
         )
 

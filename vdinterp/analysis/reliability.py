@@ -84,9 +84,10 @@ class Reliability:
         return {**found, **({"caution": self.caution} if self.caution else {})}
 
 
-def round_trip(pipe: VideoDiffusion, video: torch.Tensor, latents: torch.Tensor) -> float | None:
-    """Mean PSNR (dB) of `video` `[clip frame channel height width]` encoded and decoded; None for a model of pixels."""
-    if pipe.vae is None or isinstance(pipe.vae, IdentityVAE):
+def round_trip(pipe: VideoDiffusion, video: torch.Tensor | None, latents: torch.Tensor) -> float | None:
+    """Mean PSNR (dB) of `video` `[clip frame channel height width]` against its decoded `latents`; None for a model of
+    pixels, and for clips that are latents alone."""
+    if video is None or pipe.vae is None or isinstance(pipe.vae, IdentityVAE):
         return None
     with torch.no_grad():
         return float(psnr(pipe.decode(latents).float().cpu(), video.float()).mean())

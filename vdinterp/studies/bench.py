@@ -146,7 +146,7 @@ class Bench:
             model=self.pipe.model.cfg.model_name,
             errors={plural(self.steps, "denoising step"): float(scores.nanmean(1).nanmean())},
             still=float(distance.masked_fill(~self.judged, torch.nan).nanmean(1).nanmean()),
-            round_trip=round_trip(self.pipe, self.video, self.truth),
+            round_trip=round_trip(self.pipe, None if self.clips.video is None else self.video, self.truth),
             without_actions=self.pipe.model.cfg.d_action > 0 and not self.has_cond,
         )
 
