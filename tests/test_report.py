@@ -138,6 +138,7 @@ def test_a_page_says_what_was_run_and_is_the_same_again(tmp_path: Path) -> None:
     assert other.read_bytes() != made[0].read_bytes()
     text = Page(made[0].read_text("utf-8")).text
     assert "What was run" in text and text.count("vdinterp study x --model 'a<b'") == 2 and "2031-02-03 04:05" in text
+    assert text.index("m fails.") < text.index("70 rows"), "first of all"
     for name, value in (("weights", "0123456789ab"), ("levels", "0.3, 0.9"), ("seed", "7"), ("model", "m")):
         assert f"{name} {value}" in text
     assert json.loads((tmp_path / "1" / "report.json").read_text())["run"] == run

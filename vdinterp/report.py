@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -113,7 +114,7 @@ def write(
         if not isinstance(item, (Result, Section)):
             raise ValueError(f"a report is made of Result and Section objects, got {type(item).__name__}")
     results = [item for item in items if isinstance(item, Result)]
-    sections = [section for item in items for section in (item.sections() if isinstance(item, Result) else [item])]
+    sections = [section for item in items for section in (_sections(item) if isinstance(item, Result) else [item])]
     sections = [*_side_by_side(results), *sections, *_about(results, dict(run or {}))]
     heading = title or items[0].title
     page = render(sections, title=heading, subtitle=subtitle, run=run)
@@ -136,6 +137,15 @@ def write(
     return path
 
 
+def _sections(result: Result) -> list[Section]:
+    """The sections of a result, its caution first, whatever its own text begins with."""
+    first, *others = result.sections()
+    said = wording.caution(result.meta)
+    if said and said.strip() not in first.text:
+        first = dataclasses.replace(first, text=said + first.text)
+    return [first, *others]
+
+
 def _side_by_side(results: Sequence[Result]) -> list[Section]:
     """What classes say of several of their results."""
     kinds = dict.fromkeys(type(result) for result in results)
@@ -144,21 +154,18 @@ def _side_by_side(results: Sequence[Result]) -> list[Section]:
 
 
 def _about(results: Sequence[Result], run: Mapping[str, str]) -> list[Section]:
-    """What was run: a row a setting, a column a result; settings that all share stand once."""
-    columns = [{**run, "version": f"vdinterp {version('vdinterp')}"}] if run or results else []
-    rows: dict[str, list[str]] = {name: [value] for one in columns for name, value in one.items()}
-    found = [{name: _setting(value) for name, value in result.meta.items() if name not in HIDDEN} for result in results]
-    for name in dict.fromkeys(name for settings in found for name in settings):
-        values = list(dict.fromkeys(settings[name] for settings in found if settings.get(name)))
-        if values:
-            rows[name] = values
-    if not found or not rows:
+    """What was run, a row a setting; of several results all values that differ, in their order."""
+    if not results and not run:
         return []
-    table = pd.DataFrame({"setting": list(rows), "value": ["; ".join(values) for values in rows.values()]})
-    caption = "Settings of this report" + (
-        "; where results differ, all values in their order" if len(found) > 1 else ""
-    )
-    return [Section(title="What was run", tables={caption: table})]
+    rows = {**run, "version": f"vdinterp {version('vdinterp')}"}
+    metas = [result.meta for result in results]
+    for name in dict.fromkeys(name for meta in metas for name in meta if name not in HIDDEN):
+        values = dict.fromkeys(_setting(meta[name]) for meta in metas if name in meta)
+        if any(values):
+            rows[name] = "; ".join(value for value in values if value)
+    table = pd.DataFrame({"setting": list(rows), "value": list(rows.values())})
+    differ = "; where results differ, all values in their order" if len(results) > 1 else ""
+    return [Section(title="What was run", tables={f"Settings of this report{differ}": table})]
 
 
 def _setting(value: Any) -> str:
@@ -204,14 +211,10 @@ def render(sections: Sequence[Section], *, title: str, subtitle: str = "", run: 
         body.append(f'<section id="words-used-here"><h2>Words used here</h2><dl>{meanings}</dl></section>')
     # get_plotlyjs() holds no closing script tag; a figure's own JSON is escaped by plotly.
     library = f"<script>{get_plotlyjs()}</script>" if scripts else ""
-    facts = [_inline(subtitle)] if subtitle else []
-    facts += [
-        f"vdinterp {version('vdinterp')}",
-        *(html.escape(one) for name, one in (run or {}).items() if name == "date"),
-    ]
-    if (run or {}).get("command"):
-        facts.append(f"<code>{html.escape((run or {})['command'])}</code>")
-    under = " &middot; ".join(facts)
+    run = run or {}
+    facts = [_inline(subtitle), f"vdinterp {version('vdinterp')}", html.escape(run.get("date", ""))]
+    facts.append(f"<code>{html.escape(run['command'])}</code>" if run.get("command") else "")
+    under = " &middot; ".join(fact for fact in facts if fact)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

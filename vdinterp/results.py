@@ -18,6 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vdinterp.wording import caution
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from typing_extensions import Self
@@ -88,9 +90,11 @@ class Result:
     def summary(self) -> str:
         """A few paragraphs of text: settings, number of rows. Subclasses put their finding first."""
         frame = self.to_frame()
-        settings = ", ".join(f"{key} `{value}`" for key, value in self.meta.items() if _is_scalar(value))
+        said = caution(self.meta)
+        scalars = {key: value for key, value in self.meta.items() if _is_scalar(value) and key != "caution"}
+        settings = ", ".join(f"{key} `{value}`" for key, value in scalars.items())
         columns = ", ".join(f"`{column}`" for column in frame.columns)
-        return "\n\n".join(part for part in (settings, f"{len(frame)} rows with columns {columns}.") if part)
+        return said + "\n\n".join(part for part in (settings, f"{len(frame)} rows with columns {columns}.") if part)
 
     def sections(self) -> list[Section]:
         """What a report shows of this result: by default one section with the summary, all figures and the table."""

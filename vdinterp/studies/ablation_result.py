@@ -12,7 +12,7 @@ import pandas as pd
 from vdinterp import plotting
 from vdinterp.results import Section
 from vdinterp.studies import ablation_text, wording
-from vdinterp.studies.result import COLUMNS_MEAN, UNITS, Strips, StudyResult
+from vdinterp.studies.result import COLUMNS_MEAN, UNITS, StudyResult
 from vdinterp.wording import caution
 
 if TYPE_CHECKING:
@@ -226,33 +226,30 @@ class AblationResult(StudyResult):
         moving = {caption: clip for one in results for caption, clip in one.headline_clip().items()}
         return [Section(title="At a glance", text=text, moving=moving, figures=compared(results))]
 
-    def headline_strips(self) -> Strips:
-        """Of every ablation its most costly variant, under the truth and the intact model's clip: one clip each."""
+    def headline(self) -> dict[str, Any]:
+        """One clip: the truth, what the intact model makes of it, and the most costly variant of every ablation."""
         chosen: dict[str, Any] = {}
         for ablation, clips in self.strips.items():
             worst = ablation_text.costliest(self, ablation)
             variant = "1 step" if ablation == "one step" else None if worst is None else worst["variant"]
             if variant in clips:
                 chosen |= {name: clips[name] for name in ("truth", "intact") if name in clips}
-                chosen[variant if ablation == "one step" else f"{ablation}: {variant}"] = clips[variant]
-        return {"headline": chosen} if chosen else {}
+                chosen[_named(ablation, str(variant))] = clips[variant]
+        return chosen
 
     def headline_strip(self) -> dict[str, go.Figure]:
-        """The film strip of `headline_strips`, by caption."""
-        strips = self.headline_strips()
-        return (
-            self._film(f"{self.model}: the most costly variant of every ablation", strips["headline"]) if strips else {}
-        )
+        """The headline as a film strip, by caption; empty without strips."""
+        clips = self.headline()
+        return self._film(f"{self.model}: the most costly variant of every ablation", clips) if clips else {}
 
     def headline_clip(self) -> dict[str, str]:
-        """The same as a moving picture, by caption."""
-        strips = self.headline_strips()
-        if not strips:
+        """The headline as a moving picture, by caption; empty without strips."""
+        clips = {name: clip.numpy() / np.float32(255) for name, clip in self.headline().items()}
+        if not clips:
             return {}
-        clips = {name: clip.numpy() / np.float32(255) for name, clip in strips["headline"].items()}
-        n_context = int(self.meta.get("context frames", 0))
         caption = f"{self.model}: the true clip, what the intact model makes of it, and the most costly ablations"
-        return {f"{caption}. {self.why_shown}": plotting.moving_clips(clips, n_context=n_context)}
+        moving = plotting.moving_clips(clips, n_context=int(self.meta.get("context frames", 0)))
+        return {f"{caption}. {self.why_shown}": moving}
 
     def _singles(self, ablation: str) -> dict[str, pd.DataFrame]:
         if not len(self.pick(ablation=ablation, protocol="denoise")):
@@ -265,35 +262,27 @@ class AblationResult(StudyResult):
 
 
 def compared(results: Sequence[AblationResult]) -> dict[str, go.Figure]:
-    """Bars of what the most costly variants that all models have cost each of them, with what needs no model."""
-    shared = [
-        (ablation, variant)
-        for ablation, variant in dict.fromkeys(
-            zip(results[0].table["ablation"], results[0].table["variant"], strict=True)
-        )
-        if ablation not in ("intact", "no transformer")
-        and all(len(one.pick(ablation=ablation, variant=variant, protocol="sample")) for one in results)
-    ]
-    chosen: dict[str, tuple[str, str]] = {}
-    for ablation, variant in shared:
-        mine = [name for name in shared if name[0] == ablation]
-        if ablation == "one step" and variant != "1 step":
-            continue
-        chosen[ablation] = max(mine, key=lambda name: _mean_error(results, name)) if ablation != "one step" else (
-            ablation, variant
-        )  # fmt: skip
+    """Bars of what an ablation costs each model, beside what needs no model: of every ablation the variant, among those
+    that all models have, that costs most (of "one step" the single step)."""
+    chosen = []
+    for ablation in results[0].ablations[1:]:
+        variants = dict.fromkeys(results[0].pick(ablation=ablation, protocol="sample")["variant"])
+        shared = [
+            name for name in variants
+            if all(len(one.pick(ablation=ablation, variant=name, protocol="sample")) for one in results)
+            and (ablation != "one step" or name == "1 step")
+        ]  # fmt: skip
+        if shared:
+            chosen.append((ablation, max(shared, key=lambda name: _mean_error(results, ablation, name))))
+    models = [one.model for one in results]
     rows = []
-    for one in results:
-        named = {"intact": wording.intact(one), "still picture (no model)": wording.copy(one)}
-        named |= {
-            variant if ablation == "one step" else f"{ablation}: {variant}": wording.only(
-                one.pick(ablation=ablation, variant=variant, protocol="sample")
-            )
-            for ablation, variant in chosen.values()
-        }
+    for index, one in enumerate(results):
+        model = one.model if models.count(one.model) == 1 else f"{one.model} ({index + 1})"
+        scores = {"intact": wording.intact(one), "still picture (no model)": wording.copy(one)}
+        scores |= {_named(*name): wording.only(_sampled(one, *name)) for name in chosen}
         rows += [
-            {"condition": name, "model": one.model, **{end: row[end] for end in ("value", "low", "high")}}
-            for name, row in named.items()
+            {"condition": name, "model": model, **{end: score[end] for end in ("value", "low", "high")}}
+            for name, score in scores.items()
         ]
     title = "x0 error of every model: intact, a still picture, and the most costly variant of every ablation"
     figure = plotting.bars(
@@ -303,15 +292,20 @@ def compared(results: Sequence[AblationResult]) -> dict[str, go.Figure]:
     return {f"{title}. Lines: 95 % intervals over clips": figure}
 
 
-def _mean_error(results: Sequence[AblationResult], name: tuple[str, str]) -> float:
+def _sampled(result: AblationResult, ablation: str, variant: str) -> Any:
+    return result.pick(ablation=ablation, variant=variant, protocol="sample")
+
+
+def _named(ablation: str, variant: str) -> str:
+    return variant if ablation == "one step" else f"{ablation}: {variant}"
+
+
+def _mean_error(results: Sequence[AblationResult], ablation: str, variant: str) -> float:
     """Of one variant over the models, each in units of its still picture's error."""
-    return float(
-        np.mean([
-            wording.only(one.pick(ablation=name[0], variant=name[1], protocol="sample"))["value"]
-            / wording.copy(one)["value"]
-            for one in results
-        ])
-    )  # fmt: skip
+    errors = [
+        wording.only(_sampled(one, ablation, variant))["value"] / wording.copy(one)["value"] for one in results
+    ]  # fmt: skip
+    return float(np.mean(errors))
 
 
 def by_effect(table: pd.DataFrame) -> pd.DataFrame:

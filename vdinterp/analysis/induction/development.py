@@ -28,7 +28,7 @@ CURVES = {
     "previous_frame": "previous frame: best head's attention to the frame before",
     "duplicate": "duplicate: best head's share on the earlier A, when A comes again",
     "prefix_matching": "induction: best head's prefix matching",
-    "composition": "composition: what prefix matching loses when a previous-frame head's output is that of a control clip",
+    "composition": "composition: loss of prefix matching when a previous-frame head's output is a control clip's",
 }
 
 
