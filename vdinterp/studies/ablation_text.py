@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vdinterp.studies.ablation_result import AblationResult
 
 PARTS = {"no AdaLN": "its AdaLN", "no attention": "its attention", "no MLP": "its MLPs"}
-BLURRED = 0.95  # of the intact model's sharpness: below, a sample is called blurred
+BLURRED = 0.95  # of the intact model's sharpness, and of the truth's: below, a sample is called blurred
 METHOD = {
     "no transformer": "Without any model: {round_trip}`decoded noise` decodes the noise that sampling starts from, "
     "`copy last frame` repeats the last context frame: a still picture.",
@@ -75,7 +75,7 @@ def steps_finding(result: AblationResult) -> str:
         f"A single denoising step scores {number(one['value'])}, {'lower' if lower else 'no lower'} than all {steps}, "
         f"with a sharpness of {number(sharp)} against {number(full)} (1 is as sharp as the true frames)"
     )
-    if lower and sharp < BLURRED * full:
+    if lower and sharp < BLURRED * min(full, 1.0):
         return f"{text}: squared error rewards a blurred average of what may come, so this is not better video."
     if lower:
         return f"{text}: squared error rewards the average of what may come over one that is made out in many steps."
