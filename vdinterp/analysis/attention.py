@@ -92,7 +92,7 @@ class FrameMass(Result):
 
     def sections(self) -> list[Section]:
         """Summary, figures and the table, the largest masses between different frames first."""
-        caption = "Mean attention from frame to frame, the largest first. `chance`: of uniform attention"
+        caption = "From frame to frame. Mean attention, the largest first. `chance`: of uniform attention"
         return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: largest(self)})]
 
 
@@ -254,7 +254,7 @@ class DisplacementKernels(Result):
     def sections(self) -> list[Section]:
         """Summary, figures and the table, the largest values first."""
         caption = (
-            "Mean attention by displacement from query to key (frames, rows down, columns right), the largest first. "
+            "By displacement. Mean attention from query to key (frames, rows down, columns right), the largest first. "
             "`chance`: of uniform attention"
         )
         return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: largest(self)})]

@@ -81,7 +81,7 @@ class DirectAttribution(Result):
     def sections(self) -> list[Section]:
         """Summary, figures and the table, the largest parts first."""
         caption = (
-            "What every component writes into the prediction, the largest share first. `share`: projection on the "
+            "Every component. What it writes into the prediction, the largest share first. `share`: projection on the "
             "prediction; `size`: norm over the prediction's (large with a small share: it cancels with others)"
         )
         table = self.table.reindex(self.table["share"].abs().sort_values(ascending=False).index)

@@ -69,7 +69,7 @@ class DirectEffect(Result):
     def sections(self) -> list[Section]:
         """Summary, figures and the table, the largest total effects of the noisiest level first."""
         caption = (
-            "Direct and total effect of every head, the largest first. `direct`: only what it writes into the "
+            "Every head. Its direct and total effect, the largest first. `direct`: only what it writes into the "
             "prediction; `total`: everything; each with the ends of its 95 % interval over clips"
         )
         table = self.table.sort_values(["level", "total"], ascending=False, kind="stable", ignore_index=True)

@@ -136,7 +136,7 @@ class PatchingResult(Result):
         base = self.untouched["clean" if self.meta["direction"] == "noising" else "corrupted"]
         order = (self.table["value"] - base).abs().sort_values(ascending=False, kind="stable").index
         caption = (
-            f"Every place that was patched, the furthest from the run that is patched first. `value`: {self.unit}; "
+            f"Every place. The furthest from the run that is patched first. `value`: {self.unit}; "
             "`low`, `high`: 95 % interval over pairs of clips"
         )
         tables = {caption: self.table.loc[order].reset_index(drop=True)}

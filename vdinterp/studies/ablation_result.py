@@ -202,7 +202,7 @@ class AblationResult(StudyResult):
             moving=self.headline_clip(),
             figures={**strip, **self.overview()},
             tables={
-                f"{self.model}: every sampled condition, the largest rise first. {COLUMNS_MEAN}": by_effect(
+                f"Every sampled condition. {self.model}, the largest rise first. {COLUMNS_MEAN}": by_effect(
                     self.wide(protocol=["sample", "given"])
                 )
             },
@@ -255,8 +255,8 @@ class AblationResult(StudyResult):
         if not len(self.pick(ablation=ablation, protocol="denoise")):
             return {}
         caption = (
-            f"{self.model}, {ablation}: one layer or head at a time, in single forward passes, the largest rise first. "
-            f"`mode`: what it is replaced with. {COLUMNS_MEAN}"
+            f"One at a time. {self.model}, {ablation}: one layer or head replaced in single forward passes, the "
+            f"largest rise first. `mode`: what it is replaced with. {COLUMNS_MEAN}"
         )
         return {caption: by_effect(self.wide(ablation=ablation, protocol="denoise"))}
 

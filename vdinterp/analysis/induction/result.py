@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 GAINS = (
-    "What the repeat gains over each control clip, noisiest level first. `gain`: x0 error on the control clip minus "
-    "that on the clip, with the ends of its 95 % interval; `lag` 0: all lags; `found`: a gain that is surely above 0"
+    "Gains. What the repeat gains over each control clip, noisiest level first. `gain`: x0 error on the control clip "
+    "minus that on the clip, with the ends of its 95 % interval; `lag` 0: all lags; `found`: a gain that is surely above 0"
 )
 EFFECT = (
     "Rise of the x0 error with heads at their mean: `repeats`, where B came back (`low`, `high`: 95 % interval); "
@@ -122,7 +122,7 @@ class InductionResult(Result):
         kinds = "\n".join(f"- **{name}**: {text}." for name, text in MEANING.items() if name in shown)
         kinds += "".join(f"\n- {name}: left out, {why}." for name, why in self.skipped.items())
         controls = (
-            {"Controls: what else could explain it, and whether it does": _plainly(self.controls)}
+            {"Controls. What else could explain it, and whether it does": _plainly(self.controls)}
             if len(self.controls)
             else {}
         )
@@ -146,7 +146,7 @@ class InductionResult(Result):
                     text=f"Scores:\n\n{meanings}",
                     figures=of_heads,
                     tables={
-                        "Scores of every head, the deciding noise level and the best heads first": _plainly(
+                        "Scores. Every head, the deciding noise level and the best heads first": _plainly(
                             self._sorted_scores()
                         )
                     },

@@ -224,7 +224,7 @@ class NeuronResult(Result):
             else ""
         )
         tables = {
-            f"All neurons, the {'most selective' if self.label_names else 'largest activations'} first. `mean`, `std`: "
+            f"All neurons. The {'most selective' if self.label_names else 'largest activations'} first. `mean`, `std`: "
             f"of its activation; `active`: share of tokens above 0; `top`: largest activation{labelled}": table
         }
         if self.effects is not None:

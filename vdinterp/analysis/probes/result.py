@@ -201,7 +201,7 @@ class ProbeResult(Result):
         """Summary, figures and the table, probes beside their baselines layer by layer."""
         kinds = "; ".join(f"`{kind}`, {meaning}" for kind, meaning in BASELINES.items())
         caption = (
-            f"Held-out scores ({self.unit}) of the probe and its baselines, with 95 % intervals over clips. `gain`: "
-            f"what the probe has more than this kind. Kinds: {kinds}"
+            f"Held-out scores. {self.unit[0].upper()}{self.unit[1:]}, of the probe and its baselines, with 95 % "
+            f"intervals over clips. `gain`: what the probe has more than this kind. Kinds: {kinds}"
         )
         return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: self.table})]
