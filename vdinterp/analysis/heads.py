@@ -43,9 +43,9 @@ NEEDS = {
 }
 CAPTION = (
     "Every head. What it attends to and what is lost without it, the largest effect first. `role`: the narrowest "
-    "relation that holds at least half of its attention; `score`: that share; `chance`: of uniform attention; `effect`: rise of "
-    "the x0 error with the head at its mean, `low` and `high` its 95 % interval over clips; then the attention on each "
-    "relation: " + "; ".join(f"`{role}`, {meaning}" for role, meaning in ROLES.items())
+    "relation that holds at least half of its attention; `score`: that share; `chance`: of uniform attention; "
+    "`effect`: rise of the x0 error with the head at its mean, `low` and `high` its 95 % interval over clips; then the "
+    "attention on each relation: " + "; ".join(f"`{role}`, {meaning}" for role, meaning in ROLES.items())
 )
 
 

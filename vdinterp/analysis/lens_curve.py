@@ -72,8 +72,8 @@ class LensCurve(Result):
     def sections(self) -> list[Section]:
         """Summary, figures and the table."""
         caption = (
-            "Every layer. Error of what the lens reads before each block. `to`: what it is compared with; `low`, `high`: "
-            "95 % interval over clips"
+            "Every layer. Error of what the lens reads before each block. `to`: what it is compared with; `low`, "
+            "`high`: 95 % interval over clips"
         )
         table = self.table.sort_values("level", ascending=False, kind="stable", ignore_index=True)
         return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: table})]

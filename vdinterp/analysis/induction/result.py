@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 GAINS = (
     "Gains. What the repeat gains over each control clip, noisiest level first. `gain`: x0 error on the control clip "
-    "minus that on the clip, with the ends of its 95 % interval; `lag` 0: all lags; `found`: a gain that is surely above 0"
+    "minus that on the clip, with the ends of its 95 % interval; `lag` 0: all lags; `found`: a gain that is "
+    "surely above 0"
 )
 EFFECT = (
     "Rise of the x0 error with heads at their mean: `repeats`, where B came back (`low`, `high`: 95 % interval); "
