@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -158,7 +158,7 @@ def head_table(
             scores = {role: torch.cat([batch[layer][role] for batch in batches]).nanmean(0) for role in ROLES}
             for head in range(n_heads):
                 rows.append(_row(level, layer, head, scores, chance[layer], rises[layer, head]))
-    table = pd.DataFrame(rows)
+    table: Any = pd.DataFrame(rows)
     known = [column for column in table if column not in ROLES or table[column].notna().any()]
     return HeadTable(
         table=table[known], effects=torch.stack(effects), error=torch.stack(errors),
