@@ -16,7 +16,8 @@ from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache
-from vdinterp.results import Result
+from vdinterp.results import Result, Section
+from vdinterp.wording import caution
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -61,9 +62,19 @@ class DirectEffect(Result):
             )
             lines.append(
                 f"- noise level {row['level']:g}: Spearman {row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}] "
-                f"over {row['heads']} heads, {_said(row)}. Most through others: {named}."
+                f"over {row['heads']} heads, {_said(row)}. Largest effects through later components: {named}."
             )
-        return "Rise of the x0 error without a head, directly and in total:\n\n" + "\n".join(lines)
+        lead = "Rise of the x0 error when a head is at its mean, in total and by what it writes itself (directly):"
+        return f"{caution(self.meta)}{lead}\n\n" + "\n".join(lines)
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the largest total effects of the noisiest level first."""
+        caption = (
+            "Every head. Its direct and total effect, the largest first. `direct`: only what it writes into the "
+            "prediction; `total`: everything; each with the ends of its 95 % interval over clips"
+        )
+        table = self.table.sort_values(["level", "total"], ascending=False, kind="stable", ignore_index=True)
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: table})]
 
 
 def _said(row: dict[str, Any]) -> str:

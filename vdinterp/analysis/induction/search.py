@@ -21,9 +21,10 @@ from vdinterp.analysis.induction.effects import Sweeps
 from vdinterp.analysis.induction.naming import again_row, chosen_heads, evidence_of, finding_table, judge, judged_table
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
+from vdinterp.analysis.induction.stimuli import stimuli
 from vdinterp.analysis.induction.task import LookStore, Task, cells_of, pool_of
 from vdinterp.analysis.induction.verdict import FIXED, Evidence, Finding, findings, from_heads
-from vdinterp.analysis.noised import check_levels
+from vdinterp.analysis.noised import check_levels, checkpoint, weights_id
 from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, cue_of, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k
@@ -205,7 +206,7 @@ class _Search:
         lead = shown[0]
         about: dict[str, Any] = {
             "behaviour": pd.concat(tables, ignore_index=True), "positions": positions, "skipped": skipped,
-            "meta": self._meta(task),
+            "stimuli": stimuli(task.repeats), "meta": self._meta(task),
         }  # fmt: skip
         if lead.pairs is None:
             return InductionResult.without_heads(
@@ -315,8 +316,8 @@ class _Search:
     def _meta(self, task: Task) -> dict[str, Any]:
         cfg = self.pipe.model.cfg
         return {
-            "model": cfg.model_name, "checkpoint": self.pipe.meta.get("checkpoint"), "levels": list(self.levels),
-            "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
+            "model": cfg.model_name, **checkpoint(self.pipe), "weights": weights_id(self.pipe.model),
+            "levels": list(self.levels), "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
             **({"actions": "none: the model ran without"} if cfg.d_action else {}),
         }  # fmt: skip
 
