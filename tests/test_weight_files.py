@@ -216,7 +216,8 @@ def test_a_configuration_alone_takes_no_memory(folder, changes, says):
 @pytest.mark.parametrize(
     ("vae", "says"),
     [
-        ({"kind": "tiny_conv", "widths": [10**6, 10**6, 10**6]}, "missing: decoder.0.bias"),
+        ({"kind": "tiny_conv", "widths": [60_000] * 3}, "missing: decoder.0.bias"),
+        ({"kind": "tiny_conv", "widths": [10**6] * 3}, "at most 65536"),
         ({"kind": "tiny_conv", "widths": ["8", 8, 8]}, "widths is .* 3 whole numbers"),
         ({"kind": "tiny_conv", "noise": float("nan")}, "noise is nan"),
         ({"kind": "tiny_conv", "colour": 3}, "takes in_channels, latent_channels, widths, noise; not colour"),
