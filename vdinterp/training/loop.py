@@ -230,6 +230,4 @@ def fit(
     store.write_tensors(out_dir / "final.safetensors", state.average)
     lines = ["step,loss", *(f"{i},{value:.6g}" for i, value in enumerate(state.losses))]
     store.write(out_dir / "losses.csv", "\n".join(lines) + "\n")
-    return module.eval()
-    _write(out_dir / "losses.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
     return module
