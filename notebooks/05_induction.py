@@ -81,7 +81,7 @@ gains = found.behaviour[(found.behaviour["design"] == "one-off") & (found.behavi
 share = gains.pivot(index="level", columns="twin", values="gain")
 assert share.loc[0.4, "no match"] < 0.7 * share.loc[0.4, "no content"], "content helps at a low level"
 assert share.loc[0.95, "no match"] > 0.9 * share.loc[0.95, "none"], "and not at a high one"
-found.plot().about("gain", "by lag", "saves")
+found.plot().about("gains over", "by lag", "saves")
 
 # %% [markdown]
 # Who looks? All of layer 3 but one head, at every level; for the best ones, over one clip; and where they look follows
