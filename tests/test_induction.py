@@ -535,12 +535,13 @@ def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_development(tmp_path: Path) -> None:
     pipes = {step: vd.load("tiny-induction", step) for step in (500, 7900)}
-    found = vd.induction_over_training(pipes, n_per_lag=4, out=tmp_path, progress=False)
+    found = vd.induction_over_training(pipes, n_per_lag=4, repeats=1, out=tmp_path, progress=False)
     early, late = found.table.to_dict("records")
     assert (early["step"], late["step"]) == (500, 7900) and late["verdict"] == "induction" != early["verdict"]
     assert early["duplicate"] > 0.4 > early["prefix_matching"] + 0.3 and late["prefix_matching"] > 0.7
     assert late["composition"] > 0.2 > early["composition"] and late["error"] < 0.2 * late["twin_error"]
     assert len(found.plot()) == 2 and "duplicate" in found.summary()
+    assert (late["same"], late["searches"]) == (2, 2) and "step 7900: induction (2 of 2 searches)" in found.summary()
     with pytest.raises(ValueError, match="no checkpoint"):
         vd.induction_over_training({})
 

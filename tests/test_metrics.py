@@ -126,7 +126,7 @@ def test_few_clips_have_students_interval() -> None:
 
 @pytest.mark.parametrize("n_clips", [2, 8, 16, 29, 30])
 def test_intervals_hold_the_mean_as_often_as_they_say(n_clips: int) -> None:
-    """On either side, of normal values; the 4,000 samples are as many columns. Percentiles alone would miss 6 % at 8."""
+    """On either side, of normal values; 4,000 samples are as many columns. Percentiles alone would miss 6 % at 8."""
     drawn = torch.randn(n_clips, 4000, generator=torch.Generator().manual_seed(n_clips))
     _, low, high = bootstrap_mean(drawn)
     assert 0.015 < (low > 0).mean() < 0.04 and 0.015 < (high < 0).mean() < 0.04

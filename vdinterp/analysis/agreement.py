@@ -1,4 +1,4 @@
-"""How well two orders of the same things agree: rank correlation with its interval and its chance range, top entries."""
+"""How well two orders of the same things agree: rank correlation, its interval and chance range, top entries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from vdinterp.analysis.bootstrap import resamples, tails
 from vdinterp.results import Result
 
-PERMUTATIONS = 2000
+PERMUTATIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,8 +37,8 @@ class Agreement(Result):
 
     def sentence(self) -> str:
         return (
-            f"Spearman {self.spearman:.2f} [{self.low:.2f}, {self.high:.2f}] (by chance within {self.chance:.2f} of 0), "
-            f"{self.top_overlap:.0%} of the top {self.top_k}, on {self.n} entries patched exactly"
+            f"Spearman {self.spearman:.2f} [{self.low:.2f}, {self.high:.2f}] (by chance within {self.chance:.2f} of "
+            f"0), {self.top_overlap:.0%} of the top {self.top_k}, on {self.n} entries patched exactly"
         )
 
 
@@ -74,7 +74,7 @@ def rank_correlation(
     rng = np.random.default_rng(seed)
     shuffled = [spearman(means[0][0], rng.permutation(means[1][0])) for _ in range(PERMUTATIONS)]
     quantiles = tails(len(one))
-    measured = not np.isnan(quantiles + [value]).any()
+    measured = not np.isnan([*quantiles, value]).any()
     low, high = np.nanquantile(drawn, quantiles) if measured else (np.nan, np.nan)
     chance = float(np.quantile(np.abs(shuffled), 0.95))
     return {"spearman": value, "low": float(low), "high": float(high), "chance": chance}

@@ -36,7 +36,8 @@ CURVES = {
 class DevelopmentResult(Result):
     """Behaviour and scores along training.
 
-    `table`, one row a checkpoint: `step verdict reason`, `error` of one-off repeats (x0, over the variance),
+    `table`, one row a checkpoint: `step verdict reason`, `same` of `searches` with other clips and noise that came to
+    this verdict (the first counts), `error` of one-off repeats (x0, over the variance),
     `twin_error` where nothing came back, and `loop_error`; `previous_frame duplicate prefix_matching` of the best head
     each (named in `previous_frame_head` ..) and `composition`.
     """
@@ -76,8 +77,8 @@ class DevelopmentResult(Result):
                                f"(half of its largest value, {largest:.2f})."))  # fmt: skip
         order = "\n".join(text for _, text in sorted(formed))
         verdicts = "\n".join(
-            f"- step {step}: {verdict}."
-            for step, verdict in zip(self.table["step"], self.table["verdict"], strict=True)
+            f"- step {row['step']}: {row['verdict']} ({row['same']} of {row['searches']} searches)."
+            for row in self.table.to_dict("records")
         )
         return f"When the parts form:\n\n{order}\n\nVerdicts:\n\n{verdicts}"
 
@@ -89,6 +90,7 @@ def induction_over_training(
     seed: int = 0,
     level: float = 0.95,
     n_per_lag: int = 8,
+    repeats: int = 2,
     engine: Literal["inline", "ray"] = "inline",
     out: str | Path | None = None,
     progress: bool = True,
@@ -100,7 +102,9 @@ def induction_over_training(
 
     All at one noise level, where the query carries hardly any content. `composition` is the largest drop of the best
     induction head's prefix matching when one of the three best previous-frame heads before it tells of a twin
-    (`reliance_table`). Best-of-all-heads scores are above chance even for random weights: compare with the first
+    (`reliance_table`). A verdict on an edge comes out one way or the other by the clips of the search: `repeats` more
+    of them say how often it comes again. Best-of-all-heads scores are above chance even for random weights: compare
+    with the first
     checkpoint. `clips`, `engine`, `out`: as of `find_induction`.
 
     Raises ValueError for no checkpoints.
@@ -110,11 +114,16 @@ def induction_over_training(
     rows: list[dict[str, Any]] = []
     for step, pipe in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
         folder = None if out is None else Path(out) / f"step-{step}"
-        options: Any = {"levels": (level,), "n_per_lag": n_per_lag, "designs": (), "progress": False}
+        options: Any = {
+            "levels": (level,), "n_per_lag": n_per_lag, "designs": (), "repeats": repeats, "verdict_only": True,
+            "progress": False,
+        }  # fmt: skip
         found = find_induction(pipe, clips, seed=seed, engine=engine, out=folder, **options)
-        rows.append({"step": step, "verdict": found.verdict,
-                "reason": found.reason, **_errors(found.behaviour),
-                     **_parts(pipe, clips, seed, level, n_per_lag)})  # fmt: skip
+        same, searches = found.reproduced
+        rows.append({
+            "step": step, "verdict": found.verdict, "reason": found.reason, "same": same, "searches": searches,
+            **_errors(found.behaviour), **_parts(pipe, clips, seed, level, n_per_lag),
+        })  # fmt: skip
     some = next(iter(checkpoints.values()))
     meta = {"model": some.model.cfg.model_name, "level": level, "seed": seed, "checkpoints": len(rows)}
     return DevelopmentResult(table=pd.DataFrame(rows), level=level, meta=meta)

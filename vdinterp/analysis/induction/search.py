@@ -46,7 +46,7 @@ def find_induction(
     levels: Sequence[float] = LEVELS,
     n_per_lag: int = 16,
     designs: Sequence[str] = DESIGNS,
-    repeats: int = 4,
+    repeats: int = 2,
     verdict_only: bool = False,
     batch: int = 16,
     engine: Literal["inline", "ray"] = "inline",
