@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vdinterp.analysis.noised import NoisedClips, check_levels
+from vdinterp.analysis.stimulus import latents_of
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.models import HookedVideoDiT
@@ -180,9 +181,7 @@ class Contrast:
                 raise ValueError(f"{what} are clips: pass the pipeline, which turns them into latents, not its model")
             if self.model.cfg.d_action and given.action is not None:
                 cond = given.action[:, : self.model.cfg.n_frames]
-            with torch.no_grad():
-                parts = given.video[:, : self.model.cfg.n_frames].split(16)
-                given = torch.cat([self.pipe.encode(part).float().cpu() for part in parts])
+            given = latents_of(self.pipe, given, self.model.cfg.n_frames)
         cfg = self.model.cfg
         wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
         if not isinstance(given, torch.Tensor) or given.ndim != 5 or not len(given):

@@ -16,6 +16,7 @@ from vdinterp.analysis.noised import NoisedClips
 from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.progress import bar
 from vdinterp.results import Result
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed:
     caches: dict[tuple[float, int], ActivationCache] = {}
     drawn = torch.Generator().manual_seed(seed)
     losses = []
-    for step in range(steps):
+    for step in bar(range(steps), desc="tuned lens", unit="step"):
         level = noised.levels[step % len(noised.levels)]
         batch = int(torch.randint(len(noised.batches), (), generator=drawn))
         if (level, batch) not in caches:

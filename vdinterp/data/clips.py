@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,8 +20,12 @@ KINDS = (*DIGIT_KINDS, *OBJECT_KINDS, "crafter")
 class Clips:
     """A batch of clips of one kind. A ground-truth field that means nothing for the kind is None.
 
-    `video`: values in [0, 1].  `corrupt`: the same clips with exactly one frame changed, frame `corrupt_frame` of each,
-    and the ground truth that then holds.
+    `video`: values in [0, 1].  `encoded`: what one model's `pipe.encode` makes of the video, normalised; with it the
+    video may be missing (None), and what needs pixels then decodes or says so. `corrupt`: the same clips with exactly
+    one frame changed, frame `corrupt_frame` of each, and the ground truth that then holds.
+
+    `labels`: what you know of clips of your own, by name: `[batch]`, `[batch frame]`, `[batch frame row col]` (rows and
+    columns of tokens) or `[batch frame k]`; whole numbers are classes, negative ones unknown, other numbers are values.
 
     Repetition (digit kinds): `state_id` which image a frame shows (equal id, equal frame). `match` the most recent
     earlier frame with the same content after the same predecessor, -1 if none: what induction copies. `lag` the
@@ -35,7 +41,9 @@ class Clips:
     """
 
     kind: str
-    video: Float[torch.Tensor, "batch frame channel height width"]
+    video: Float[torch.Tensor, "batch frame channel height width"] | None = None
+    encoded: Float[torch.Tensor, "batch frame _ _ _"] | None = None
+    labels: Mapping[str, torch.Tensor] | None = None
     state_id: Int[torch.Tensor, "batch frame"] | None = None
     match: Int[torch.Tensor, "batch frame"] | None = None
     predictable: Bool[torch.Tensor, "batch frame"] | None = None
@@ -52,24 +60,27 @@ class Clips:
     corrupt_frame: Int[torch.Tensor, " batch"] | None = None
 
     def __post_init__(self) -> None:
-        if self.video.ndim != 5:
-            raise ValueError(f"video must be [batch frame channel height width], got shape {tuple(self.video.shape)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
+        if self.video is None and self.encoded is None:
+            raise ValueError("clips need a video [batch frame channel height width] in [0, 1], or encoded= latents")
+        for name in ("video", "encoded"):
+            value = getattr(self, name)
+            if value is not None and value.ndim != 5:
+                raise ValueError(f"{name} must be [batch frame channel height width], got shape {tuple(value.shape)}")
+        parts = {field.name: getattr(self, field.name) for field in fields(self)} | dict(self.labels or {})
+        for name, value in parts.items():
             if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):
-                raise ValueError(f"{field.name} describes {len(value)} clips, video has {len(self)}")
+                raise ValueError(f"{name} describes {len(value)} clips, there are {len(self)}")
 
     def __repr__(self) -> str:
-        truth = [
-            field.name
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), torch.Tensor) and field.name != "video"
-        ]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        shown = [f"{name} {list(values[name].shape)}" for name in ("video", "encoded") if values[name] is not None]
+        truth = [k for k, v in values.items() if isinstance(v, torch.Tensor) and k not in ("video", "encoded")]
+        truth += list(self.labels or {})
         twin = "" if self.corrupt is None else ", with corrupt twins"
-        return f"Clips({self.kind!r}, video {list(self.video.shape)}, {', '.join(truth) or 'no ground truth'}{twin})"
+        return f"Clips({self.kind!r}, {', '.join(shown)}, {', '.join(truth) or 'no ground truth'}{twin})"
 
     def __len__(self) -> int:
-        return self.video.shape[0]
+        return len(self._frames)
 
     def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> Clips:
         """Some of the clips, as `Clips`; a single integer gives a batch of one."""
@@ -79,24 +90,67 @@ class Clips:
             index = [index]
         if not isinstance(index, slice | torch.Tensor):
             index = torch.as_tensor(index)
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: v[index] for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
+        return self._each(lambda part: part[index])
 
     @property
     def n_frames(self) -> int:
-        return self.video.shape[1]
+        return self._frames.shape[1]
+
+    @property
+    def pixels(self) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """The video. ValueError for clips that are latents alone."""
+        if self.video is None:
+            raise ValueError(
+                f"these {self.kind!r} clips are latents without pixels; give clips with a video, or a pipeline whose "
+                "VAE decodes them"
+            )
+        return self.video
 
     @property
     def latents(self) -> Float[torch.Tensor, "batch frame channel height width"]:
-        """What a pixel-space model takes: `video * 2 - 1`. ValueError for kinds made for latent models."""
+        """The encoded clips; without them what a pixel-space model takes: `video * 2 - 1`. ValueError for kinds made
+        for latent models."""
+        if self.encoded is not None:
+            return self.encoded
         if self.kind == "crafter":
             raise ValueError("crafter clips are for a model with a codec: use pipe.encode(clips.video)")
-        return self.video * 2 - 1
+        return self.pixels * 2 - 1
 
     def to(self, device: torch.device | str) -> Clips:
         """The same clips with every tensor on `device`."""
+        return self._each(lambda part: part.to(device))
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one safetensors file, which `Clips.load` and the command line's `--clips` read."""
+        from vdinterp.data.clip_files import save_clips
+
+        return save_clips(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Clips:
+        """Read a file that `save` wrote, or one of your own: safetensors with `video` `[batch frame channel height
+        width]` (float in [0, 1], or 8-bit) or `latents` (normalised), and whatever else is known: `action`
+        `[batch frame d_action]`, any field of `Clips`, `labels.NAME`.
+
+        Raises FileNotFoundError where there is no file, ValueError for one that holds something else.
+        """
+        from vdinterp.data.clip_files import load_clips
+
+        return load_clips(path)
+
+    @property
+    def _frames(self) -> torch.Tensor:
+        frames = self.encoded if self.video is None else self.video
+        assert frames is not None  # one of them is there
+        return frames
+
+    def _each(self, change: Callable[[Any], Any]) -> Clips:
+        """The clips with every tensor changed alike, those of the twin and the labels too."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
+        changed = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)}
+        if self.labels is not None:
+            changed["labels"] = {name: change(value) for name, value in self.labels.items()}
+        return replace(self, **changed)
 
 
 def make_clips(kind: str, n: int, seed: int = 0, **options: object) -> Clips:

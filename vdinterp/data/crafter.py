@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
 
 from vdinterp.data.clips import Clips
+from vdinterp.progress import bar
 
 ROWS, COLS, CELL = 7, 9, 8
 STEPS, STARTS = 40, 6
@@ -181,7 +181,7 @@ def collect(worlds: tuple[int, ...], path: str | Path | None = None, *, progress
         return Trajectories.load(path)
     index: dict[bytes, int] = {}
     parts: dict[str, list] = {"cells": [], "actions": [], "positions": [], "semantic": [], "world": []}
-    for world in tqdm(worlds, desc="crafter worlds", disable=not progress):
+    for world in bar(worlds, desc="crafter worlds", show=progress):
         played = play(world)
         frames = played.pop("frames")
         cells = frames.reshape(*frames.shape[:2], ROWS, CELL, COLS, CELL, 3).swapaxes(3, 4)

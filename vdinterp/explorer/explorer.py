@@ -115,7 +115,7 @@ class AttentionExplorer:
         Raises ValueError when there is no such clip; otherwise as the class.
         """
         clip = _index("clip", clip, len(noised.clips))
-        names, frames = ["rot_q", "rot_k"], noised.clips.video[clip, : noised.n_frames]
+        names, frames = ["rot_q", "rot_k"], noised.video[clip]
         caches = {
             f"noise level {level:g}": noised.cache(level, names, slice(clip, clip + 1)) for level in noised.levels
         }

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from vdinterp.models import HookedVideoDiT
+from vdinterp.progress import bar
 from vdinterp.results import Result
 from vdinterp.sweep.ledger import Shard, SweepLedger
 from vdinterp.sweep.start import Start, start_of, touched
@@ -96,17 +96,15 @@ def run(
         if chosen != ledger.batch and n_pending:
             ledger.choose_batch(chosen)
     units = list(grouping.units(ledger.batch or 1, ledger))
-    with tqdm(
-        total=sum(grouping.cost(unit) for unit in units), desc="sweep", unit="block", smoothing=0.05,
-        disable=not progress,
-    ) as bar:  # fmt: skip
+    total = sum(grouping.cost(unit) for unit in units)
+    with bar(total=total, desc="sweep", unit="block", smoothing=0.05, show=progress) as shown:
 
         def record(unit: Unit, outcomes: list[Outcome]) -> None:
             ledger.add(unit, outcomes)
             for outcome in outcomes:
                 if outcome.values is None and outcome.trial is not None:
                     log.warning("%s gave no number: %s", trials[outcome.trial].name, outcome.error)
-            bar.update(grouping.cost(unit))
+            shown.update(grouping.cost(unit))
 
         if engine == "ray":
             from vdinterp.sweep.ray_engine import run_on_ray

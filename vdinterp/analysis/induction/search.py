@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from vdinterp.analysis.circuits.pairs import Part, composition, undetermined
 from vdinterp.analysis.induction import effects
@@ -34,6 +33,7 @@ from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.progress import bar
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 LOOKS = 0.1  # prefix matching from which a head is a candidate
@@ -103,8 +103,8 @@ def find_induction(
     store = None if out is None else LookStore(Path(out) / "looks", pipe)
     search = _Search(pipe, pool_of(pipe, clips), seed, tuple(levels), n_per_lag, batch, sweeps, store)
     wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
-    with tqdm(total=len(wanted) + 4, desc="induction", disable=not progress) as bar:
-        search.advance = bar.update
+    with bar(total=len(wanted) + 4, desc="induction", show=progress) as shown:
+        search.advance = shown.update
         return search.run(wanted)
 
 
