@@ -69,7 +69,7 @@ class Clips:
         parts = {field.name: getattr(self, field.name) for field in fields(self)} | dict(self.labels or {})
         for name, value in parts.items():
             if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):
-                raise ValueError(f"{name} describes {len(value)} clips, there are {len(self)}")
+                raise ValueError(f"{name} describes {len(value)} clips, {self._shown} has {len(self)}")
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -80,7 +80,7 @@ class Clips:
         return f"Clips({self.kind!r}, {', '.join(shown)}, {', '.join(truth) or 'no ground truth'}{twin})"
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(getattr(self, self._shown))
 
     def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> Clips:
         """Some of the clips, as `Clips`; a single integer gives a batch of one."""
@@ -94,7 +94,7 @@ class Clips:
 
     @property
     def n_frames(self) -> int:
-        return self._frames.shape[1]
+        return getattr(self, self._shown).shape[1]
 
     @property
     def pixels(self) -> Float[torch.Tensor, "batch frame channel height width"]:
@@ -139,10 +139,9 @@ class Clips:
         return load_clips(path)
 
     @property
-    def _frames(self) -> torch.Tensor:
-        frames = self.encoded if self.video is None else self.video
-        assert frames is not None  # one of them is there
-        return frames
+    def _shown(self) -> str:
+        """Which of the two fields that hold frames there is for sure."""
+        return "encoded" if self.video is None else "video"
 
     def _each(self, change: Callable[[Any], Any]) -> Clips:
         """The clips with every tensor changed alike, those of the twin and the labels too."""
