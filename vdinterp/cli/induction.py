@@ -18,7 +18,7 @@ from vdinterp.cli.stimuli import Given, takes_clips
 @main.command()
 @click.argument("model")
 @takes_clips(count=False)
-@noise_levels(note="0.2, 0.4, 0.6, 0.8, 0.95; with --checkpoints 0.95")
+@noise_levels(otherwise="0.2, 0.4, 0.6, 0.8, 0.95; with --checkpoints 0.95")
 @click.option("--clips-per-lag", type=click.IntRange(min=2), default=16, show_default=True)
 @click.option("--checkpoints", help="all, or steps like 500,2000: the search along training instead.")
 @random_seed("clips and noise")

@@ -21,17 +21,17 @@ def out_folder(default: str | None, help: str = "Folder to write.") -> Decorator
             check_out(value)
         return value
 
-    return click.option(
-        "--out", type=click.Path(path_type=Path), default=default, required=default is None, callback=tried,
-        show_default=default is not None, help=help,
-    )  # fmt: skip
+    # click takes a default of None, where one is passed, for the value
+    given: dict[str, Any] = {"required": True} if default is None else {"default": default, "show_default": True}
+    return click.option("--out", type=click.Path(path_type=Path), callback=tried, help=help, **given)
 
 
-def noise_levels(default: Sequence[float] | None = None, note: str = "") -> Decorator:
-    """`--level`, once or several times. Without `default` the command decides, and `note` says how."""
+def noise_levels(default: Sequence[float] | None = None, otherwise: str = "") -> Decorator:
+    """`--level`, once or several times. Without `default` the command decides, and `otherwise` says how."""
+    note = f"  [default: {otherwise}]" if otherwise else ""
     return click.option(
-        "--level", "levels", type=float, multiple=True, default=default, show_default=note or default is not None,
-        help="Noise level in (0, 1]; may be given again.",
+        "--level", "levels", type=float, multiple=True, default=default, show_default=default is not None,
+        help=f"Noise level in (0, 1]; may be given again.{note}",
     )  # fmt: skip
 
 

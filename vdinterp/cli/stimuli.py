@@ -144,35 +144,27 @@ def takes_clips(
     least: int = 1,
     count: bool = True,
     what: str = "How many clips.",
-    spelt: tuple[str, ...] = (),
+    spelt: tuple[str, ...] = ("-n", "--n-clips"),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Options for clips, handed to the command as one `given: Given`. `n`: how many unless told otherwise."""
+    options = [
+        click.option("--video", type=click.Path(path_type=Path), help="A video (mp4, webm, gif) to take clips from."),
+        click.option(
+            "--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth frame of the video."
+        ),
+        click.option("--clips", type=ClipsFile(), help="Stored clips or latents (Clips.save) to take instead."),
+    ]
+    if count:
+        kind = click.IntRange(min=least)
+        options.append(click.option(*spelt, "n_clips", type=kind, default=n, show_default=n is not None, help=what))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def with_given(video: Path | None, stride: int, clips: Path | None, n_clips: int | None = None, **rest: Any):
+        def with_given(
+            video: Path | None, stride: int, clips: Path | None, n_clips: int | None = None, **rest: Any
+        ) -> None:
             command(given=Given(video, stride, clips, n_clips), **rest)
 
-        options = [
-            click.option(
-                "--video", type=click.Path(path_type=Path), help="A video (mp4, webm, gif) to take the clips from."
-            ),
-            click.option(
-                "--stride",
-                type=click.IntRange(min=1),
-                default=1,
-                show_default=True,
-                help="Every Nth frame of the video.",
-            ),
-            click.option("--clips", type=ClipsFile(), help="Stored clips or latents (Clips.save) to take instead."),
-        ]
-        if count:
-            kind = click.IntRange(min=least)
-            options.append(
-                click.option(
-                    "-n", "--n-clips", *spelt, "n_clips", type=kind, default=n, show_default=n is not None, help=what
-                )
-            )
         return functools.reduce(lambda made, option: option(made), reversed(options), with_given)
 
     return decorate

@@ -36,7 +36,7 @@ def _models_are_arguments(ctx: click.Context, param: click.Parameter, value: tup
 @main.command(cls=StudyCommand)
 @click.argument("name", is_eager=True)
 @click.argument("models", nargs=-1)
-@click.option("--model", multiple=True, hidden=True, is_eager=True, expose_value=False, callback=_models_are_arguments)
+@click.option("--model", multiple=True, hidden=True, expose_value=False, callback=_models_are_arguments)
 @takes_clips(what="How many clips at most; each study has its own default.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write.  [default: out/NAME]")
 @resumable

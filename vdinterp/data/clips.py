@@ -75,7 +75,7 @@ class Clips:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         shown = [f"{name} {list(values[name].shape)}" for name in ("video", "encoded") if values[name] is not None]
         truth = [k for k, v in values.items() if isinstance(v, torch.Tensor) and k not in ("video", "encoded")]
-        truth += list(self.labels or {})
+        truth += sorted(self.labels or {})
         twin = "" if self.corrupt is None else ", with corrupt twins"
         return f"Clips({self.kind!r}, {', '.join(shown)}, {', '.join(truth) or 'no ground truth'}{twin})"
 
