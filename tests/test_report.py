@@ -127,3 +127,10 @@ def test_bad_content_is_refused_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"would be \d+\.\d MB"):
         report.write(Section(title="Heavy", figures={"a": heavy, "b": heavy, "c": heavy}), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_table_alone_is_told_where_it_goes(tmp_path: Path) -> None:
+    for given in (TABLE, "text", [TABLE]):
+        with pytest.raises(ValueError, match=r"got (DataFrame|str); a table or figure of yours goes into .*Section"):
+            report.write(given, tmp_path)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

@@ -124,3 +124,8 @@ def test_bad_requests_name_what_would_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\[frame channel height width\]"):
         write_video(tmp_path / "bar.mp4", torch.rand(4, 2, 8, 8))
     assert not (tmp_path / "bar.mp4").exists()
+
+
+def test_arguments_the_wrong_way_round(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes a path and then a video, got Tensor and PosixPath"):
+        write_video(moving_bar(), tmp_path / "bar.mp4")  # type: ignore[arg-type]

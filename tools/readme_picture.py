@@ -108,15 +108,10 @@ def _heat(canvas: Canvas, at: tuple[int, int], effect: np.ndarray) -> None:
     for (layer, head), value in np.ndenumerate(effect):
         share = max(0.0, float(value)) / float(effect.max())
         fill = tuple(round(255 + share * (part - 255)) for part in (178, 24, 43))
+        ink = (255, 255, 255) if share > 0.5 else INK
         left, top = at[0] + 40 + (cell + 20) * head, at[1] + cell * layer
         canvas.pen.rectangle((left, top, left + cell + 18, top + cell - 2), fill=fill)
-        canvas.text(
-            (left + 30, top + 20),
-            f"{value if value >= 0.005 else 0:.2f}",
-            14,
-            (255, 255, 255) if share > 0.5 else INK,
-            "mm",
-        )
+        canvas.text((left + 30, top + 20), f"{round(float(value), 2) + 0.0:.2f}", 14, ink, "mm")
         if not head:
             canvas.text((left - 8, top + 20), f"L{layer}", 13, SOFT, "rm")
 

@@ -87,6 +87,9 @@ def write_video(
     """
     import av
 
+    if not isinstance(path, (str, Path)) or not isinstance(video, torch.Tensor):
+        given = f"{type(path).__name__} and {type(video).__name__}"
+        raise ValueError(f"write_video takes a path and then a video, got {given}; for example ('clip.mp4', video)")
     path = Path(path)
     if path.suffix.lower() not in CODECS:
         raise ValueError(f"cannot write {path}: the name must end in {' or '.join(CODECS)}")

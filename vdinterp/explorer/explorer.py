@@ -114,6 +114,10 @@ class AttentionExplorer:
 
         Raises ValueError when there is no such clip; otherwise as the class.
         """
+        if not isinstance(noised, NoisedClips):
+            raise ValueError(
+                f"AttentionExplorer.of takes NoisedClips (vd.NoisedClips(pipe, clips)), got {type(noised).__name__}"
+            )
         clip = _index("clip", clip, len(noised.clips))
         names, frames = ["rot_q", "rot_k"], noised.video[clip]
         caches = {
