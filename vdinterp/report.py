@@ -95,7 +95,7 @@ def write(
         if not isinstance(item, (Result, Section)):
             raise ValueError(
                 f"a report is made of Result and Section objects, got {type(item).__name__}; a table or figure "
-                "of yours goes into vd.results.Section(title=.., text=.., tables={caption: table}, figures={caption: figure})"
+                "of yours goes into vd.results.Section(title=.., tables={caption: table}, figures={caption: figure})"
             )
     sections = [section for item in items for section in (item.sections() if isinstance(item, Result) else [item])]
     heading = title or items[0].title

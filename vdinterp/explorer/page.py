@@ -103,8 +103,13 @@ def _page(explorer: AttentionExplorer, data: dict[str, Any]) -> str:
     )
     return offline_page(
         title="Attention explorer", style=STYLE + script("explorer.css"), body=body, data_id="explorer-data", data=data,
-        script=f"{script('explorer.js')}\nopenPage();\n",
+        script=f"{front_end()}\nopenPage();\n",
     )  # fmt: skip
+
+
+def front_end() -> str:
+    """The module that a page and a notebook run."""
+    return script("sources.js") + script("explorer.js")
 
 
 def script(name: str) -> str:
