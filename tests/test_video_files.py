@@ -5,10 +5,8 @@ from __future__ import annotations
 import wave
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from vdinterp.data.video_files import read_clips, read_video, write_video
 
@@ -20,17 +18,12 @@ def moving_bar(n_frames: int = 12, height: int = 32, width: int = 48) -> torch.T
     return video
 
 
-def write_gif(path: Path, video: torch.Tensor) -> Path:
-    images = [Image.fromarray((frame.permute(1, 2, 0).numpy() * 255).astype(np.uint8)) for frame in video]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=100)
-    return path
-
-
 @pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif"])
 def test_written_frames_are_read_back(tmp_path: Path, ending: str) -> None:
     video = moving_bar()
     path = tmp_path / f"bar{ending}"
-    _ = write_gif(path, video) if ending == ".gif" else write_video(path, video)
+    write_video(path, video)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]  # nothing half-written lies beside it
     back = read_video(path)
     assert back.shape == video.shape
     assert back.min() >= 0 and back.max() <= 1
@@ -112,20 +105,27 @@ def test_too_short_says_how_long_it_is(tmp_path: Path) -> None:
 
 def test_bad_requests_name_what_would_work(tmp_path: Path) -> None:
     for options, message in [
-        ({"n_frames": 0}, "n_frames is at least 1"),
-        ({"stride": 0}, "stride is at least 1"),
+        ({"n_frames": 0}, "n_frames is a whole number from 1"),
+        ({"stride": 0}, "stride is a whole number from 1"),
         ({"size": (0, 8)}, "size is .height, width."),
         ({"channels": 4}, "channels is 1"),
+        ({"n_frames": True}, "n_frames is a whole number"),
+        ({"n_frames": 2.0}, "n_frames is a whole number"),
+        ({"n_frames": 10**9}, "from 1 to 100000"),
+        ({"start": -1}, "start is a whole number, 0 or more"),
+        ({"size": 8}, "size is .height, width."),
+        ({"fps": float("nan")}, "fps is the number of frames a second"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_video(tmp_path / "never-opened.mp4", **options)
-    with pytest.raises(ValueError, match=r"must end in \.mp4 or \.webm"):
+    with pytest.raises(ValueError, match=r"must end in \.mp4, \.webm or \.gif"):
         write_video(tmp_path / "bar.avi", moving_bar())
     with pytest.raises(ValueError, match=r"\[frame channel height width\]"):
         write_video(tmp_path / "bar.mp4", torch.rand(4, 2, 8, 8))
-    assert not (tmp_path / "bar.mp4").exists()
-
-
-def test_arguments_the_wrong_way_round(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="takes a path and then a video, got Tensor and PosixPath"):
+    with pytest.raises(ValueError, match="path first"):
         write_video(moving_bar(), tmp_path / "bar.mp4")  # type: ignore[arg-type]
+    holed = moving_bar()
+    holed[3, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"frames \[3\] of the video hold values that are not finite"):
+        write_video(tmp_path / "bar.mp4", holed)
+    assert not list(tmp_path.iterdir())

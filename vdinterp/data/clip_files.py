@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def save_clips(clips: Clips, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
-    metadata = {"format": FORMAT, "kind": clips.kind}
+    metadata = {"format": FORMAT, "kind": clips.kind, "meta": json.dumps(clips.meta)}
     if clips.corrupt is not None:
         metadata["corrupt kind"] = clips.corrupt.kind
     save_file(_tensors(clips), unfinished, metadata=metadata)
@@ -52,7 +53,7 @@ def load_clips(path: str | Path) -> Clips:
     own = {name: value for name, value in tensors.items() if not name.startswith(TWIN)}
     kind = about.get("kind", "file")
     corrupt = _clips(twin, about.get("corrupt kind", kind), None, path) if twin else None
-    return _clips(own, kind, corrupt, path)
+    return replace(_clips(own, kind, corrupt, path), meta=json.loads(about.get("meta", "{}")))
 
 
 def _tensors(clips: Clips) -> dict[str, torch.Tensor]:
@@ -71,7 +72,7 @@ def _tensors(clips: Clips) -> dict[str, torch.Tensor]:
 def _clips(tensors: dict[str, torch.Tensor], kind: str, corrupt: Clips | None, path: Path) -> Clips:
     fields_of = {NAMES.get(field.name, field.name): field.name for field in fields(Clips)}
     labels = {name.removeprefix(LABEL): value for name, value in tensors.items() if name.startswith(LABEL)}
-    known = set(fields_of) - {"kind", "corrupt", "labels"}
+    known = set(fields_of) - {"kind", "corrupt", "labels", "meta"}
     unknown = sorted(name for name in tensors if name not in known and not name.startswith(LABEL))
     if unknown or not {"video", "latents"} & set(tensors):
         given = f"unknown tensors {', '.join(unknown)}" if unknown else "neither `video` nor `latents`"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Clips:
 
     Crafter: `action` one-hot, the one that led to the frame (all zero at frame 0). `semantic_map` material ids of the
     visible cells. `player_position` (row, col) in world cells.
+
+    `meta`: where the clips are from, as far as somebody said so (those of a file: its name, frames a second, starts).
     """
 
     kind: str
@@ -58,6 +60,7 @@ class Clips:
     player_position: Int[torch.Tensor, "batch frame 2"] | None = None
     corrupt: Clips | None = None
     corrupt_frame: Int[torch.Tensor, " batch"] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.video is None and self.encoded is None:
@@ -66,13 +69,13 @@ class Clips:
             value = getattr(self, name)
             if value is not None and value.ndim != 5:
                 raise ValueError(f"{name} must be [batch frame channel height width], got shape {tuple(value.shape)}")
-        parts = {field.name: getattr(self, field.name) for field in fields(self)} | dict(self.labels or {})
+        parts = {part.name: getattr(self, part.name) for part in fields(self)} | dict(self.labels or {})
         for name, value in parts.items():
             if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):
                 raise ValueError(f"{name} describes {len(value)} clips, {self._shown} has {len(self)}")
 
     def __repr__(self) -> str:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
         shown = [f"{name} {list(values[name].shape)}" for name in ("video", "encoded") if values[name] is not None]
         truth = [k for k, v in values.items() if isinstance(v, torch.Tensor) and k not in ("video", "encoded")]
         truth += sorted(self.labels or {})
@@ -145,7 +148,7 @@ class Clips:
 
     def _each(self, change: Callable[[Any], Any]) -> Clips:
         """The clips with every tensor changed alike, those of the twin and the labels too."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
         changed = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)}
         if self.labels is not None:
             changed["labels"] = {name: change(value) for name, value in self.labels.items()}
