@@ -34,6 +34,7 @@ class Given:
 
     video: Path | None = None
     stride: int = 1
+    fps: float | None = None
     file: Path | None = None
     n: int | None = None
 
@@ -126,9 +127,7 @@ class Given:
             )
         frame = pipe.decode(torch.zeros(1, 1, cfg.in_channels, cfg.height, cfg.width))
         channels, height, width = frame.shape[2:]
-        return read_clips(
-            self.video, n or CLIPS_OF_A_FILE, n_frames, (height, width), stride=self.stride, channels=channels
-        )
+        return read_clips(self.video, n or CLIPS_OF_A_FILE, n_frames, (height, width), self.stride, channels, self.fps)
 
     @staticmethod
     def _nothing_for(pipe: VideoDiffusion) -> str:
@@ -152,6 +151,7 @@ def takes_clips(
         click.option(
             "--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth frame of the video."
         ),
+        click.option("--fps", type=float, help="Frames a second to read the video at.  [default: its own]"),
         click.option("--clips", type=ClipsFile(), help="Stored clips or latents (Clips.save) to take instead."),
     ]
     if count:
@@ -161,9 +161,14 @@ def takes_clips(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_given(
-            video: Path | None, stride: int, clips: Path | None, n_clips: int | None = None, **rest: Any
+            video: Path | None,
+            stride: int,
+            fps: float | None,
+            clips: Path | None,
+            n_clips: int | None = None,
+            **rest: Any,
         ) -> None:
-            command(given=Given(video, stride, clips, n_clips), **rest)
+            command(given=Given(video, stride, fps, clips, n_clips), **rest)
 
         return functools.reduce(lambda made, option: option(made), reversed(options), with_given)
 

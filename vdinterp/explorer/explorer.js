@@ -129,7 +129,7 @@ async function mount(el, source, address = null) {
     const board = add(side, "div", "wall");
     board.style.gridTemplateColumns = `max-content repeat(${info.heads.length}, minmax(40px, 1fr))`;
     const maps = info.layers.flatMap(([layer], row) => {
-      add(board, "div", "layer").textContent = layer;
+      add(board, "div", "row").textContent = layer;
       return info.heads.map((head) => {
         const button = add(board, "button", "map");
         button.type = "button";
