@@ -63,6 +63,11 @@ class NoisedClips:
             raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
         self.pipe, self.clips, self.seed, self.batch = pipe, clips, seed, batch
         self.levels = tuple(float(level) for level in levels)
+        if clips.n_frames > self.n_frames:
+            log.info(
+                "of %d frames of the clips the first %d are used, as many as %s takes",
+                clips.n_frames, self.n_frames, self.model.cfg.model_name,
+            )  # fmt: skip
         if self.model.cfg.d_action and clips.action is None:
             _warn_without_actions(self.model.cfg.model_name)
 

@@ -137,8 +137,13 @@ class AttentionExplorer:
         n_frames, n_rows, n_cols = self.grid.shape
         return (
             f"AttentionExplorer({n_frames} frames of {n_rows} x {n_cols} patches, {self.n_layers} layers x "
-            f"{self.n_heads} heads, {len(self.patterns)} passes)"
+            f"{self.n_heads} heads, {self.n_passes})"
         )
+
+    @property
+    def n_passes(self) -> str:
+        """How many passes there are, in words."""
+        return f"{len(self.patterns)} pass{'es' if len(self.patterns) > 1 else ''}"
 
     @property
     def layer(self) -> int:
