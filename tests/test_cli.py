@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -373,10 +374,15 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         ("probe", ("--label", "side", "--level", 0.9)),
     ],
 )
-def test_commands_on_latents_without_a_vae(name: str, options: tuple, own: tuple[Path, Path], tmp_path: Path) -> None:
+def test_commands_on_latents_without_a_vae(
+    name: str, options: tuple, own: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, latents = own
+    monkeypatch.setattr(sys, "argv", ["vdinterp", name, "a model", "--clips", "x"])
     outcome = run(name, model, "--clips", latents, *options, "--out", tmp_path)
     assert outcome.exit_code == 0, outcome.output
+    said = json.loads((tmp_path / "report.json").read_text("utf-8"))["run"]
+    assert said["command"] == f"vdinterp {name} 'a model' --clips x" and said["date"].startswith("20")
     assert f"Report: {tmp_path / 'report.html'}" in outcome.output
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdinterp.analysis import bootstrap_mean, deviation, motion_error, psnr, ssim, x0_error
+from vdinterp.analysis import bootstrap_mean, deviation, motion_error, psnr, sharpness, ssim, x0_error
 
 
 def clips(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -86,6 +86,18 @@ def test_ssim_against_the_formula(size: tuple[int, int]) -> None:
     assert torch.equal(ssim(truth, truth), torch.ones(2, 3))
 
 
+def test_sharpness_sees_blur_and_noise() -> None:
+    truth = clips(2, 3, 2, 16, 20)
+    assert torch.allclose(sharpness(truth, truth), torch.ones(2, 3))
+    half = truth.mean((-1, -2), keepdim=True) + 0.5 * (truth - truth.mean((-1, -2), keepdim=True))
+    assert torch.allclose(sharpness(half, truth), torch.full((2, 3), 0.25)), "a quarter of the energy"
+    blurred = (truth + truth.roll(1, -1) + truth.roll(1, -2)) / 3
+    noisy = truth + 0.3 * clips(2, 3, 2, 16, 20, seed=1)
+    assert (sharpness(blurred, truth) < 0.7).all() and (sharpness(noisy, truth) > 1.02).all()
+    flat = torch.full_like(truth, 0.5)
+    assert (sharpness(flat, truth) == 0).all() and sharpness(truth, flat).isnan().all()
+
+
 def test_bootstrap_of_known_samples() -> None:
     flat = bootstrap_mean(torch.full((10, 2), 3.0))
     assert flat.value.tolist() == flat.low.tolist() == flat.high.tolist() == [3, 3]
@@ -103,6 +115,8 @@ def test_bootstrap_leaves_out_what_was_not_measured_and_is_deterministic() -> No
     values = torch.tensor([[1.0, math.nan], [3.0, math.nan], [math.nan, math.nan]])
     value, low, high = bootstrap_mean(values)
     assert value[0] == 2 and 1 <= low[0] <= high[0] <= 3
+    one = bootstrap_mean(torch.tensor([[0.3548, 1.0]]))
+    assert one.value.tolist() == pytest.approx([0.3548, 1.0]) and np.isnan([one.low, one.high]).all(), "one clip"
     assert np.isnan([value[1], low[1], high[1]]).all()
     again = bootstrap_mean(values)
     assert again.low[0] == low[0] and again.high[0] == high[0]

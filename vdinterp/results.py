@@ -7,7 +7,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,8 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from vdinterp.wording import caution
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -31,13 +33,15 @@ class Section:
 
     `text` is plain text: a blank line starts a new paragraph, `backticks` set code, **stars** set bold, and lines
     that start with "- " become a list. Figures and tables are keyed by their captions (captions may be empty only
-    when there is one). `level` 2 is a chapter, 3 a subsection.
+    when there is one). `moving`: animated pictures by caption, as `data:` addresses (`plotting.moving_clips`). `level`
+    2 is a chapter, 3 a subsection.
     """
 
     title: str
     text: str = ""
     figures: Mapping[str, go.Figure] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    moving: Mapping[str, str] = field(default_factory=dict)
     level: int = 2
 
     def __post_init__(self) -> None:
@@ -45,6 +49,8 @@ class Section:
             raise ValueError("a Section needs a title that is not empty: it is its entry in the table of contents")
         if self.level not in (2, 3):
             raise ValueError(f"Section level is 2 (chapter) or 3 (subsection), got {self.level!r}")
+        if outside := [caption for caption, address in self.moving.items() if not address.startswith("data:image/")]:
+            raise ValueError(f"{self.title}: moving {outside} is no data:image/ address; make it with moving_clips")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,13 +90,20 @@ class Result:
     def summary(self) -> str:
         """A few paragraphs of text: settings, number of rows. Subclasses put their finding first."""
         frame = self.to_frame()
-        settings = ", ".join(f"{key} `{value}`" for key, value in self.meta.items() if _is_scalar(value))
+        said = caution(self.meta)
+        scalars = {key: value for key, value in self.meta.items() if _is_scalar(value) and key != "caution"}
+        settings = ", ".join(f"{key} `{value}`" for key, value in scalars.items())
         columns = ", ".join(f"`{column}`" for column in frame.columns)
-        return "\n\n".join(part for part in (settings, f"{len(frame)} rows with columns {columns}.") if part)
+        return said + "\n\n".join(part for part in (settings, f"{len(frame)} rows with columns {columns}.") if part)
 
     def sections(self) -> list[Section]:
         """What a report shows of this result: by default one section with the summary, all figures and the table."""
         return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={"": self.to_frame()})]
+
+    @classmethod
+    def compare(cls, results: Sequence[Self]) -> list[Section]:
+        """What a report on several results of this class begins with; by default nothing."""
+        return []
 
     def save(self, folder: str | Path) -> Path:
         """Write `result.json`, `result.safetensors` (if there are tensors), one CSV a table, and `table.csv`.

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from vdinterp import plotting
 from vdinterp.analysis.head_statistic import HeadStatistic, head_rows, head_statistic
 from vdinterp.analysis.noised import NoisedClips
-from vdinterp.results import Result
+from vdinterp.results import Result, Section
+from vdinterp.wording import caution, number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,6 +39,11 @@ def tidy(values: torch.Tensor, **axes: Sequence[Any] | None) -> pd.DataFrame:
         for (name, labels), at in zip(axes.items(), index, strict=True)
     }
     return pd.DataFrame({**columns, "value": values.flatten().numpy()})
+
+
+def largest(result: Result) -> pd.DataFrame:
+    """The table of a result, the largest values first."""
+    return result.to_frame().sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
 # Frame to frame
@@ -79,10 +85,15 @@ class FrameMass(Result):
         low, high = (divmod(int(index), own.shape[1]) for index in (own.argmin(), own.argmax()))
         chance = float(self.chance.diagonal(dim1=-2, dim2=-1).mean())
         return (
-            f"At noise level {self.levels[0]:g}, heads keep {float(own.min()):.2f} ({low[0]}.{low[1]}) to "
-            f"{float(own.max()):.2f} ({high[0]}.{high[1]}) of their attention in the own frame; uniform attention "
-            f"keeps {chance:.2f}."
+            f"{caution(self.meta)}At noise level {self.levels[0]:g}, heads keep {float(own.min()):.2f} "
+            f"({low[0]}.{low[1]}) to {float(own.max()):.2f} ({high[0]}.{high[1]}) of their attention in the own frame; "
+            f"uniform attention keeps {chance:.2f}."
         )
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the largest masses between different frames first."""
+        caption = "Mean attention from frame to frame, the largest first. `chance`: of uniform attention"
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: largest(self)})]
 
 
 def frame_mass(noised: NoisedClips) -> FrameMass:
@@ -236,9 +247,17 @@ class DisplacementKernels(Result):
             value, chance = float(flat[group, layer, head, place]), float(self.chance[layer].flatten()[place])
             lines.append(
                 f"- **{name}**: head {layer}.{head} looks at {moved} (frames, rows, columns) with {value:.2f} of its "
-                f"attention; uniform attention has {chance:.3g} there."
+                f"attention; uniform attention has {number(chance)} there."
             )
-        return "\n".join(lines)
+        return caution(self.meta) + "\n".join(lines)
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the largest values first."""
+        caption = (
+            "Mean attention by displacement from query to key (frames, rows down, columns right), the largest first. "
+            "`chance`: of uniform attention"
+        )
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: largest(self)})]
 
 
 def displacement_kernel(

@@ -27,7 +27,7 @@ def bootstrap_mean(
     the same clips, whatever the values: intervals of several conditions are comparable.
 
     The interval covers the choice of clips, not of the noise, the model's seed or the reference set. It is too narrow
-    for few clips (below about ten), and of width 0 for a single one.
+    for few clips (below about ten); a single one says nothing of others, so its interval is absent (NaN).
 
     Raises ValueError for no clips, no resamples, or a level outside (0, 1).
     """
@@ -46,7 +46,7 @@ def bootstrap_mean(
     total = known.sum(0)
     value = np.divide(filled.sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
     low, high = np.full_like(value, np.nan), np.full_like(value, np.nan)
-    measured = total > 0
+    measured = total > 1
     if measured.any():
         tails = [(1 - level) / 2, (1 + level) / 2]
         low[measured], high[measured] = np.nanquantile(means[:, measured], tails, axis=0)

@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vdinterp.analysis.noised import NoisedClips, check_levels
+from vdinterp.analysis.reliability import Reliability
 from vdinterp.analysis.stimulus import latents_of
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.sweep import Case, Inputs, ModelOnly, Trajectory
+from vdinterp.wording import listing
 
 Direction = Literal["denoising", "noising"]
 Region = Sequence[int] | Mapping[str, Sequence[int]] | torch.Tensor
@@ -171,6 +173,39 @@ class Contrast:
         """Mean squared distance of the clean frames to their mean frame: the unit of errors."""
         return max(float((self.clean - self.clean.mean((0, 1))).square().mean()), 1e-12)
 
+    @property
+    def difference(self) -> str:
+        """In what the corrupted run differs from the clean one."""
+        parts = []
+        changed = {"content": (self.clean != self.corrupted).flatten(2).any(-1)}
+        if self.cond is not None and self.corrupted_cond is not None:
+            changed["action"] = (self.cond != self.corrupted_cond).any(-1)
+        for what, where in changed.items():
+            if frames := where.any(0).nonzero()[:, 0].tolist():
+                some = "one or more of " if not bool((where == where[:1]).all()) else ""
+                parts.append(f"another {what} in {some}{_frames(frames)}")
+        return f"the clean clip with {' and '.join(parts)}" if parts else "the same as the clean clip"
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """Whether the model works on the clean clips, by its x0 error on the first batch; one pass a noise level. Not
+        asked of a bare model, of whole trajectories, and of levels that differ from frame to frame."""
+        few, n = slice(0, self.batch), self.n_context
+        name = self.model.cfg.model_name
+        if self.pipe is None or self.steps is not None or "given" in self.levels:
+            return Reliability(model=name)
+        truth, errors = self.clean[few, n:], {}
+        for level in self.levels:
+            given = self.inputs(few, level)["clean"]
+            with torch.no_grad():
+                x0 = self.pipe.denoise(given.noisy, given.noise_levels, cond=given.cond)[:, n:].float().cpu()
+            errors[f"noise level {level:g}"] = float((x0 - truth).square().mean()) / self.variance
+        still = float((self.clean[few, n - 1 : n] - truth).square().mean()) / self.variance if n else None
+        return Reliability(
+            model=name, errors=errors, still=still,
+            without_actions=self.model.cfg.d_action > 0 and self.cond is None,
+        )  # fmt: skip
+
     def _latents(self, given: Any, what: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents, and the actions of clips that have them."""
         if given is None:
@@ -262,6 +297,16 @@ class Contrast:
         )
         _, patch_h, patch_w = self.model.cfg.patch_size
         return chosen.view(grid.shape).repeat_interleave(patch_h, 1).repeat_interleave(patch_w, 2)
+
+
+def _frames(indices: Sequence[int]) -> str:
+    """frame 7; frames 2 to 5; frames 1 and 4."""
+    first, last = indices[0], indices[-1]
+    if len(indices) == 1:
+        return f"frame {first}"
+    if list(indices) == list(range(first, last + 1)) and len(indices) > 2:
+        return f"frames {first} to {last}"
+    return f"frames {listing([str(index) for index in indices])}"
 
 
 def check_alike(clean: Any, corrupted: Any) -> None:

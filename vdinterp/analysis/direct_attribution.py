@@ -16,7 +16,8 @@ from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.models.decompose import is_head
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.results import Result
+from vdinterp.results import Result, Section
+from vdinterp.wording import number, plural
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -71,8 +72,21 @@ class DirectAttribution(Result):
     def summary(self) -> str:
         """The largest parts."""
         top = self.table.reindex(self.table["share"].abs().sort_values(ascending=False).index).head(6)
-        lines = [f"- `{row['part']}`: {row['share']:+.3f}" for row in top.to_dict("records")]
-        return f"Shares of the prediction ({self.unit}) that components write themselves:\n\n" + "\n".join(lines)
+        lines = [f"- `{row['part']}`: {number(row['share'])}" for row in top.to_dict("records")]
+        return (
+            f"Shares of the prediction ({self.unit}) that components write themselves, mean over "
+            f"{plural(len(self.total), 'clip')}; all components together have 1:\n\n" + "\n".join(lines)
+        )
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the largest parts first."""
+        caption = (
+            "What every component writes into the prediction, the largest share first. `share`: projection on the "
+            "prediction; `size`: norm over the prediction's (large with a small share: it cancels with others)"
+        )
+        table = self.table.reindex(self.table["share"].abs().sort_values(ascending=False).index)
+        tables = {caption: table.reset_index(drop=True).astype({"layer": "Int64"})}
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables=tables)]
 
 
 def direct_attribution(
@@ -129,7 +143,7 @@ def direct_attribution(
             f"the parts miss the prediction by {missing:.2g} of its size: a hook changed an activation after the ones "
             "that parts are made of (for example hook_attn_out or hook_pred); run again without it"
         )
-    meta = {"model": readout.model.cfg.model_name, "clips": len(total), "frames": readout.frames}
+    meta = {"model": readout.model.cfg.model_name, "clips": plural(len(total), "clip"), "frames read": readout.frames}
     return DirectAttribution(
         title=f"Direct attribution{readout.where}",
         parts=stacked,

@@ -17,7 +17,8 @@ from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache
 from vdinterp.progress import bar
-from vdinterp.results import Result
+from vdinterp.results import Result, Section
+from vdinterp.wording import caution
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -60,10 +61,20 @@ class DirectEffect(Result):
                 for one in through.to_dict("records")
             )
             lines.append(
-                f"- noise level {row['level']:g}: Spearman {row['spearman']:.2f} over {row['heads']} heads. Most "
-                f"through others: {named}."
+                f"- noise level {row['level']:g}: Spearman {row['spearman']:.2f} over {row['heads']} heads. Largest "
+                f"effects through later components: {named}."
             )
-        return "Rise of the x0 error without a head, directly and in total:\n\n" + "\n".join(lines)
+        lead = "Rise of the x0 error when a head is at its mean, in total and by what it writes itself (directly):"
+        return f"{caution(self.meta)}{lead}\n\n" + "\n".join(lines)
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the largest total effects of the noisiest level first."""
+        caption = (
+            "Direct and total effect of every head, the largest first. `direct`: only what it writes into the "
+            "prediction; `total`: everything; each with the ends of its 95 % interval over clips"
+        )
+        table = self.table.sort_values(["level", "total"], ascending=False, kind="stable", ignore_index=True)
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: table})]
 
 
 def direct_effect(noised: NoisedClips) -> DirectEffect:

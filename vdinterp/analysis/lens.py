@@ -17,13 +17,15 @@ from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
-from vdinterp.results import Result
+from vdinterp.results import Result, Section
+from vdinterp.wording import plural
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 NEEDED = ("resid_pre", "resid_post", "final.mod.hook_shift", "final.mod.hook_scale", "hook_pred")
 MOST_FRAMES = 8  # in a filmstrip
+READ_OFF = 0.1  # of the variance: a lens this close to the prediction reads it off
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,12 +66,18 @@ class LensResult(Result):
         figures = {
             title: plotting.lines(
                 self.table, x="layer", y="error", color="lens", low="low", high="high", title=title,
-                x_title="stream before block (the last: after all)", y_title="squared distance over variance",
+                x_title=f"stream before block ({len(self.x0) - 1}: after all blocks)",
+                y_title="squared distance over variance",
             )
         }  # fmt: skip
-        for title, rows, labels, axis in self._strips():
-            figures[title] = plotting.filmstrip(rows, title=title, frame_labels=labels, x_title=axis)
-        return figures
+        return figures | self.strips()
+
+    def strips(self) -> dict[str, go.Figure]:
+        """The first clip as film strips, by caption."""
+        return {
+            title: plotting.filmstrip(rows, title=title, frame_labels=labels, x_title=axis)
+            for title, rows, labels, axis in self._strips()
+        }
 
     def _strips(self) -> list[tuple[str, dict[str, Any], list[str], str]]:
         """Filmstrips of the first clip: of one frame, a column a layer and a row a lens; of several, a row a layer."""
@@ -88,19 +96,32 @@ class LensResult(Result):
         ]
 
     def summary(self) -> str:
-        """From which layer on the prediction is there."""
+        """From which layer on the prediction is there, on these clips."""
         lines = []
+        n_clips = int(self.x0.shape[1])
         for name in dict.fromkeys(self.table["lens"]):
             mine: Any = self.table[self.table["lens"] == name]
-            close = mine[mine["error"] <= 0.1]
-            first, last = int(close["layer"].iloc[0]), int(mine["layer"].max())
+            far = mine[mine["error"] > READ_OFF]["layer"]
+            first, last = 0 if not len(far) else int(far.max()) + 1, int(mine["layer"].max())
             lines.append(
                 f"- {name}: " + (f"from the stream before block {first} on." if first < last else "at the end.")
             )
-        return (
-            f"From where on the prediction ({self.unit}) can be read off, to a tenth of its variance:\n\n"
-            + "\n".join(lines)
+        few = (
+            " One clip shows what it looks like and decides nothing: for a statement about the model take many "
+            "(`vdinterp.analysis.lens_curve.lens_curve`)."
         )
+        return (
+            f"From where on the prediction ({self.unit}) can be read off, to a tenth of its variance, on "
+            f"{plural(n_clips, 'clip')}:\n\n" + "\n".join(lines) + (f"\n\n{few.strip()}" if n_clips == 1 else "")
+        )
+
+    def sections(self) -> list[Section]:
+        """Of one clip the pictures alone: its numbers are not those of the model. Of several all."""
+        if self.x0.shape[1] > 1:
+            caption = "Distance to the final prediction; `low`, `high`: 95 % interval over clips"
+            return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: self.table})]
+        text = f"What the final layer makes of the stream before each block ({self.unit}), of one clip."
+        return [Section(title=self.title, text=text, figures=self.strips() or self.plot())]
 
 
 def lens(
@@ -148,7 +169,8 @@ def lens(
         frames=readout.frames,
         video=None if pipe is None else pipe.decode(plain[:, 0]).float().cpu(),
         tuned_video=None if pipe is None or through is None else pipe.decode(through[:, 0]).float().cpu(),
-        meta={"model": readout.model.cfg.model_name, "clips": plain.shape[1], "frames": readout.frames},
+        meta={"model": readout.model.cfg.model_name, "clips": plural(int(plain.shape[1]), "clip"),
+              "frames read": readout.frames},
     )  # fmt: skip
 
 

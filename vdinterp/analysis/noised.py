@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 
+from vdinterp.analysis.reliability import ENOUGH, Reliability, round_trip
 from vdinterp.analysis.stimulus import latents_of, video_of
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.interventions import Intervention
-from vdinterp.models import ActivationCache, AttentionPattern
+from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
+from vdinterp.sweep import fingerprint
+from vdinterp.wording import plural
 
 log = logging.getLogger("vdinterp")
 
@@ -125,17 +128,47 @@ class NoisedClips:
             )
         return found
 
+    @cached_property
+    def reliability(self) -> Reliability:
+        """Whether the model works on these clips, by its errors on the first few of them; one pass a noise level."""
+        few = slice(0, min(ENOUGH, self.batch, len(self.clips)))
+        latents, n = self.latents[few], self.n_context
+        try:
+            unit = self.variance
+        except ValueError:  # clips that all look the same: errors have no unit
+            unit = 0.0
+        errors, still = {}, None
+        if unit:
+            for level in self.levels:
+                with torch.no_grad():
+                    x0 = self.pipe.denoise(**self.inputs(level, few))[:, n:].float().cpu()
+                errors[f"noise level {level:g}"] = float(self._distance(x0, latents[:, n:]).mean())
+            still = float(self._distance(latents[:, n - 1 : n], latents[:, n:]).mean()) if n else None
+        video = self.clips.video
+        return Reliability(
+            model=self.model.cfg.model_name,
+            errors=errors,
+            still=still,
+            round_trip=round_trip(self.pipe, None if video is None else video[few, : self.n_frames], latents),
+            without_actions=self.model.cfg.d_action > 0 and not self.has_actions,
+        )
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_id(self.model)
+
     def meta(self, **more: Any) -> dict[str, Any]:
-        """How numbers measured on these clips were made."""
+        """How numbers measured on these clips were made, and a `caution` where the model fails on them."""
         return {
             "model": self.model.cfg.model_name,
-            "checkpoint": self.pipe.meta.get("checkpoint"),
-            "clips": f"{len(self.clips)} clips of kind {self.clips.kind}",
+            **checkpoint(self.pipe),
+            "weights": self._weights,
+            "clips": f"{plural(len(self.clips), 'clip')} of kind {self.clips.kind}",
             "frames": self.n_frames,
             "context frames": self.n_context,
             "levels": list(self.levels),
             "seed": self.seed,
-            **({} if self.has_actions or not self.model.cfg.d_action else {"actions": "none: the model ran without"}),
+            **self.reliability.meta(),
             **more,
         }
 
@@ -217,6 +250,18 @@ class NoisedClips:
 
     def _distance(self, one: torch.Tensor, other: torch.Tensor) -> Float[torch.Tensor, " clip"]:
         return (one - other).square().mean((1, 2, 3, 4)) / self.variance
+
+
+def checkpoint(pipe: VideoDiffusion) -> dict[str, Any]:
+    """Which checkpoint along training it is, for a model that was loaded from a folder."""
+    if "checkpoint" not in pipe.meta:
+        return {}
+    return {"checkpoint": "last" if pipe.meta["checkpoint"] is None else pipe.meta["checkpoint"]}
+
+
+def weights_id(model: HookedVideoDiT) -> str:
+    """The first 12 digits of the content hash of the model's weights: says which network it was, whatever its name."""
+    return fingerprint(model.state_dict())[:12]
 
 
 @functools.cache

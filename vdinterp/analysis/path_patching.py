@@ -20,6 +20,7 @@ from vdinterp.interventions import Intervention, Patch
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
+from vdinterp.wording import with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -55,7 +56,7 @@ class PathResult(Result):
             figures[self.title] = plotting.heatmap(
                 self.values.numpy(), x=self.receivers, y=self.senders, title=self.title, x_title="receiver",
                 y_title="sender", value_title=f"change of {self.unit}", diverging=True,
-                number_format=".2f" if self.unit == UNITS["recovered"] else ".2g",
+                number_format=".2f" if self.unit == UNITS["recovered"] else None,
             )  # fmt: skip
         effects: Any = self.table[self.table["receiver"].isin([TOTAL, "final"])]
         shown = effects.dropna(subset=["value"])
@@ -74,7 +75,7 @@ class PathResult(Result):
         paths = every.dropna(subset=["value"])
         top = paths.loc[paths["value"].abs().nlargest(6).index]
         lines = [
-            f"- {row['sender']} → {row['receiver']}: {row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+            f"- {row['sender']} → {row['receiver']}: {with_interval(row['value'], row['low'], row['high'])}"
             for row in top.to_dict("records")
         ]
         return f"{self.title}. The strongest of {len(paths)} paths, change of {self.unit}:\n\n" + "\n".join(lines)

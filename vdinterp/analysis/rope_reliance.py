@@ -16,6 +16,7 @@ from vdinterp.analysis.noised import NoisedClips
 from vdinterp.interventions import Ablate, RotateRope
 from vdinterp.interventions.rope import AXES, WAYS
 from vdinterp.results import Result
+from vdinterp.wording import number, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -69,9 +70,9 @@ class RopeReliance(Result):
             row = self.table.loc[first.loc[first["axis"] == axis, "x0_change"].idxmax()].to_dict()
             where = f"head {row['layer']}.{row['head']}" if "head" in row else f"layer {row['layer']}"
             lines.append(
-                f"- **{axis}**: x0 changes most, by {row['x0_change']:.3g} ({row['low']:.3g} to {row['high']:.3g}), "
+                f"- **{axis}**: x0 changes most, by {with_interval(row['x0_change'], row['low'], row['high'])}, "
                 f"when it is {row['way']} in {where}; without attention there it changes by "
-                f"{row['without_attention']:.3g}."
+                f"{number(row['without_attention'])}."
             )
         return "\n".join(lines)
 

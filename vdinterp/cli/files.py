@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,9 @@ def check_out(out: Path) -> None:
 
 
 def write_report(content: Any, out: Path, **options: Any) -> None:
-    """Write the report and say where it is."""
+    """Write the report, with the command and the date in it, and say where it is."""
     import vdinterp as vd
 
-    click.echo(f"\nReport: {vd.report.write(content, out, **options)}")
+    date = datetime.now().astimezone().isoformat(" ", "minutes")
+    run = {"command": shlex.join(["vdinterp", *sys.argv[1:]]), "date": date}
+    click.echo(f"\nReport: {vd.report.write(content, out, run=run, **options)}")

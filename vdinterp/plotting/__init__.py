@@ -6,6 +6,7 @@ from vdinterp.plotting.circuit_graph import circuit_graph
 from vdinterp.plotting.filmstrip import filmstrip
 from vdinterp.plotting.heatmap import heatmap, layer_head
 from vdinterp.plotting.lines import lines
+from vdinterp.plotting.moving import moving_clips
 from vdinterp.plotting.scatter import scatter
 from vdinterp.plotting.sliced import sliced_heatmap
 from vdinterp.plotting.template import CONFIG, PALETTE, TEMPLATE, finish
@@ -24,6 +25,7 @@ __all__ = [
     "heatmap",
     "layer_head",
     "lines",
+    "moving_clips",
     "scatter",
     "sliced_heatmap",
     "tiles",

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
 
-from vdinterp.analysis import deviation, motion_error, psnr, ssim, x0_error
-from vdinterp.analysis.noised import check_fit, check_levels
+from vdinterp.analysis import deviation, motion_error, psnr, sharpness, ssim, x0_error
+from vdinterp.analysis.noised import check_fit, check_levels, checkpoint, weights_id
+from vdinterp.analysis.reliability import Reliability, round_trip
 from vdinterp.analysis.stimulus import latents_of, video_of
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
@@ -23,10 +24,11 @@ from vdinterp.studies.clips import judged
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.ledger import Ledger, Tensors
 from vdinterp.studies.references import References
+from vdinterp.wording import plural
 
 log = logging.getLogger("vdinterp")
 
-METRICS = ("x0 error", "motion error", "PSNR", "SSIM")
+METRICS = ("x0 error", "motion error", "sharpness", "PSNR", "SSIM")
 REFERENCES = ("truth", "intact")
 
 
@@ -138,6 +140,21 @@ class Bench:
         return float(moves[self.judged].double().mean())
 
     @cached_property
+    def reliability(self) -> Reliability:
+        """Whether the model works on these clips: the intact sample against guesses that need no model."""
+        n = self.n_context
+        still = self.truth[:, n - 1 : n].expand_as(self.truth)[:, n:]
+        scores = self._measure(INTACT).scores["x0 error", "truth"]
+        distance = x0_error(still, self.truth[:, n:], self.variance).double()
+        return Reliability(
+            model=self.pipe.model.cfg.model_name,
+            errors={plural(self.steps, "denoising step"): float(scores.nanmean(1).nanmean())},
+            still=float(distance.masked_fill(~self.judged, torch.nan).nanmean(1).nanmean()),
+            round_trip=round_trip(self.pipe, None if self.clips.video is None else self.video, self.truth),
+            without_actions=self.pipe.model.cfg.d_action > 0 and not self.has_cond,
+        )
+
+    @cached_property
     def reference_latents(self) -> torch.Tensor:
         """Normalised latents of the reference clips, all frames."""
         return latents_of(self.pipe, self.reference, self.n_frames, self.batch)
@@ -187,8 +204,9 @@ class Bench:
         cfg = self.pipe.model.cfg
         return {
             "model": cfg.model_name,
-            "checkpoint": self.pipe.meta.get("checkpoint"),
-            "clips": f"{len(self.clips)} clips of kind {self.clips.kind}",
+            **checkpoint(self.pipe),
+            "weights": weights_id(self.pipe.model),
+            "clips": f"{plural(len(self.clips), 'clip')} of kind {self.clips.kind}",
             "frames": self.n_frames,
             "context frames": self.n_context,
             "steps": self.steps,
@@ -197,6 +215,7 @@ class Bench:
             "variance": self.variance,
             "motion scale": self.motion_scale,
             "judged frames": int(self.judged.sum()),
+            **self.reliability.meta(),
             **self.about,
         }
 
@@ -319,6 +338,7 @@ class Bench:
         for name, (latents, pixels) in others.items():
             scores[f"x0 error/{name}"] = x0_error(target, latents, self.variance)
             scores[f"motion error/{name}"] = motion_error(target, latents, before, self.motion_scale)
+            scores[f"sharpness/{name}"] = sharpness(video, pixels)
             scores[f"PSNR/{name}"] = psnr(video, pixels)
             scores[f"SSIM/{name}"] = ssim(video, pixels)
         unknown = ~self.judged[clips]

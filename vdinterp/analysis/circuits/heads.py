@@ -22,6 +22,7 @@ from vdinterp.analysis.circuits.weights import (
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.hooks import FactoredMatrix
 from vdinterp.results import Result
+from vdinterp.wording import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -74,9 +75,9 @@ class _Circuit(Result):
         used = float(power.sum() ** 2 / (power**2).sum()) if power.sum() > 0 else 0.0
         levels = ", ".join(f"{key} {value:g}" for key, value in self.meta.items() if isinstance(value, float))
         return (
-            f"{self.title} of head {self.layer}.{self.head} ({levels}): norm {float(power.sum()) ** 0.5:.3g}, about "
-            f"{used:.1f} of {len(power)} directions (squared sum over sum of squares of squared singular values), "
-            f"eigenvalue score {self.eigenvalue_score:.2f}."
+            f"{self.title} of head {self.layer}.{self.head} ({levels}): norm {number(float(power.sum()) ** 0.5)}, "
+            f"about {used:.1f} of {len(power)} directions (squared sum over sum of squares of squared singular "
+            f"values), eigenvalue score {self.eigenvalue_score:.2f}."
         )
 
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 CURVES = {
     "previous_frame": "previous frame: best head's attention to the frame before",
-    "duplicate": "duplicate: best head's share on the cue's earlier copy",
+    "duplicate": "duplicate: best head's share on the earlier A, when A comes again",
     "prefix_matching": "induction: best head's prefix matching",
-    "composition": "composition: what prefix matching loses when a previous-frame head tells of a twin",
+    "composition": "composition: loss of prefix matching when a previous-frame head's output is a control clip's",
 }
 
 

@@ -19,6 +19,7 @@ from vdinterp.analysis.induction.controls import control_table, controls
 from vdinterp.analysis.induction.effects import Sweeps
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
+from vdinterp.analysis.induction.stimuli import stimuli
 from vdinterp.analysis.induction.task import LookStore, Task, cells_of, pool_of
 from vdinterp.analysis.induction.verdict import (
     FIXED,
@@ -28,7 +29,7 @@ from vdinterp.analysis.induction.verdict import (
     nothing_learned,
     positional_levels,
 )
-from vdinterp.analysis.noised import check_levels
+from vdinterp.analysis.noised import check_levels, checkpoint, weights_id
 from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k
@@ -166,7 +167,7 @@ class _Search:
         table = pd.concat(tables, ignore_index=True)
         found = behaviours(table)
         task = tasks["one-off"]
-        about = {"behaviour": table, "skipped": skipped, "meta": self._meta(task)}
+        about = {"behaviour": table, "skipped": skipped, "stimuli": stimuli(task.repeats), "meta": self._meta(task)}
         if nothing_learned(table):
             return InductionResult.without_heads(
                 "no behaviour", found[0].level, "no last frame that came back is denoised any better for it", **about
@@ -270,8 +271,8 @@ class _Search:
     def _meta(self, task: Task) -> dict[str, Any]:
         cfg = self.pipe.model.cfg
         return {
-            "model": cfg.model_name, "checkpoint": self.pipe.meta.get("checkpoint"), "levels": list(self.levels),
-            "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
+            "model": cfg.model_name, **checkpoint(self.pipe), "weights": weights_id(self.pipe.model),
+            "levels": list(self.levels), "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
             **({"actions": "none: the model ran without"} if cfg.d_action else {}),
         }  # fmt: skip
 

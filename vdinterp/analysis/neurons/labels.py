@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from vdinterp.analysis.noised import NoisedClips
 
+PADDING = ("outside",)  # labels of what is no content, as beyond the edge of a map: never what a list begins with
 NONE = "none"  # the label of a neuron that has no selectivity
 
 
