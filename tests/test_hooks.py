@@ -367,7 +367,7 @@ def test_torch_compile() -> None:
     """Hooks added after a first compiled call fire, with a warning that the call runs uncompiled."""
     script = Path(__file__).parent / "run_compiled.py"
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
-    assert ran.returncode == 0 and "recorded" in ran.stdout, ran.stderr[-2000:]
+    assert ran.returncode == 0 and "recorded" in ran.stdout and "parts compiled" in ran.stdout, ran.stderr[-2000:]
 
 
 def test_head_results_carry_the_gate() -> None:

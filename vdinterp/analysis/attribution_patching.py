@@ -17,6 +17,7 @@ from vdinterp.analysis.gradients import GradientPass, batches, between, untouche
 from vdinterp.analysis.patch_metrics import UNITS, Judge, Pair, PatchMetric, find_metric
 from vdinterp.analysis.patching import PatchingResult, collect, patch_axes, patch_trials
 from vdinterp.analysis.qk_fix import qk_effect
+from vdinterp.gradient_state import check_gradients
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 
@@ -99,6 +100,7 @@ def attribution_patch(
 
     Raises ValueError before any compute for what does not fit; a metric that has no gradient.
     """
+    check_gradients("attribution_patch")
     pair = Contrast(model, clean, corrupted, noise_levels, **contrast)
     if pair.steps is not None:
         raise ValueError("attribution patching is of single passes: give noise_levels, not steps")

@@ -17,6 +17,7 @@ from vdinterp.analysis.contrast import Contrast, Direction
 from vdinterp.analysis.edges import Graph, PatchEdges
 from vdinterp.analysis.gradients import GradientPass, batches, untouched
 from vdinterp.analysis.patch_metrics import UNITS, find_metric
+from vdinterp.gradient_state import check_gradients
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
@@ -117,6 +118,7 @@ def edge_attribution(
     keys of saturated attention. Confirm with `path_patch` and `faithfulness`. `batch`: clips a pass; a reader of each
     layer takes a stream of memory each. Other arguments: `Contrast`. Raises ValueError before any compute.
     """
+    check_gradients("edge_attribution")
     pair = Contrast(model, clean, corrupted, noise_levels, batch=batch, **contrast)
     if pair.steps is not None or n_steps < 1:
         raise ValueError("edges are attributed in single passes: give noise_levels, not steps; and n_steps >= 1")

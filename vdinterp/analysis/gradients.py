@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,22 +10,9 @@ import torch
 
 from vdinterp.analysis.contrast import Contrast
 from vdinterp.analysis.patch_metrics import Pair, PatchMetric
+from vdinterp.gradient_state import of_activations_only
 from vdinterp.models import ActivationCache
 from vdinterp.sweep import Inputs
-
-
-@contextmanager
-def only_activations(model: torch.nn.Module) -> Iterator[None]:
-    """Gradients of activations, not of parameters, inside the block."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 def leaf(activation: torch.Tensor, kept: dict[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -51,9 +37,12 @@ class GradientPass:
     ) -> None:
         self.kept: dict[str, torch.Tensor] = {}
         keep = [(name, lambda x, hook: leaf(x, self.kept, hook.name)) for name in names]
-        with only_activations(pair.model), pair.model.hooks([*keep, *hooks]):
-            x0 = pair.denoiser.denoise(**inputs.repeated(1))
-            self.value = metric(x0, compare)
+
+        def run() -> torch.Tensor:
+            with pair.model.hooks([*keep, *hooks]):
+                return metric(pair.denoiser.denoise(**inputs.repeated(1)), compare)
+
+        self.value = of_activations_only(pair.model.parameters(), run)
         if self.value.shape != (len(inputs),):
             raise ValueError(f"the metric gave {list(self.value.shape)}; one number a clip is needed, [{len(inputs)}]")
         if not self.value.requires_grad:
@@ -64,7 +53,8 @@ class GradientPass:
     def gradients(self, of: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradient of every clip's metric; clips do not depend on one another, so that of the sum. Zero where the
         metric does not depend on it."""
-        found = torch.autograd.grad(self.value.sum(), list(of), retain_graph=True, allow_unused=True)
+        ones = torch.ones_like(self.value)
+        found = torch.autograd.grad(self.value, list(of), ones, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(of, found, strict=True)]
 
 

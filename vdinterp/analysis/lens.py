@@ -14,6 +14,7 @@ from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.noised import NoisedClips
 from vdinterp.analysis.readout import Readout
+from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
@@ -203,6 +204,7 @@ def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed:
     """
     if steps < 1 or lr <= 0:
         raise ValueError(f"need steps >= 1 and lr > 0, got {steps=}, {lr=}")
+    check_gradients("tuned_lens")
     cfg = noised.model.cfg
     weight = torch.zeros(cfg.n_layers, cfg.d_model, cfg.d_model, device=noised.model.device, requires_grad=True)
     bias = torch.zeros(cfg.n_layers, cfg.d_model, device=noised.model.device, requires_grad=True)
@@ -217,11 +219,11 @@ def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed:
             caches[level, batch] = noised.cache(level, list(NEEDED), noised.batches[batch])
         cache = caches[level, batch]
         readout = Readout(noised.pipe, cache, noised.target)
-        wanted, tuned = readout.total(), TunedLens(weight=weight, bias=bias, losses=torch.zeros(0))
-        made = [readout.normalised(tuned(cache["resid_pre", layer], layer)) for layer in range(cfg.n_layers)]
-        loss = torch.stack([(estimate - wanted).square().mean() for estimate in made]).sum()
-        optimizer.zero_grad()
-        loss.backward()
+        with keep_grad_mode(), torch.enable_grad():
+            wanted, tuned = readout.total(), TunedLens(weight=weight, bias=bias, losses=torch.zeros(0))
+            made = [readout.normalised(tuned(cache["resid_pre", layer], layer)) for layer in range(cfg.n_layers)]
+            loss = torch.stack([(estimate - wanted).square().mean() for estimate in made]).sum()
+        weight.grad, bias.grad = torch.autograd.grad(loss, [weight, bias])  # and none of the model's parameters
         optimizer.step()
         losses.append(float(loss.detach()))
     return TunedLens(weight=weight.detach(), bias=bias.detach(), losses=torch.tensor(losses))

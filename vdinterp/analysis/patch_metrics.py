@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from vdinterp.analysis.metrics import psnr as pixel_psnr
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.signatures import check_signature
 from vdinterp.sweep import Moment
 
 
@@ -95,13 +96,17 @@ UNITS = {
 
 
 def find_metric(metric: Any, pipe: VideoDiffusion | None) -> tuple[str, Any]:
-    """A metric by name, or a function of the user's `(x0, pair) -> [batch]`, with what it is called."""
+    """A metric by name, or a function of the user's `(x0, pair) -> [batch]`, with what it is called.
+
+    Raises `ValueError` for an unknown name, or a function that takes other arguments.
+    """
     if callable(metric):
+        check_signature(metric, "a metric is a function (x0, pair) -> one number a clip, [batch]", "x0", "pair")
         return getattr(metric, "__name__", type(metric).__name__).strip("<>"), metric
     if metric == "psnr":
         if pipe is None or pipe.vae is None:
             raise ValueError("metric 'psnr' is of pixels: it needs a pipeline with a VAE; 'error' works without")
         return metric, PixelPSNR(pipe)
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose 'recovered', 'error', 'psnr', or give a function")
     return metric, METRICS[metric]

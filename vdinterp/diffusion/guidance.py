@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 
+from vdinterp.gradient_state import check_gradients, keep_grad_mode
+
 MASKED = 1.0
 CLEAN = 0.0
 
@@ -170,12 +172,15 @@ class ClassifierGuidance:
     def gradient(
         self, x: Float[torch.Tensor, "batch frame channel height width"], k: Int[torch.Tensor, "batch frame"]
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
-        """`scale * d log_prob / d x`. Raises `ValueError` if `log_prob` does not return one number a clip."""
-        with torch.enable_grad():
+        """`scale * d log_prob / d x`. Raises `ValueError` if `log_prob` does not return one number a clip, or one that
+        does not depend on `x`."""
+        with keep_grad_mode(), torch.enable_grad():
             x = x.detach().requires_grad_(True)
             value = self.log_prob(x, k)
             if value.shape != x.shape[:1]:
                 raise ValueError(f"log_prob must return [batch] = {(x.shape[0],)}, got {tuple(value.shape)}")
+            if not value.requires_grad:
+                raise ValueError("log_prob does not depend on its latents by anything that has a gradient")
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return self.scale * gradient
 
@@ -203,6 +208,8 @@ def as_guidances(guidance: Guidance | Sequence[Guidance] | None, has_cond: bool)
                 f"{item!r} is no guidance; give a HistoryGuidance, ClassifierFreeGuidance or ClassifierGuidance, or "
                 "several of them in a list"
             )
+    if any(isinstance(item, ClassifierGuidance) for item in items):
+        check_gradients("classifier guidance")
     if sum(isinstance(i, HistoryGuidance) for i in items) > 1:
         raise ValueError("two history guidances cannot be combined; write one HistoryGuidance with both segments")
     if sum(isinstance(i, ClassifierFreeGuidance) for i in items) > 1:

@@ -6,18 +6,20 @@ It knows nothing of sampling, loading or plotting.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import nn
 
+from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
 from vdinterp.models.checks import check_inputs, check_resume
+from vdinterp.models.compiled import run_uncompiled
 from vdinterp.models.components import (
     ActionEmbed,
     Block,
@@ -31,10 +33,12 @@ from vdinterp.models.components import (
 from vdinterp.models.components.statistics import STATISTICS
 from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.describe import HookDescriptions
+from vdinterp.models.hook_functions import warn_of_nan
 from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
 from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
+from vdinterp.models.scopes import Call, Scope, current_call, in_backward, run_in
 from vdinterp.models.weights import WeightViews
 
 
@@ -94,9 +98,23 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         Raises `ValueError` when a shape or a layer does not fit the model.
         """
         inputs = (latents, noise_levels, cond, cond_mask, text, start_at_layer, stop_at_layer, resid_pre, known)
-        if torch.compiler.is_compiling() and self.has_live_hooks:
-            return self._eager(*inputs)
-        return self._forward(*inputs)
+        check_inputs(self, latents, noise_levels, cond, cond_mask, text)
+        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), *inputs[5:])
+        if not torch.compiler.is_compiling():
+            return self._run(*inputs)
+        return self._eager(*inputs) if self.may_have_hooks else self._forward(*inputs)
+
+    def _run(self, *inputs: Any) -> torch.Tensor:
+        """One uncompiled pass, kept apart from others by whoever records."""
+        latents, noise_levels = inputs[:2]
+        call = Call()
+        for scope in self.scopes.of_thread(self.scopes.hooking):
+            if scope.at_call is not None and not in_backward():  # else activation checkpointing runs it again
+                scope.at_call(call, latents, noise_levels)
+        pred = run_in(call, partial(run_uncompiled, self, self._forward), *inputs)
+        if call.suspects and not bool(latents.isnan().any()):
+            warn_of_nan(call.suspects)
+        return pred
 
     def _forward(
         self,
@@ -110,8 +128,6 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         resid_pre: torch.Tensor | None,
         known: Mapping[str, torch.Tensor] | None,
     ) -> torch.Tensor:
-        check_inputs(self, latents, noise_levels, cond, cond_mask, text)
-        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), start, stop, resid_pre, known)
         grid = self.grid(latents.shape[1])
         x = self._embed(latents, grid) if resid_pre is None else resid_pre
 
@@ -143,8 +159,9 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         return torch.compiler.disable(self._uncompiled)(*inputs)
 
     def _uncompiled(self, *inputs: Any) -> torch.Tensor:
-        warnings.warn("Hooks are set: this call runs uncompiled, so that they fire.", stacklevel=2)
-        return self._forward(*inputs)
+        if self.has_live_hooks:
+            warnings.warn("Hooks are set: this call runs uncompiled, so that they fire.", stacklevel=2)
+        return self._run(*inputs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -189,20 +206,24 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """
         if incl_bwd != (loss is not None):
             raise ValueError("incl_bwd=True and loss=..., a function of the prediction giving one number, go together.")
-        kept: dict[str, torch.Tensor] = {}
-        cache = ActivationCache(kept, self.grid(latents.shape[1]), self)
-        cache.inputs = {"latents": latents, "noise_levels": noise_levels}
-        wanted = self.cacheable_names(names)
-        forward = self._recorders(wanted, lambda: cache, device)
-        backward = [(wanted, Recorder(keeper(lambda: kept, device, suffix="_grad")))] if incl_bwd else []
-        with self.hooks(forward, backward):
+        if loss is not None:
+            check_gradients("run_with_cache(incl_bwd=True)")
+        graded = torch.is_grad_enabled()
+        with (
+            self._recording(names, device, incl_bwd) as recording,
+            keep_grad_mode(),
+            torch.set_grad_enabled(graded or incl_bwd),
+        ):
             pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text)
             if loss is not None:
                 value = loss(pred)
                 if value.numel() != 1:
                     raise ValueError(f"loss gave {list(value.shape)}; backward needs one number, e.g. its mean().")
+                if not value.requires_grad:
+                    raise ValueError("loss does not depend on the prediction by anything that has a gradient")
                 value.backward()
-        return pred, cache
+        first = next(iter(recording.values()))  # a hook that calls the model makes further ones
+        return (pred if graded else pred.detach()), first
 
     def run_with_stats(
         self,
@@ -232,69 +253,62 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             pred, cache = self.run_with_cache(latents, noise_levels, names=stats, **inputs)
         return pred, {name: cache.stack(name) for name in stats}
 
-    @contextmanager
-    def key_partition(self, partition: Partition) -> Iterator[Any]:
+    def key_partition(self, partition: Partition) -> Scope:
         """What the statistic `mass` is the mass on, in every call inside the block: a label a token, or "frame".
 
         For recording it while sampling: `with model.key_partition(labels): pipe.sample(..., record=["mass"])`.
         """
-        attentions: list[Any] = [block.attn for block in self.blocks]
-        before = [attention.partition for attention in attentions]
-        for attention in attentions:
-            attention.partition = partition
-        try:
-            yield self
-        finally:
-            for attention, old in zip(attentions, before, strict=True):
-                attention.partition = old
+        return self.hook_ctx(partition=partition)
 
-    @contextmanager
-    def record(self, names: Names | None = None, device: torch.device | str | None = None) -> Iterator[Recording]:
-        """Keep the activations of every call inside the block: `recording[step]` is the cache of one."""
-        recording = Recording()
-        wanted = self.cacheable_names(names)
-        current = ActivationCache({}, self.grid(), self)
+    def record(self, names: Names | None = None, device: torch.device | str | None = None) -> Scope:
+        """Keep the activations of every call inside the block: `recording[step]` is the cache of one.
 
-        def begin(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            nonlocal current
-            latents = args[0] if args else kwargs["latents"]
-            levels = args[1] if len(args) > 1 else kwargs["noise_levels"]
-            current = ActivationCache({}, self.grid(latents.shape[1]), self)
-            current.inputs = {"latents": latents, "noise_levels": levels}
-            recording.begin(self.hook_pred.ctx.get("step"), current)
+        A call that a hook makes inside another has a cache of its own. `with model.record(names) as recording: ...`.
+        """
+        return self._recording(names, device)
 
-        handle = self.register_forward_pre_hook(begin, with_kwargs=True)
-        try:
-            with self.hooks(self._recorders(wanted, lambda: current, device)):
-                yield recording
-        finally:
-            handle.remove()
+    def _recording(self, names: Names | None, device: torch.device | str | None, incl_bwd: bool = False) -> Scope:
+        """A block that gives the `Recording` of its calls, of their gradients too with `incl_bwd`."""
+        recording, caches, wanted = Recording(), {}, self.cacheable_names(names)
+
+        def begin(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor) -> None:
+            caches[call] = ActivationCache({}, self.grid(latents.shape[1]), self)
+            caches[call].inputs = {"latents": latents, "noise_levels": noise_levels}
+            recording.begin(self.hook_pred.ctx.get("step"), caches[call])
+
+        def current() -> ActivationCache | None:
+            return caches.get(current_call())
+
+        backward = [(wanted, _into(current, device, "_grad"))] if incl_bwd else []
+        scope = self.hooks(self._recorders(wanted, current, device), backward)
+        scope.value, scope.at_call = recording, begin
+        return scope
 
     def _recorders(
-        self, wanted: list[str], cache: Callable[[], ActivationCache], device: torch.device | str | None
+        self, wanted: list[str], current: Callable[[], ActivationCache | None], device: torch.device | str | None
     ) -> list[tuple[Names, Recorder]]:
         """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one; and that note
         which activations a hook edited, so that the cache does not compute them anew as if none had."""
-        keep = keeper(lambda: cache().tensors, device)
         masks = [name.replace("hook_rot_q", "hook_mask") for name in wanted if name.endswith(".hook_rot_q")]
         derived = [
             name for name in self.hook_dict if name.endswith((".hook_attn_scores", ".hook_pattern", ".hook_result"))
         ]
-        listening = [
-            ([name for name in masks if name not in wanted], Recorder(keep, listens=True)),
-            (
-                [name for name in derived if name not in wanted],
-                Recorder(lambda _, hook: cache().note(hook), listens=True),
-            ),
-        ]
-        return [(wanted, Recorder(keep)), *((names, recorder) for names, recorder in listening if names)]
 
-    @contextmanager
-    def intervene(self, *interventions: Intervention) -> Iterator[Any]:
+        def note(_: torch.Tensor, hook: HookPoint) -> None:
+            if (cache := current()) is not None:
+                cache.note(hook)
+
+        listening = [
+            ([name for name in masks if name not in wanted], _into(current, device, listens=True)),
+            ([name for name in derived if name not in wanted], Recorder(note, listens=True)),
+        ]
+        return [(wanted, _into(current, device)), *((names, recorder) for names, recorder in listening if names)]
+
+    def intervene(self, *interventions: Intervention) -> Scope:
         """Apply interventions to every call inside the block. Each is checked against the model first."""
-        hooks = [pair for intervention in check_interventions(interventions) for pair in intervention.hooks(self)]
-        with self.hooks(hooks):
-            yield self
+        return self.hooks(
+            [pair for intervention in check_interventions(interventions) for pair in intervention.hooks(self)]
+        )
 
     @classmethod
     def from_state_dict(
@@ -310,3 +324,21 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         model = cls(cfg)
         model.load_state_dict(weights)
         return model.eval()
+
+
+def _into(
+    current: Callable[[], ActivationCache | None],
+    device: torch.device | str | None,
+    suffix: str = "",
+    listens: bool = False,
+) -> Recorder:
+    """A recorder that puts activations into the cache of their call; outside of any it has no use for them."""
+
+    def keep(activation: torch.Tensor, hook: HookPoint) -> bool:
+        cache = current()
+        if cache is None:
+            return False
+        keeper(lambda: cache.tensors, device, suffix)(activation, hook)
+        return True
+
+    return Recorder(keep, listens)

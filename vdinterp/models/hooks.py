@@ -3,26 +3,44 @@
 What differs from `transformer_lens.HookedRootModule`, each because the original says nothing when it goes wrong:
 a name that matches no hook raises with the closest ones; a hook that never fired warns; a returned tensor of another
 shape raises instead of being broadcast; a hook gets its own copy, so that an in-place edit reaches neither the cache
-nor anyone's input; backward hooks that would be removed before any backward pass raise.
+nor anyone's input; backward hooks that would be removed before any backward pass raise; hooks of a `with` block hold
+on its thread only, and end with it even where an interrupt keeps clean-up from running (`scopes.py`).
 """
 
 from __future__ import annotations
 
-import difflib
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, TypeGuard
+from collections import ChainMap, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformer_lens import FactoredMatrix as FactoredMatrix
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle
 
-Name = str | tuple[str, int] | tuple[str, int, str]
-Names = Name | Sequence[Name] | Callable[[str], bool]
-HookFn = Callable[..., Any]
+from vdinterp.models.hook_functions import GuardedHook, HookFn, Recorder, warn_at_end
+from vdinterp.models.hook_names import Names as Names
+from vdinterp.models.hook_names import is_key as is_key
+from vdinterp.models.hook_names import match_alias as match_alias
+from vdinterp.models.hook_names import match_key as match_key
+from vdinterp.models.hook_names import resolve, resolve_one
+from vdinterp.models.hook_names import unknown_hook as unknown_hook
+from vdinterp.models.scopes import (
+    Call,
+    Scope,
+    Scopes,
+    Side,
+    current_call,
+    edited_names,
+    in_backward,
+    own_context,
+    run_in,
+)
+
+Handles = OrderedDict[int, LensHandle]
 
 
 class HookPoint(_HookPoint):
@@ -36,18 +54,95 @@ class HookPoint(_HookPoint):
     def __init__(
         self, dims: str, meaning: str, lazy: bool = False, broadcasts: bool = False, read_only: bool = False
     ) -> None:
+        self.added: dict[Side, Handles] = {"fwd": OrderedDict(), "bwd": OrderedDict()}  # until `reset_hooks`
+        self.scopes = Scopes()  # those of the model, once it has named its hook points
         super().__init__()
         self.dims, self.meaning, self.lazy = tuple(dims.split()), meaning, lazy
         self.broadcasts, self.read_only = broadcasts, read_only
-        self.edited = False  # whether a hook changed the activation in the last call
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.edited = False  # the hooks run after this
+        if not self.scopes.hooking and not self.added["fwd"] and not self.added["bwd"]:
+            return x
+        edited_names().discard(str(self.name))
+        for handle in self.fwd_hooks:
+            assert handle.user_hook is not None
+            returned = handle.user_hook(x, hook=self)
+            x = x if returned is None else returned
+        backward = list(self._live("bwd"))
+        if backward and torch.is_grad_enabled() and x.is_floating_point():
+            # Where nothing before has a gradient (frozen weights), the activation itself is what one is taken of.
+            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            x.register_hook(partial(self._backward, backward, current_call()))
         return x
+
+    def _backward(
+        self, hooks: list[tuple[Scope | None, Handles, LensHandle]], call: Call | None, grad: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient after the hooks that were there in the forward pass and still are."""
+        for scope, handles, handle in _recorders_last(hooks):
+            if handle.hook.id in handles and (scope is None or scope.is_open):
+                assert handle.user_hook is not None
+                returned = run_in(call, partial(handle.user_hook, hook=self), grad)
+                grad = grad if returned is None else returned
+        return grad
+
+    def _live(self, side: Side) -> Iterator[tuple[Scope | None, Handles, LensHandle]]:
+        """This thread's hooks, in order: those added, then those of open blocks, outer ones first."""
+        yield from ((None, self.added[side], handle) for handle in list(self.added[side].values()))
+        for scope in self.scopes.of_thread(self.scopes.hooking):
+            handles = scope.hooks.get(side, {}).get(str(self.name))
+            if handles:
+                yield from ((scope, handles, handle) for handle in list(handles.values()))
+
+    def _handles(self, side: Side) -> list[LensHandle]:
+        return [handle for _, _, handle in _recorders_last(self._live(side))]
+
+    # TransformerLens's own fields, whose constructor sets them
+
+    @property
+    def fwd_hooks(self) -> list[LensHandle]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._handles("fwd")
+
+    @fwd_hooks.setter
+    def fwd_hooks(self, handles: list[LensHandle]) -> None:
+        assert not handles
+
+    @property
+    def bwd_hooks(self) -> list[LensHandle]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._handles("bwd")
+
+    @bwd_hooks.setter
+    def bwd_hooks(self, handles: list[LensHandle]) -> None:
+        assert not handles
+
+    @property
+    def ctx(self) -> MutableMapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What hook functions see, on this thread: what they put there themselves, then what blocks and
+        `set_hook_ctx` say."""
+        return ChainMap(own_context(self), *self.scopes.told(), own_context(self.scopes))
+
+    @ctx.setter
+    def ctx(self, values: dict[str, Any]) -> None:
+        if values:
+            own_context(self).update(values)
+
+    def clear_context(self) -> None:
+        own_context(self).clear()
+
+    def telling(self, **values: Any) -> Scope:
+        """As `HookedModule.hook_ctx`, for who has only the hook point."""
+        return Scope(self.scopes, says=values)
+
+    @property
+    def edited(self) -> bool:
+        """Whether a hook changed the activation in the pass that this thread is in."""
+        return self.name in edited_names()
 
     @property
     def is_hooked(self) -> bool:
         """Whether somebody wants this activation; a `Recorder` that only listens along does not count."""
+        if not self.scopes.hooking and not self.added["fwd"] and not self.added["bwd"]:
+            return False
         return any(not getattr(handle.user_hook, "listens", False) for handle in (*self.fwd_hooks, *self.bwd_hooks))
 
     def add_hook(
@@ -59,156 +154,69 @@ class HookPoint(_HookPoint):
         prepend: bool = False,
         alias_names: list[str] | None = None,
     ) -> LensHandle:
-        """As in TransformerLens; `hook` is called as `hook(activation, hook=point)` and may return None.
+        """As in TransformerLens, for every thread; `hook` is called as `hook(activation, hook=point)` and may return
+        None.
 
         Recorders come last whatever the order of adding, so that a cache holds what the network went on with.
+        Raises `ValueError` for what cannot be called so, and for `alias_names`, which these points do not have.
         """
-        guarded: Any = hook if isinstance(hook, Recorder) else GuardedHook(hook, self.broadcasts, dir == "bwd")
-        handle = super().add_hook(guarded, dir, is_permanent, level, prepend, alias_names)
-        if dir == "fwd":
-            for other in self.fwd_hooks:
-                if isinstance(other.user_hook, Recorder):
-                    self._forward_hooks[other.hook.id] = self._forward_hooks.pop(other.hook.id)
-        return handle
+        if dir not in ("fwd", "bwd") or alias_names is not None:
+            raise ValueError(f"dir is 'fwd' or 'bwd' and alias_names None here, got {dir=}, {alias_names=}")
+        return _held(self.added[dir], guarded(hook, dir), is_permanent, level, prepend)
 
-    def drop_hook(self, handle: LensHandle) -> None:
-        """Remove one hook, by what `add_hook` returned for it."""
-        handle.hook.remove()
-        self.fwd_hooks = [other for other in self.fwd_hooks if other is not handle]
-        self.bwd_hooks = [other for other in self.bwd_hooks if other is not handle]
-
-
-class GuardedHook:
-    """A user's hook function, given a copy of the activation and checked in what it returns."""
-
-    def __init__(self, function: HookFn, broadcasts: bool = False, backward: bool = False) -> None:
-        self.function, self.broadcasts, self.backward = function, broadcasts, backward
-
-    def __call__(self, activation: Any, hook: HookPoint) -> torch.Tensor | None:
-        given = activation.clone()
-        returned = self.function(given, hook=hook)
-        if hook.read_only:
-            if _edited_in_place(given, activation) or not (returned is None or returned is given):
-                raise ValueError(f"{hook.name} is a statistic: the network does not go on with it, so change nothing.")
-            return None
-        if returned is None:
-            # An in-place edit counts, as in TransformerLens. A gradient that was only looked at stays autograd's own:
-            # it is not the one given here when a forward hook on the same point changed the activation.
-            edited = _edited_in_place(given, activation)
-            if self.backward and not edited:
-                return None
-            hook.edited |= edited
-            return given
-        if isinstance(returned, tuple) and len(returned) == 1:
-            returned = returned[0]  # TransformerLens's form for backward hooks
-        if not isinstance(returned, torch.Tensor):
-            raise ValueError(
-                f"The hook on {hook.name} returned {type(returned).__name__}; return a tensor of shape "
-                f"{tuple(activation.shape)}, or None to leave the activation as it is."
-            )
-        if returned.shape != activation.shape and not (
-            self.broadcasts and _broadcastable(returned.shape, activation.shape)
-        ):
-            raise ValueError(
-                f"The hook on {hook.name} returned shape {tuple(returned.shape)}; the activation is "
-                f"{tuple(activation.shape)} ({' '.join(hook.dims)}). Return that shape, or None to leave it as it is."
-            )
-        if returned.dtype != activation.dtype:
-            raise ValueError(
-                f"The hook on {hook.name} returned {returned.dtype}; the activation is {activation.dtype}. "
-                f"{'True lets a query see a key.' if self.broadcasts else 'Return result.to(activation).'}"
-            )
-        # Only on-demand activations are asked whether they were edited; there an identity is none.
-        hook.edited |= not hook.lazy or not _same(returned, activation)
-        return returned
-
-    def __repr__(self) -> str:
-        return f"GuardedHook({getattr(self.function, '__name__', type(self.function).__name__)})"
+    def remove_hooks(
+        self,
+        dir: Literal["fwd", "bwd", "both"] = "fwd",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """As in TransformerLens: those that were added, and this thread's of open blocks."""
+        if dir not in ("fwd", "bwd", "both"):
+            raise ValueError(f"dir is 'fwd', 'bwd' or 'both', got {dir!r}")
+        sides: tuple[Side, ...] = ("fwd", "bwd") if dir == "both" else (dir,)
+        for _, _, handle in [live for side in sides for live in self._live(side)]:
+            if (including_permanent or not handle.is_permanent) and level in (None, handle.context_level):
+                handle.hook.remove()
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))
+def guarded(hook: HookFn, side: Side) -> Recorder | GuardedHook:
+    """A hook function as hook points call it. Raises `ValueError` for what cannot be called so."""
+    return hook if isinstance(hook, Recorder) else GuardedHook(hook, side == "bwd")
 
 
-def _edited_in_place(given: torch.Tensor, activation: torch.Tensor) -> bool:
-    """Whether a hook changed its copy `given`; what counts versions is switched off in inference mode."""
-    return not torch.equal(given, activation) if given.is_inference() else given._version > 0
+def _held(
+    handles: Handles,
+    hook: Recorder | GuardedHook,
+    is_permanent: bool = False,
+    level: int | None = None,
+    prepend: bool = False,
+) -> LensHandle:
+    """Put a hook function among `handles`."""
+    handle = RemovableHandle(handles)
+    handles[handle.id] = LensHandle(handle, is_permanent, level, user_hook=hook)
+    if prepend:
+        handles.move_to_end(handle.id, last=False)
+    return handles[handle.id]
 
 
-class Recorder:
-    """A hook that only looks: it is trusted with the live tensor and changes nothing.
-
-    One that `listens` does not make an on-demand activation be computed; it keeps it if somebody else does.
-    """
-
-    def __init__(self, keep: Callable[[torch.Tensor, HookPoint], None], listens: bool = False) -> None:
-        self.keep, self.listens, self.fired = keep, listens, listens
-
-    def __call__(self, activation: torch.Tensor, hook: HookPoint) -> None:
-        self.fired = True
-        self.keep(activation, hook)
-
-    def __repr__(self) -> str:
-        return "Recorder()"
-
-
-class Watched:
-    """A user's function that notes whether it was ever called."""
-
-    def __init__(self, function: HookFn) -> None:
-        self.function, self.fired = function, False
-
-    def __call__(self, activation: Any, hook: HookPoint) -> Any:
-        self.fired = True
-        return self.function(activation, hook=hook)
-
-
-def _broadcastable(first: Sequence[int], second: Sequence[int]) -> bool:
-    if len(first) != len(second):
-        return False
-    return all(a == b or 1 in (a, b) for a, b in zip(first, second, strict=True))
-
-
-def match_alias(alias: str, names: Iterable[str]) -> list[str]:
-    """Hook names that an alias stands for: `"z"`, `"attn.z"`, `"mod.gate"`, `"resid_post"`, or a name in full.
-
-    The dots of an alias are those of the name: `"attn.z"` is not `"cross_attn.z"`.
-    """
-    head, _, last = alias.rpartition(".")
-    full = alias if last.startswith("hook_") else f"{head}.hook_{last}".lstrip(".")
-    return [name for name in names if name == full or name.endswith("." + full)]
-
-
-def is_key(name: Any) -> TypeGuard[tuple]:
-    """Whether `name` is a key `(alias, layer[, sublayer])`, not a list of names."""
-    return isinstance(name, tuple) and len(name) in (2, 3) and isinstance(name[1], int) and isinstance(name[0], str)
-
-
-def match_key(key: tuple, names: Iterable[str], n_layers: int) -> list[str]:
-    """Hook names that `(alias, layer[, sublayer])` stands for; layers may be negative. KeyError for other layers."""
-    alias, layer, *sublayer = key
-    if not -n_layers <= layer < n_layers:
-        raise KeyError(f"No layer {layer}: there are {n_layers}, so 0..{n_layers - 1} or negative.")
-    block = f"blocks.{layer % n_layers}."
-    found = match_alias(alias, [name for name in names if name.startswith(block)])
-    within = [name for name in found if name.startswith(f"{block}{sublayer[0] if sublayer else 'attn'}.")]
-    return within if within or sublayer else found
-
-
-def unknown_hook(name: str, names: Iterable[str]) -> KeyError:
-    """The error for a name that matches no hook, with what may have been meant."""
-    known = list(names)
-    close = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
-    short = sorted({known_name.rpartition(".hook_")[2] for known_name in known if ".hook_" in known_name})
-    close += [alias for alias in difflib.get_close_matches(name, short, n=3, cutoff=0.6) if alias not in close]
-    hint = f"Did you mean {', '.join(map(repr, close))}?" if close else "model.describe_hooks() lists them all."
-    return KeyError(f"No hook is called {name!r}. {hint}")
+def _recorders_last(
+    hooks: Iterable[tuple[Scope | None, Handles, LensHandle]],
+) -> list[tuple[Scope | None, Handles, LensHandle]]:
+    return sorted(hooks, key=lambda live: isinstance(live[2].user_hook, Recorder))
 
 
 class HookedModule(HookedRootModule):
     """`HookedRootModule` with strict names, and hooks that speak up when they did nothing."""
 
     hook_dict: dict[str, HookPoint]  # type: ignore[assignment]
+    scopes: Scopes
+
+    def setup(self) -> None:
+        """Name every hook point, and let them all ask the same scopes."""
+        super().setup()
+        self.scopes = Scopes()
+        for point in self.hook_dict.values():
+            point.scopes = self.scopes
 
     @property
     def hook_names(self) -> list[str]:
@@ -216,52 +224,27 @@ class HookedModule(HookedRootModule):
 
     @property
     def has_live_hooks(self) -> bool:
+        """Whether a call on this thread would meet hooks."""
         return any(point.is_hooked for point in self.hook_dict.values())
+
+    @property
+    def may_have_hooks(self) -> bool:
+        """The same of any thread, and without asking whether blocks are still open: what compiled code can check."""
+        return bool(self.scopes.hooking) or any(
+            point.added["fwd"] or point.added["bwd"] for point in self.hook_dict.values()
+        )
 
     def resolve_names(self, names: Names) -> list[str]:
         """Full hook names for a name, an alias ("z": that of every layer), a cache's key `(alias, layer[, sublayer])`,
         a list of these, or a predicate.
 
-        Raises `KeyError` with the closest names when something matches no hook.
+        Raises `KeyError` with the closest names when something matches no hook, `ValueError` for what is no name.
         """
-        if callable(names):
-            found = [name for name in self.hook_dict if names(name)]
-            if not found:
-                raise KeyError("The name filter matches no hook of this model; model.describe_hooks() lists them.")
-            return found
-        found = []
-        for alias in [names] if isinstance(names, str) or is_key(names) else names:
-            if is_key(alias):
-                found += [self.resolve_key(alias)]
-                continue
-            if not isinstance(alias, str):
-                raise ValueError(
-                    f"{alias!r} is no hook name; give names, aliases such as 'z', or keys such as ('z', 3)."
-                )
-            matches = match_alias(alias, self.hook_dict)
-            if not matches:
-                raise unknown_hook(alias, self.hook_dict)
-            kinds = {kind for kind in ("mod", "ln") for name in matches if f"{kind}." in name}
-            if len(kinds) > 1:  # AdaLN's scale and the norm's
-                raise KeyError(
-                    f"{alias!r} is ambiguous: use {' or '.join(repr(f'{kind}.{alias}') for kind in sorted(kinds))}."
-                )
-            found += [name for name in matches if name not in found]
-        if not found:
-            raise KeyError(
-                "An empty list of hook names; model.describe_hooks() lists them all, None means the default."
-            )
-        return found
+        return resolve(names, self.hook_dict, self.n_layers)
 
     def resolve_key(self, key: tuple) -> str:
         """The one hook that `(alias, layer[, sublayer])` stands for; without a sublayer the self-attention's."""
-        names = match_key(key, self.hook_dict, self.n_layers)
-        if len(names) != 1:
-            alias, layer, *sublayer = key
-            if names:
-                raise KeyError(f"{key!r} is ambiguous: {', '.join(names)}. Give the full name.")
-            raise unknown_hook(".".join(["blocks", str(layer), *sublayer, alias]), self.hook_dict)
-        return names[0]
+        return resolve_one(key, self.hook_dict, self.n_layers)
 
     @property
     def n_layers(self) -> int:
@@ -278,49 +261,47 @@ class HookedModule(HookedRootModule):
         for full in self.resolve_names(name):
             self.hook_dict[full].add_hook(hook, *args, **kwargs)
 
-    @contextmanager
     def hooks(
         self,
         fwd_hooks: Sequence[tuple[Names, HookFn]] = (),
         bwd_hooks: Sequence[tuple[Names, HookFn]] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
-    ) -> Iterator[Any]:
-        """Hooks that live inside the `with` block and are removed at its end, whatever happens in it.
+    ) -> Scope:
+        """Hooks that live inside the `with` block, for calls on its thread, and end with it, whatever happens there.
 
         `fwd_hooks`: list of (name, function); a name may be an alias, a list or a predicate, and the function gets
-        `(activation, hook)`. Raises `KeyError` for unknown names before anything is hooked; warns about every
-        function that was never called.
+        `(activation, hook)`. Raises `KeyError` for unknown names and `ValueError` for what is no hook function before
+        anything is hooked; at the end of the block warns about every function that was never called.
         """
-        wanted = {
-            side: [(name, fn) for names, fn in given for name in self.resolve_names(names)]
-            for side, given in (("fwd", fwd_hooks), ("bwd", bwd_hooks))
+        made: dict[Side, list[tuple[str, Recorder | GuardedHook]]] = {
+            "fwd": self._guarded(fwd_hooks, "fwd"),
+            "bwd": self._guarded(bwd_hooks, "bwd"),
         }
-        watched = {
-            side: [(name, fn if isinstance(fn, Recorder) else Watched(fn)) for name, fn in pairs]
-            for side, pairs in wanted.items()
-        }
-        added: list[tuple[HookPoint, LensHandle]] = []
-        self.context_level += 1
-        try:
-            for side in ("fwd", "bwd"):
-                for name, function in watched[side]:
-                    point = self.hook_dict[name]
-                    added.append((point, point.add_hook(function, side, level=self.context_level)))
-            yield self
-        finally:
-            self.context_level -= 1
-            if reset_hooks_end:  # these and no others: contexts need not end in the order they began
-                for point, handle in added:
-                    point.drop_hook(handle)
-                if clear_contexts:
-                    self.clear_contexts()
-        silent = [name for pairs in watched.values() for name, function in pairs if not function.fired]
-        if silent and reset_hooks_end:
-            warnings.warn(
-                f"These hooks never fired: {', '.join(silent)}. Was the model called, and with the input they need?",
-                stacklevel=3,
-            )
+        if not reset_hooks_end:
+            for side, pairs in made.items():
+                for name, function in pairs:
+                    _held(self.hook_dict[name].added[side], function)
+            return Scope(self.scopes, self)
+        level = len(self.scopes.of_thread(self.scopes.hooking)) + 1
+        hooks: dict[Side, dict[str, Handles]] = {"fwd": {}, "bwd": {}}
+        for side, pairs in made.items():
+            for name, function in pairs:
+                _held(hooks[side].setdefault(name, OrderedDict()), function, level=level)
+        functions = [pair for pairs in made.values() for pair in pairs]
+
+        def at_end() -> None:
+            if clear_contexts:
+                self.clear_contexts()
+            warn_at_end(functions)
+
+        return Scope(self.scopes, self, hooks=hooks, at_end=at_end)
+
+    def _guarded(self, given: Any, side: Side) -> list[tuple[str, Recorder | GuardedHook]]:
+        """Name and function of every hook that `fwd_hooks` or `bwd_hooks` asks for."""
+        if not isinstance(given, Sequence) or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in given):
+            raise ValueError(f"{side}_hooks={given!r}: give a list of pairs (name, function)")
+        return [(name, guarded(function, side)) for names, function in given for name in self.resolve_names(names)]
 
     def run_with_hooks(
         self,
@@ -340,15 +321,34 @@ class HookedModule(HookedRootModule):
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*model_args, **model_kwargs)
 
-    def add_caching_hooks(self, names_filter: Names | None = None, *args: Any, **kwargs: Any) -> dict:
-        """As in TransformerLens, with strict names."""
-        return super().add_caching_hooks(self.cacheable_names(names_filter), *args, **kwargs)
+    def add_caching_hooks(
+        self,
+        names_filter: Names | None = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: dict | None = None,
+    ) -> dict:
+        """As in TransformerLens, with strict names, and of one call: a second raises `ValueError` instead of
+        overwriting the first, unless the dict was cleared. `model.record(names)` keeps several apart."""
+        cache, forward, backward = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
+        made: dict[Side, list] = {"fwd": forward, "bwd": backward}
+        for side, pairs in made.items():
+            for name, function in pairs:
+                self.hook_dict[name].add_hook(function, side)
+        return cache
 
     def get_caching_hooks(
         self, names_filter: Names | None = None, *args: Any, **kwargs: Any
     ) -> tuple[dict, list, list]:
-        """As in TransformerLens, with strict names."""
-        return super().get_caching_hooks(self.cacheable_names(names_filter), *args, **kwargs)
+        """As in TransformerLens, with strict names, and of one call, as `add_caching_hooks`."""
+        names = self.cacheable_names(names_filter)
+        cache, forward, backward = super().get_caching_hooks(names, *args, **kwargs)
+        return (
+            cache,
+            [(name, Recorder(partial(_save_once, save, cache, name))) for name, save in forward],
+            [(name, Recorder(partial(_save_once, save, cache, f"{name}_grad"))) for name, save in backward],
+        )
 
     def cacheable_names(self, names: Names | None) -> list[str]:
         """What `names` stands for when caching: None is everything but what is computed on demand only."""
@@ -356,15 +356,36 @@ class HookedModule(HookedRootModule):
             return self.resolve_names(names)
         return [name for name, point in self.hook_dict.items() if not point.lazy]
 
+    def hook_ctx(self, **values: Any) -> Scope:
+        """What `hook.ctx` shows to hook functions inside the `with` block (while sampling: `step`, `noise_levels`)."""
+        return Scope(self.scopes, self, says=values)
+
     def set_hook_ctx(self, **values: Any) -> None:
-        """What `hook.ctx` shows to every hook function from now on (while sampling: `step`, `noise_levels`)."""
-        for point in self.hook_dict.values():
-            point.ctx.update(values)
+        """What `hook.ctx` shows to every hook function on this thread from now on, where no block says otherwise."""
+        own_context(self.scopes).update(values)
 
     def clear_hook_ctx(self, *names: str) -> None:
         """Take `names` (all of it without any) out of `hook.ctx` again."""
         if not names:
             self.clear_contexts()
-        for point in self.hook_dict.values():
+        for owner in (self.scopes, *self.hook_dict.values()):
             for name in names:
-                point.ctx.pop(name, None)
+                own_context(owner).pop(name, None)
+
+    def clear_contexts(self) -> None:
+        """As in TransformerLens."""
+        super().clear_contexts()
+        own_context(self.scopes).clear()
+
+
+def _save_once(save: HookFn, cache: dict, key: str, activation: torch.Tensor, hook: HookPoint) -> bool:
+    """Let TransformerLens's function save a copy, unless the cache is another call's already."""
+    if in_backward() and not key.endswith("_grad"):
+        return False  # activation checkpointing computes it again
+    if key in cache:
+        raise ValueError(
+            f"this cache holds {key} of another call, which would be lost: use `with model.record(names)`, which keeps "
+            "calls apart, or cache.clear() between them"
+        )
+    save(activation.clone(), hook=hook)
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from vdinterp.diffusion import (
     sample_steps,
     with_mask,
 )
+from vdinterp.gradient_state import keep_grad_mode
 from vdinterp.interventions import Intervention, check_interventions
 from vdinterp.models import ActivationCache
 from vdinterp.pipeline.checks import (
@@ -266,18 +267,18 @@ def run_plan(
         step: int,
     ) -> torch.Tensor:
         active = plan.interventions if plan.at_steps is None or step in plan.at_steps else ()
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            model.set_hook_ctx(step=step, noise_levels=noise_levels)
-            stack.callback(model.clear_hook_ctx, "step", "noise_levels")
-            if active:
-                stack.enter_context(model.intervene(*active))
-            # entered last: what is recorded is what the interventions left
-            recording = stack.enter_context(model.record(plan.record)) if plan.record is not None else None
-            inside = resume if resume is not None and step == first_step else {}
+        recorded = nullcontext() if plan.record is None else model.record(plan.record)
+        inside = resume if resume is not None and step == first_step else {}
+        with (
+            keep_grad_mode(),
+            torch.no_grad(),
+            model.hook_ctx(step=step, noise_levels=noise_levels),
+            model.intervene(*active),
+            recorded as recording,
+        ):
             pred = model(latents, schedule.network_level(noise_levels), cond=cond, cond_mask=cond_mask, **inside)
-            if recording is not None:
-                caches.append(recording[step])
+        if recording is not None:
+            caches.append(recording[step])
         return pred
 
     start = initial_state(schedule, plan.context, plan.mask, plan.noise) if latents is None else latents

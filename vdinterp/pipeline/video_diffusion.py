@@ -149,11 +149,8 @@ class VideoDiffusion:
         check_cond(cond, cfg, batch, frames, frames)
         check_cond_mask(cond_mask, batch)
         noisy, k = noisy.to(device=self.device, dtype=self.dtype), noise_levels.to(self.device)
-        self.model.set_hook_ctx(noise_levels=k)
-        try:
+        with self.model.hook_ctx(noise_levels=k):
             pred = self.model(noisy, self.schedule.network_level(k), cond=cond, cond_mask=cond_mask, **resume)
-        finally:
-            self.model.clear_hook_ctx("noise_levels")
         if self.diffusion.objective == "eps":
             pred = pred.clamp(-self.diffusion.clip, self.diffusion.clip)
         x0, _ = split_prediction(self.diffusion.objective, pred, noisy, *self.schedule.coefficients(k.clamp(min=0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,15 +41,11 @@ def _apply(
     def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
         parts = split(activation, n_trials, n_clips)
         levels = hook.ctx.get("noise_levels")
-        try:
-            for slot, function in functions:
-                if levels is not None:
-                    hook.ctx["noise_levels"] = split(levels, n_trials, n_clips)[slot]
+        own = [None] * n_trials if levels is None else split(levels, n_trials, n_clips)
+        for slot, function in functions:
+            with hook.telling(noise_levels=own[slot]) if levels is not None else nullcontext():
                 changed = function(parts[slot], hook=hook)
-                parts[slot] = parts[slot] if changed is None else changed
-        finally:
-            if levels is not None:
-                hook.ctx["noise_levels"] = levels
+            parts[slot] = parts[slot] if changed is None else changed
         return join(parts, n_clips)
 
     return replace

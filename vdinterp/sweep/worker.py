@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from vdinterp.sweep.slots import merged
 from vdinterp.sweep.start import Start, acts, base_names, needed_names, resume
 from vdinterp.sweep.trial import Case, Denoiser, Inputs, Metric, Moment, Trial
 
+T = TypeVar("T")
 Values = dict[str, list[float]]  # of every metric, one number a clip
 
 
@@ -152,16 +153,16 @@ class _Runs:
         pairs = [pair for one in trial.interventions for pair in one.bind(caches).hooks(self.model)]
         return sorted(pairs, key=lambda pair: isinstance(pair[1], Recorder))
 
-    @contextmanager
-    def hooked(self, trials: Sequence[Sequence[HookPair]]) -> Iterator[None]:
-        """Trials' hooks for the forward passes inside. Raises ValueError for a hook that never fires there."""
+    def hooked(self, trials: Sequence[Sequence[HookPair]], run: Callable[[], T]) -> T:
+        """`run()` under the hooks of trials. Raises ValueError for a hook that never fires there."""
         fired: set[str] = set()
         pairs = [(name, _noting(function, name, fired)) for name, function in merged(trials, self.case.n_clips)]
         with self.model.hooks(pairs):
-            yield
+            found = run()
             missing = [name for name, _ in pairs if name not in fired]
-        if missing:
-            raise ValueError(f"{', '.join(missing)} never fired: this run does not compute it")
+            if missing:
+                raise ValueError(f"{', '.join(missing)} never fired: this run does not compute it")
+        return found
 
 
 class _Pass(_Runs):
@@ -196,8 +197,8 @@ class _Pass(_Runs):
         run = self.case.runs[self.case.base]
         assert isinstance(run, Inputs)
         given = resume(start, self.model, caches.get(self.case.base, {}), len(trials), self.case.n_clips)
-        with self.hooked([self.pairs(trial, caches) for trial in trials]):
-            x0 = self.denoiser.denoise(**run.repeated(len(trials)), **given)
+        pass_ = partial(self.denoiser.denoise, **run.repeated(len(trials)), **given)
+        x0 = self.hooked([self.pairs(trial, caches) for trial in trials], pass_)
         return list(x0.split(self.case.n_clips))
 
 
@@ -263,8 +264,8 @@ class _Walk(_Runs):
             for step in steps:
                 here = {name: kept[step] for name, kept in caches.items() if kept[step] is not None}
                 acting = [self.pairs(trial, here) if acts(trial, step) else [] for trial in trials]
-                with self.hooked(acting) if any(acting) else nullcontext():
-                    latents = next(walk).next_latents
+                state = self.hooked(acting, partial(next, walk)) if any(acting) else next(walk)
+                latents = state.next_latents
         return list(latents.split(self.case.n_clips))
 
     def _base_at(self, step: int) -> ActivationCache:

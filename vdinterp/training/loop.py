@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from vdinterp.gradient_state import check_gradients, keep_grad_mode
+
 log = logging.getLogger("vdinterp")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
 
@@ -169,6 +171,7 @@ def fit(
     Raises ValueError for settings that make no sense, or when ``out_dir`` holds a run with other settings
     (``resume=False`` starts over), and FloatingPointError when the loss is not finite.
     """
+    check_gradients("training")
     keep = sorted(set(keep))
     if steps < 1 or warmup < 0 or save_every < 1 or lr <= 0 or not 0 <= decay_from <= 1 or not 0 <= ema < 1:
         raise ValueError(
@@ -202,34 +205,42 @@ def fit(
         if state.step in keep:
             _save_tensors(checkpoint_path(out_dir, state.step), state.average)
 
-    module.train()
     keep_checkpoint()
-    with tqdm(total=steps, initial=state.step, desc=desc or None, unit="step", mininterval=1.0) as bar:
-        while state.step < steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state.step, steps=steps, lr=lr, warmup=warmup, decay_from=decay_from)
-            optimizer.zero_grad(set_to_none=True)
-            loss = loss_at(state.step)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss became {value} at step {state.step}; lower lr (now {lr}) or grad_clip (now {grad_clip})"
-                )
-            loss.backward()
-            if grad_clip:
-                torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
-            optimizer.step()
-            state.step += 1
-            state.losses.append(value)
-            state.update_average(ema)
-            keep_checkpoint()
-            if state.step % save_every == 0 or state.step == steps:
-                state.save()
-            bar.update()
-            if state.step % 20 == 0:
-                bar.set_postfix(loss=f"{sum(state.losses[-50:]) / len(state.losses[-50:]):.4f}", refresh=False)
+    try:
+        module.train()
+        with (
+            keep_grad_mode(),
+            torch.enable_grad(),
+            tqdm(total=steps, initial=state.step, desc=desc or None, unit="step", mininterval=1.0) as bar,
+        ):
+            while state.step < steps:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(state.step, steps=steps, lr=lr, warmup=warmup, decay_from=decay_from)
+                optimizer.zero_grad(set_to_none=True)
+                loss = loss_at(state.step)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"the loss became {value} at step {state.step}; lower lr (now {lr}) or grad_clip "
+                        f"(now {grad_clip})"
+                    )
+                loss.backward()
+                if grad_clip:
+                    torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+                optimizer.step()
+                state.step += 1
+                state.losses.append(value)
+                state.update_average(ema)
+                keep_checkpoint()
+                if state.step % save_every == 0 or state.step == steps:
+                    state.save()
+                bar.update()
+                if state.step % 20 == 0:
+                    bar.set_postfix(loss=f"{sum(state.losses[-50:]) / len(state.losses[-50:]):.4f}", refresh=False)
+    finally:
+        module.eval()
     module.load_state_dict(state.average)
     _save_tensors(out_dir / "final.safetensors", state.average)
     lines = ["step,loss", *(f"{i},{value:.6g}" for i, value in enumerate(state.losses))]
     _write(out_dir / "losses.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
-    return module.eval()
+    return module

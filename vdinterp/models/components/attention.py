@@ -55,7 +55,6 @@ class Attention(HeadProjections):
         super().__init__(cfg, spec, cross)
         self.axis: Axis = axis
         self.causal_block = causal_block
-        self.partition: Partition = "frame"  # of the keys, for the statistic `mass`
         self.rope: Rope | None = None if cross else cfg.rope.get(axis)
         self.q_norm, self.k_norm = _qk_norm(cfg), _qk_norm(cfg)
 
@@ -80,6 +79,11 @@ class Attention(HeadProjections):
     def scale(self) -> float:
         """What dot products are multiplied by."""
         return self.d_head**-0.5
+
+    @property
+    def partition(self) -> Partition:
+        """Of the keys, for the statistic `mass`; `model.key_partition` sets it."""
+        return self.hook_q.ctx.get("partition", "frame")
 
     def forward(
         self,

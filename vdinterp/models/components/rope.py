@@ -57,8 +57,9 @@ class RotaryEmbedding(nn.Module):
     def forward(self, grid: TokenGrid, like: torch.Tensor) -> Table:
         """(cos, sin), each `[pos 1 pairs]`, on the device and in the dtype of `like`."""
         key = (grid.shape, like.device, like.dtype)
-        if self._kept is not None and self._kept[0] == key:
-            return self._kept[1]
+        kept = self._kept  # read once: another thread may put its own there
+        if kept is not None and kept[0] == key:
+            return kept[1]
         with torch.inference_mode(False):  # a table made in inference mode could not be used in training later
             angles = self.angles(grid).unsqueeze(1)
             table = angles.cos().to(like.device, like.dtype), angles.sin().to(like.device, like.dtype)

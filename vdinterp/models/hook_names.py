@@ -1,0 +1,90 @@
+"""Names of hook points: full, by alias, by key, and what may have been meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeGuard
+
+Name = str | tuple[str, int] | tuple[str, int, str]
+Names = Name | Sequence[Name] | Callable[[str], bool]
+
+
+def match_alias(alias: str, names: Iterable[str]) -> list[str]:
+    """Hook names that an alias stands for: `"z"`, `"attn.z"`, `"mod.gate"`, `"resid_post"`, or a name in full.
+
+    The dots of an alias are those of the name: `"attn.z"` is not `"cross_attn.z"`.
+    """
+    head, _, last = alias.rpartition(".")
+    full = alias if last.startswith("hook_") else f"{head}.hook_{last}".lstrip(".")
+    return [name for name in names if name == full or name.endswith("." + full)]
+
+
+def is_key(name: Any) -> TypeGuard[tuple]:
+    """Whether `name` is a key `(alias, layer[, sublayer])`, not a list of names."""
+    return isinstance(name, tuple) and len(name) in (2, 3) and isinstance(name[1], int) and isinstance(name[0], str)
+
+
+def match_key(key: tuple, names: Iterable[str], n_layers: int) -> list[str]:
+    """Hook names that `(alias, layer[, sublayer])` stands for; layers may be negative. KeyError for other layers."""
+    alias, layer, *sublayer = key
+    if not -n_layers <= layer < n_layers:
+        raise KeyError(f"No layer {layer}: there are {n_layers}, so 0..{n_layers - 1} or negative.")
+    block = f"blocks.{layer % n_layers}."
+    found = match_alias(alias, [name for name in names if name.startswith(block)])
+    within = [name for name in found if name.startswith(f"{block}{sublayer[0] if sublayer else 'attn'}.")]
+    return within if within or sublayer else found
+
+
+def unknown_hook(name: str, names: Iterable[str]) -> KeyError:
+    """The error for a name that matches no hook, with what may have been meant."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
+    short = sorted({known_name.rpartition(".hook_")[2] for known_name in known if ".hook_" in known_name})
+    close += [alias for alias in difflib.get_close_matches(name, short, n=3, cutoff=0.6) if alias not in close]
+    hint = f"Did you mean {', '.join(map(repr, close))}?" if close else "model.describe_hooks() lists them all."
+    return KeyError(f"No hook is called {name!r}. {hint}")
+
+
+def resolve(names: Any, known: Collection[str], n_layers: int) -> list[str]:
+    """Full names, see `HookedModule.resolve_names`."""
+    if not callable(names) and (not isinstance(names, (str, Iterable)) or isinstance(names, (bytes, bytearray))):
+        raise ValueError(
+            f"{names!r} is no hook name; give a name, an alias such as 'z', a key such as ('z', 3), a list of these, "
+            "or a function of a name"
+        )
+    if callable(names):
+        found = [name for name in known if names(name)]
+        if not found:
+            raise KeyError("The name filter matches no hook of this model; model.describe_hooks() lists them.")
+        return found
+    found = []
+    for alias in [names] if isinstance(names, str) or is_key(names) else names:
+        if is_key(alias):
+            found += [resolve_one(alias, known, n_layers)]
+            continue
+        if not isinstance(alias, str):
+            raise ValueError(f"{alias!r} is no hook name; give names, aliases such as 'z', or keys such as ('z', 3).")
+        matches = match_alias(alias, known)
+        if not matches:
+            raise unknown_hook(alias, known)
+        kinds = {kind for kind in ("mod", "ln") for name in matches if f"{kind}." in name}
+        if len(kinds) > 1:  # AdaLN's scale and the norm's
+            raise KeyError(
+                f"{alias!r} is ambiguous: use {' or '.join(repr(f'{kind}.{alias}') for kind in sorted(kinds))}."
+            )
+        found += [name for name in matches if name not in found]
+    if not found:
+        raise KeyError("An empty list of hook names; model.describe_hooks() lists them all, None means the default.")
+    return found
+
+
+def resolve_one(key: tuple, known: Collection[str], n_layers: int) -> str:
+    """The one name that a key stands for."""
+    names = match_key(key, known, n_layers)
+    if len(names) != 1:
+        alias, layer, *sublayer = key
+        if names:
+            raise KeyError(f"{key!r} is ambiguous: {', '.join(names)}. Give the full name.")
+        raise unknown_hook(".".join(["blocks", str(layer), *sublayer, alias]), known)
+    return names[0]
