@@ -93,9 +93,7 @@ def _scroll(canvas: Canvas) -> None:
 def _overlaid(frame: torch.Tensor, attention: np.ndarray) -> torch.Tensor:
     """A frame with attention `[row col]` laid over it, the largest in full colour."""
     share = attention / attention.max()
-    colors = [
-        [int(part) / 255 for part in one[4:-1].split(",")] for one in sample_colorscale(COLORSCALE, share.ravel())
-    ]
+    colors = sample_colorscale(COLORSCALE, share.ravel(), colortype="tuple")  # red, green, blue in 0 .. 1
     color = torch.tensor(colors).view(*share.shape, 3).permute(2, 0, 1).repeat_interleave(8, 1).repeat_interleave(8, 2)
     weight = torch.tensor(0.15 + 0.8 * share).float().repeat_interleave(8, 0).repeat_interleave(8, 1)
     return frame * (1 - weight) + color * weight

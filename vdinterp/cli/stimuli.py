@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -55,16 +55,13 @@ class Given:
             click.echo(f"{source} {len(found)} of {n} clips", err=True)
         return found
 
-    def held_out(
-        self, pipe: VideoDiffusion, seed: int, part: Literal["evaluation", "reference"] = "evaluation"
-    ) -> Clips:
-        """The clips that were named, or `n` held-out ones. `part` "reference": others; of files every second clip
-        then belongs to either part."""
+    def held_out(self, pipe: VideoDiffusion, seed: int) -> Clips:
+        """The clips that were named, or `n` held-out ones."""
         import vdinterp as vd
 
         assert self.n is not None
         found = self.clips(pipe, self.n)
-        return vd.studies.held_out_clips(pipe, self.n, seed, part=part) if found is None else found
+        return vd.studies.held_out_clips(pipe, self.n, seed) if found is None else found
 
     def halves(self, pipe: VideoDiffusion, seed: int) -> tuple[Clips, Clips]:
         """Clips to judge on and others to train on: `n` of each, or every second clip of the files that were named."""
