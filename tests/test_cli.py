@@ -134,7 +134,7 @@ def test_heads_prints_the_table_and_writes_the_report(tmp_path: Path) -> None:
     assert lines[head].split() == ["layer", "head", "role", "score", "chance", "effect", "low", "high"]
     effects = [float(line.split()[-3]) for line in lines[head + 2 : head + 18]]
     assert effects == sorted(effects, reverse=True) and "follow" not in outcome.stdout  # no actions, no scroll
-    assert (tmp_path / "report.html").is_file() and len(pd.read_csv(tmp_path / "heads.csv")) == 32
+    assert (tmp_path / "report.html").is_file() and len(Result.load(tmp_path).to_frame()) == 32
     again = run("heads", "tiny-induction", "-n", 4, "--out", tmp_path)
     assert again.stdout == outcome.stdout
     assert run("heads", "tiny-loops").exit_code == 2
