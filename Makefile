@@ -14,7 +14,7 @@ WORKERS ?= auto
 .PHONY: study test fuzz check format notebooks bench constraints clean
 
 study: $(VENV)/.core
-	$(VENV)/bin/vdinterp study ablations --model tiny-crafter --model tiny-induction $(if $(CLIPS),--clips $(CLIPS)) --out $(OUT)/ablations
+	$(VENV)/bin/vdinterp study ablations tiny-crafter tiny-induction $(if $(CLIPS),--n-clips $(CLIPS)) --out $(OUT)/ablations
 
 test: $(VENV)/.dev            ## includes the notebooks (tests/test_notebooks.py)
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from vdinterp.data.digits import (
     write_digits_asset,
 )
 from vdinterp.data.objects import make_object_clips
+from vdinterp.studies.labels import label_names, labels_of
 
 DIGITS = ("loop", "snippet", "one_off", "control")
 OBJECTS = ("bounce", "occlusion")
@@ -246,3 +249,63 @@ def test_subsets_and_moving():
 def test_bad_input_says_what_would_work(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def own_clips() -> Clips:
+    """Latents with everything that may come with them."""
+    draw = torch.Generator().manual_seed(0)
+    encoded, video = torch.randn(4, 3, 2, 4, 6, generator=draw), torch.rand(4, 3, 3, 8, 8, generator=draw)
+    twin = Clips(kind="mine", encoded=-encoded)
+    labels = {"speed": torch.rand(4, 3, generator=draw), "side": torch.arange(4) % 2}
+    return Clips(kind="mine", encoded=encoded, video=video, action=torch.eye(4)[:, None].expand(-1, 3, -1),
+                 labels=labels, corrupt=twin, corrupt_frame=torch.zeros(4, dtype=torch.long))  # fmt: skip
+
+
+def test_clips_come_back_from_a_file(tmp_path: Path) -> None:
+    for clips in (own_clips(), make_clips("one_off", 3), make_clips("bounce", 2)):
+        path = clips.save(tmp_path / "new" / "clips.safetensors")
+        again = Clips.load(path)
+        assert equal(again, clips) and again.kind == clips.kind and repr(again) == repr(clips)
+        assert [file.name for file in path.parent.iterdir()] == ["clips.safetensors"]
+    labels = Clips.load(own_clips().save(tmp_path / "x")).labels
+    assert labels is not None and torch.equal(labels["side"], torch.tensor([0, 1, 0, 1]))
+
+
+def test_files_of_ones_own(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    pixels = torch.randint(0, 256, (2, 3, 3, 4, 4), dtype=torch.uint8)
+    save_file({"video": pixels, "action": torch.ones(2, 3, 5, dtype=torch.long)}, tmp_path / "a")
+    clips = Clips.load(tmp_path / "a")
+    assert torch.equal(clips.pixels, pixels.float() / 255) and clips.action is not None and clips.kind == "file"
+    assert clips.action.dtype == torch.float32
+    save_file({"latents": torch.ones(2, 3, 2, 4, 4, dtype=torch.float16)}, tmp_path / "b")
+    clips = Clips.load(tmp_path / "b")
+    assert clips.video is None and clips.latents.dtype == torch.float32 and clips.n_frames == 3 and len(clips) == 2
+    with pytest.raises(ValueError, match="latents without pixels"):
+        _ = clips.pixels
+    for tensors, message in [
+        ({"x": pixels}, "unknown tensors x: clips are `video`"),
+        ({"action": torch.ones(2, 3, 5)}, "neither `video` nor `latents`"),
+        ({"video": pixels.int()}, "video is torch.int32; give floating point in"),
+        ({"latents": torch.full((1, 1, 1, 1, 1), torch.nan)}, "latents holds NaN"),
+        ({"latents": torch.ones(2, 3, 2, 4)}, "encoded must be"),
+        ({"video": pixels, "labels.a": torch.ones(3)}, "a describes 3 clips, video has 2"),
+    ]:
+        save_file(tensors, tmp_path / "c")
+        with pytest.raises(ValueError, match=message):
+            Clips.load(tmp_path / "c")
+    with pytest.raises(ValueError, match="need a video"):
+        Clips(kind="none")
+
+
+def test_labels_of_ones_own_are_cut_with_the_clips() -> None:
+    clips = own_clips()[[3, 1]]
+    assert clips.labels is not None and clips.labels["side"].tolist() == [1, 1]
+    fields = "video [2, 3, 3, 8, 8], encoded [2, 3, 2, 4, 6], action, corrupt_frame, side, speed"
+    assert repr(clips) == f"Clips('mine', {fields}, with corrupt twins)"
+    speed = labels_of(own_clips(), "speed", [2])
+    assert speed.names is None and speed.mask is not None and speed.mask[:, :, 0, 0].sum(0).tolist() == [0, 0, 4]
+    assert label_names(own_clips()) == ["speed", "side"]
+    with pytest.raises(ValueError, match="have no label 'weight'; they have speed, side"):
+        labels_of(own_clips(), "weight", [2])

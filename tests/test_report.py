@@ -131,6 +131,13 @@ def test_bad_content_is_refused_before_anything_is_written(tmp_path: Path) -> No
     assert not (tmp_path / "new").exists()
 
 
+def test_a_table_alone_is_told_where_it_goes(tmp_path: Path) -> None:
+    for given in (TABLE, "text", [TABLE]):
+        with pytest.raises(ValueError, match=r"got (DataFrame|str); a table or figure of yours goes into .*Section"):
+            report.write(given, tmp_path)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_page_says_what_was_run_and_is_the_same_again(tmp_path: Path) -> None:
     meta = {"model": "m", "weights": "0123456789ab", "levels": [0.3, 0.9], "seed": 7, "caution": "**m fails.**"}
     run = {"date": "2031-02-03 04:05", "command": "vdinterp study x --model 'a<b'"}

@@ -614,11 +614,7 @@ def test_the_example_study_runs(
     assert len((ROOT / "examples" / "own_study.py").read_text().splitlines()) <= 36
 
 
-def test_the_example_hook_runs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["own_hook.py", str(folder)])
+def test_the_example_hook_shows_when_the_head_works(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples" / "own_hook.py"), run_name="__main__")
-    printed = capsys.readouterr().out
-    assert printed.count("blocks.0.attn.hook_out, last frame at noise level") == 8
-    assert "plain: squared error" in printed and "faded: squared error" in printed
+    untouched, early, late = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
+    assert untouched < 0.4 and early > 2 * untouched and late < 1.25 * untouched

@@ -110,12 +110,15 @@ def write(
     Raises ValueError for no content, for something that is neither Result nor Section, and for a page of
     10 MB or more (show fewer or shorter filmstrips).
     """
-    items: list[Result | Section] = [content] if isinstance(content, (Result, Section)) else list(content)
+    items: list[Any] = list(content) if isinstance(content, (list, tuple)) else [content]
     if not items:
         raise ValueError("nothing to report: give a Result, a Section, or a list of them")
     for item in items:
         if not isinstance(item, (Result, Section)):
-            raise ValueError(f"a report is made of Result and Section objects, got {type(item).__name__}")
+            raise ValueError(
+                f"a report is made of Result and Section objects, got {type(item).__name__}; a table or figure "
+                "of yours goes into vd.results.Section(title=.., tables={caption: table}, figures={caption: figure})"
+            )
     results = [item for item in items if isinstance(item, Result)]
     sections = [section for item in items for section in (_sections(item) if isinstance(item, Result) else [item])]
     sections = [*_side_by_side(results), *sections, *_about(results, dict(run or {}))]

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from vdinterp.analysis.noised import NoisedClips, check_levels
 from vdinterp.analysis.reliability import Reliability
+from vdinterp.analysis.stimulus import latents_of
 from vdinterp.counts import check_count, check_indices, check_seed
 from vdinterp.data import Clips
 from vdinterp.data.clips import say_cut
@@ -218,9 +219,7 @@ class Contrast:
             if self.model.cfg.d_action and given.action is not None:
                 cond = given.action[:, : self.model.cfg.n_frames]
             say_cut(given.n_frames, min(given.n_frames, self.model.cfg.n_frames), self.model.cfg.model_name)
-            with torch.no_grad():
-                parts = given.video[:, : self.model.cfg.n_frames].split(16)
-                given = torch.cat([self.pipe.encode(part).float().cpu() for part in parts])
+            given = latents_of(self.pipe, given, self.model.cfg.n_frames)
         cfg = self.model.cfg
         wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
         if not isinstance(given, torch.Tensor) or given.ndim != 5 or not len(given):

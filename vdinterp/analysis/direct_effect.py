@@ -16,6 +16,7 @@ from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache
+from vdinterp.progress import bar
 from vdinterp.results import Result, Section
 from vdinterp.wording import caution
 
@@ -100,7 +101,8 @@ def direct_effect(noised: NoisedClips) -> DirectEffect:
     rows, correlations = [], []
     for level in noised.levels:
         means = noised.mean_outputs(level)
-        direct = torch.cat([_direct(noised, level, clips, means) for clips in noised.batches])  # clip layer head
+        batches = bar(noised.batches, desc=f"direct effects, noise level {level:g}", unit="batch")
+        direct = torch.cat([_direct(noised, level, clips, means) for clips in batches])  # clip layer head
         total = head_effects(noised, level, means)
         one, other = bootstrap_mean(direct), bootstrap_mean(total)
         for layer, head in np.ndindex(cfg.n_layers, cfg.n_heads):

@@ -17,6 +17,7 @@ from vdinterp.analysis.readout import Readout
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.progress import bar
 from vdinterp.results import Result, Section
 from vdinterp.wording import plural
 
@@ -215,7 +216,7 @@ def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed:
     caches: dict[tuple[float, int], ActivationCache] = {}
     drawn = torch.Generator().manual_seed(seed)
     losses = []
-    for step in range(steps):
+    for step in bar(range(steps), desc="tuned lens", unit="step"):
         level = noised.levels[step % len(noised.levels)]
         batch = int(torch.randint(len(noised.batches), (), generator=drawn))
         if (level, batch) not in caches:

@@ -13,6 +13,7 @@ from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.lens import NEEDED, READ_OFF, TunedLens
 from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.readout import Readout
+from vdinterp.progress import bar
 from vdinterp.results import Result, Section
 from vdinterp.wording import caution, with_interval
 
@@ -87,10 +88,9 @@ def lens_curve(noised: NoisedClips, tuned: TunedLens | None = None) -> LensCurve
     """
     rows = []
     n_layers = noised.model.cfg.n_layers
-    for level in noised.levels:
+    for level in bar(noised.levels, desc="lens", unit="level"):
         found: dict[tuple[str, int, str], list[torch.Tensor]] = {}
-        for clips in noised.batches:
-            cache = noised.cache(level, list(NEEDED), clips)
+        for cache, clips in zip(noised.caches(level, list(NEEDED)), noised.batches, strict=True):
             readout = Readout(noised.pipe, cache, noised.target)
             final, truth = readout.total(), noised.latents[clips][:, noised.target].to(readout.total())
             streams = [cache["resid_pre", layer] for layer in range(n_layers)] + [cache["resid_post", -1]]

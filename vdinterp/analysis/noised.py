@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from vdinterp.analysis.reliability import ENOUGH, Reliability, round_trip
+from vdinterp.analysis.stimulus import latents_of, video_of
 from vdinterp.data import Clips
 from vdinterp.data.clips import say_cut
 from vdinterp.diffusion import SeededNoise, level_to_k
@@ -19,6 +20,7 @@ from vdinterp.interventions import Intervention
 from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.progress import bar
 from vdinterp.sweep import fingerprint
 from vdinterp.wording import plural
 
@@ -66,6 +68,11 @@ class NoisedClips:
             raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
         self.pipe, self.clips, self.seed, self.batch = pipe, clips, seed, batch
         self.levels = tuple(float(level) for level in levels)
+        if clips.n_frames > self.n_frames:
+            log.info(
+                "of %d frames of the clips the first %d are used, as many as %s takes",
+                clips.n_frames, self.n_frames, self.model.cfg.model_name,
+            )  # fmt: skip
         if self.model.cfg.d_action and clips.action is None:
             _warn_without_actions(self.model.cfg.model_name)
 
@@ -102,9 +109,12 @@ class NoisedClips:
     @cached_property
     def latents(self) -> Float[torch.Tensor, "clip frame channel height width"]:
         """Normalised latents of the clips."""
-        with torch.no_grad():
-            parts = self.clips.video[:, : self.n_frames].split(self.batch)
-            return torch.cat([self.pipe.encode(part).float().cpu() for part in parts])
+        return latents_of(self.pipe, self.clips, self.n_frames, self.batch)
+
+    @cached_property
+    def video(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+        """Pixels of the clips, decoded where the clips are latents. ValueError where there is no VAE to do so."""
+        return video_of(self.pipe, self.clips, self.n_frames, self.batch)
 
     @cached_property
     def noise(self) -> Float[torch.Tensor, "clip frame channel height width"]:
@@ -189,6 +199,9 @@ class NoisedClips:
         starts = range(0, len(self.clips), self.batch)
         return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
 
+    def _passes(self, level: float) -> Iterable[slice]:
+        return bar(self.batches, desc=f"noise level {level:g}", unit="batch", leave=False)
+
     @torch.no_grad()
     def cache(self, level: float, names: Names | None = None, clips: slice = slice(None)) -> ActivationCache:
         """The activations of all clips, or of some, in one pass; `names` as of `run_with_cache`."""
@@ -199,7 +212,7 @@ class NoisedClips:
 
     def caches(self, level: float, names: Names | None) -> Iterator[ActivationCache]:
         """The activations of one batch of clips after the other."""
-        return (self.cache(level, names, clips) for clips in self.batches)
+        return (self.cache(level, names, clips) for clips in self._passes(level))
 
     def patterns(self, level: float) -> Iterator[list[AttentionPattern]]:
         """The self-attention pattern of every layer, for one batch of clips after the other."""
@@ -225,7 +238,7 @@ class NoisedClips:
     def x0(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, "clip frame channel height width"]:
         """The estimate of the clean target frames."""
         with self.model.intervene(*interventions):
-            made = [self.pipe.denoise(**self.inputs(level, clips)) for clips in self.batches]
+            made = [self.pipe.denoise(**self.inputs(level, clips)) for clips in self._passes(level)]
         return torch.cat([part[:, self.n_context :].float().cpu() for part in made])
 
     def x0_error(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, " clip"]:
@@ -306,23 +319,34 @@ def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str = "c
             f"{what} have {clips.n_frames} frames (used: {n_frames}, as {cfg.model_name} sees at most {cfg.n_frames}); "
             f"n_context={n_context} of them are given: at least {max(n_context, 0) + 1} are needed, and n_context >= 0"
         )
-    if pipe.vae is None:
-        raise ValueError(f"{what} are videos, but this pipeline has no VAE: load the model with vae=...")
-    with torch.no_grad():
-        try:
-            latents = pipe.encode(clips.video[:1, :1])
-        except ValueError as error:
-            raise ValueError(
-                f"{what} of shape {list(clips.video.shape)} do not fit {cfg.model_name}: {error}"
-            ) from error
-        size = (cfg.in_channels, cfg.height, cfg.width)
-        if tuple(latents.shape[2:]) != size:
-            video = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
-            raise ValueError(
-                f"{what} have frames of {list(clips.video.shape[2:])} (channel height width); "
-                f"{cfg.model_name} takes {video}"
-            )
+    size = (cfg.in_channels, cfg.height, cfg.width)
+    if clips.encoded is None:
+        _check_video(pipe, clips.pixels, size, what)
+    elif tuple(clips.encoded.shape[2:]) != size:
+        raise ValueError(
+            f"{what} are latents of {list(clips.encoded.shape[2:])} (channel height width); {cfg.model_name} takes "
+            f"{list(size)}"
+        )
     if cfg.d_action and clips.action is not None and clips.action.shape[-1] != cfg.d_action:
         raise ValueError(
             f"{what} have actions of width {clips.action.shape[-1]}, {cfg.model_name} takes {cfg.d_action}"
         )
+
+
+def _check_video(pipe: VideoDiffusion, video: torch.Tensor, size: tuple[int, int, int], what: str) -> None:
+    cfg = pipe.model.cfg
+    if pipe.vae is None:
+        raise ValueError(
+            f"{what} are videos, but this pipeline has no VAE: load the model with vae=..., or give latents that were "
+            "made with it (Clips(kind=.., encoded=latents))"
+        )
+    with torch.no_grad():
+        try:
+            latents = pipe.encode(video[:1, :1])
+        except ValueError as error:
+            raise ValueError(f"{what} of shape {list(video.shape)} do not fit {cfg.model_name}: {error}") from error
+        if tuple(latents.shape[2:]) != size:
+            wanted = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
+            raise ValueError(
+                f"{what} have frames of {list(video.shape[2:])} (channel height width); {cfg.model_name} takes {wanted}"
+            )

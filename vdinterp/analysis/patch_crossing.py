@@ -85,6 +85,9 @@ class PatchCrossing(Result):
         lines = []
         for level in self.table["level"].unique():
             share = rows_of(self.pick("value-weighted share"), level=level)
+            if share["value"].isna().all():  # as of gates that are still closed
+                lines.append(f"- noise level {level:g}: attention adds nothing to the stream.")
+                continue
             most = share.loc[share["value"].idxmax()]
             every = rows_of(self.pick("causal effect"), level=level, layer="all").iloc[0]
             lines.append(

@@ -49,7 +49,7 @@ def _of_cells(clips: Clips, grid: TokenGrid, frame: int) -> torch.Tensor:
 
 def _of_objects(clips: Clips, grid: TokenGrid) -> torch.Tensor:
     assert clips.position is not None and clips.visible_fraction is not None
-    height, width = clips.video.shape[-2:]
+    height, width = clips.pixels.shape[-2:]
     at = clips.position[:, : grid.n_frames].transpose(1, 2)  # clip object frame 2
     row = ((at[..., 0] + 0.5) * grid.n_rows / height).long().clamp(0, grid.n_rows - 1)
     col = ((at[..., 1] + 0.5) * grid.n_cols / width).long().clamp(0, grid.n_cols - 1)

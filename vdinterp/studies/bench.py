@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from vdinterp.analysis import deviation, motion_error, psnr, sharpness, ssim, x0_error
 from vdinterp.analysis.noised import check_fit, check_levels, checkpoint, weights_id
 from vdinterp.analysis.reliability import Reliability, round_trip
+from vdinterp.analysis.stimulus import latents_of, video_of
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.interventions import Intervention, check_interventions, hooks_of
@@ -24,6 +26,8 @@ from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.ledger import Ledger, Tensors
 from vdinterp.studies.references import References
 from vdinterp.wording import plural
+
+log = logging.getLogger("vdinterp")
 
 METRICS = ("x0 error", "motion error", "sharpness", "PSNR", "SSIM")
 REFERENCES = ("truth", "intact")
@@ -102,12 +106,12 @@ class Bench:
 
     @cached_property
     def video(self) -> Float[torch.Tensor, "batch frame channel height width"]:
-        return self.clips.video[:, : self.n_frames]
+        return video_of(self.pipe, self.clips, self.n_frames, self.batch)
 
     @cached_property
     def truth(self) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Normalised latents of the clips, all frames."""
-        return self._encode(self.video)
+        return latents_of(self.pipe, self.clips, self.n_frames, self.batch)
 
     @cached_property
     def noise(self) -> Float[torch.Tensor, "batch frame channel height width"]:
@@ -154,11 +158,7 @@ class Bench:
     @cached_property
     def reference_latents(self) -> torch.Tensor:
         """Normalised latents of the reference clips, all frames."""
-        return self._encode(self.reference.video[:, : self.n_frames])
-
-    def _encode(self, video: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return torch.cat([self.pipe.encode(part).float().cpu() for part in video.split(self.batch)])
+        return latents_of(self.pipe, self.reference, self.n_frames, self.batch)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents to pixels in [0, 1], on the CPU."""
@@ -173,11 +173,27 @@ class Bench:
     # Measuring
 
     def measure(self, conditions: Sequence[Condition], desc: str = "study") -> list[Measurement]:
-        """Every condition on every clip, with a progress bar; what is in the ledger is not computed again."""
+        """Every condition on every clip, with a progress bar; what is in the ledger is not computed again.
+
+        Raises ValueError before any compute for a pipeline without VAE: pixels are compared, too.
+        """
+        if self.pipe.vae is None:
+            raise ValueError(
+                f"this study compares pixels, and {self.pipe.model.cfg.model_name} was loaded without a VAE; load it "
+                "with vae=..., or take what needs latents only (the study 'heads', vd.activation_patch, NoisedClips)"
+            )
         for condition in conditions:
             self._check_acting(condition)
         total = sum(self._cost(condition) for condition in conditions) * len(self.batches)
-        with tqdm(total=total, desc=desc, unit="pass", smoothing=0.05) as self._bar:
+        done = sum(
+            self._cost(condition)
+            for condition in conditions
+            for batch in self.batches
+            if self._key(condition, batch) in self.ledger
+        )
+        if done:
+            log.info("%s: %d of %d passes found in %s", desc, done, total, self.ledger.folder or "memory")
+        with tqdm(total=total, initial=done, desc=desc, unit="pass", smoothing=0.05) as self._bar:
             found = [self._measure(condition) for condition in conditions]
         self._bar = None
         return found
@@ -245,16 +261,16 @@ class Bench:
 
     def _batch(self, condition: Condition, clips: slice) -> Tensors:
         """Scores (and generated latents) of one condition on one batch of clips, from the ledger if they are there."""
-        key = ("measurement", condition, clips.start, clips.stop)
-        known = key in self.ledger
+        key = self._key(condition, clips)
+        known = key in self.ledger  # counted before the start
         found = self.ledger.get(key, lambda: self._compute(condition, clips))
-        if self._bar is not None:
-            if known:  # took no time: leave it out of what remains, and of the rate
-                self._bar.total -= self._cost(condition)
-                self._bar.refresh()
-            else:
-                self._bar.update(self._cost(condition))
+        if self._bar is not None and not known:
+            self._bar.update(self._cost(condition))
         return found
+
+    @staticmethod
+    def _key(condition: Condition, clips: slice) -> tuple[Any, ...]:
+        return ("measurement", condition, clips.start, clips.stop)
 
     def _compute(self, condition: Condition, clips: slice) -> Tensors:
         protocol = "denoise" if condition.protocol == "denoise" else "sample"

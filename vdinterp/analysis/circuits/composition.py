@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from vdinterp import plotting
 from vdinterp.analysis.circuits.pairs import check_part, compose
 from vdinterp.analysis.circuits.weights import FoldedWeights, Part, check_head, unseen
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.weights import undetermined
+from vdinterp.progress import bar
 from vdinterp.results import Result, rows_of
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def composition(
             raise ValueError(f"no receiver sees a key {place} (frames, rows, cols) from its query: {reason}")
     rows = []
     layers = sorted({(sender[0], receiver[0]) for sender, receiver in asked})
-    for start, stop in tqdm(layers, desc="composition", leave=False, disable=None):
+    for start, stop in bar(layers, desc="composition", leave=False):
         chosen = [(s[1], r[1]) for s, r in asked if (s[0], r[0]) == (start, stop)]
         for part in parts:
             at = seen[stop] if part != "v" else places[:1]

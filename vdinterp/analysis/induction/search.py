@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from vdinterp.analysis.circuits.pairs import Part, composition, undetermined
 from vdinterp.analysis.induction import effects
@@ -29,6 +28,7 @@ from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, cue_of, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.progress import bar
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 LOOKS = 0.1  # prefix matching from which a head is a candidate
@@ -114,10 +114,10 @@ def find_induction(
         verdict_only,
     )  # fmt: skip
     wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
-    with tqdm(total=len(wanted) + 4 + repeats, desc="induction", disable=not progress) as bar:
-        search.advance = bar.update
+    with bar(total=len(wanted) + 4 + repeats, desc="induction", show=progress) as shown:
+        search.advance = shown.update
         found = search.run(wanted)
-        bar.update(len(wanted) + 4 - bar.n)
+        shown.update(len(wanted) + 4 - shown.n)
         rows = [again_row(seed, found)]
         # Where the model does nothing with what came back, it has to do so at every level.
         at = tuple(levels) if found.verdict == "no behaviour" else (found.level,)
@@ -125,7 +125,7 @@ def find_induction(
             sweeps = Sweeps(engine, folder and folder / f"sweeps-{other}")
             once_more = _Search(pipe, pool, other, at, n_per_lag, batch, sweeps, store, True)
             rows.append(again_row(other, once_more.run(["one-off", "loop"])))
-            bar.update()
+            shown.update()
     return replace(found, again=pd.DataFrame(rows))
 
 
