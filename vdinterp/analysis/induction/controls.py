@@ -54,13 +54,13 @@ def controls(task: Task, level: float, scores: pd.DataFrame, heads: Sequence[Hea
             for (_, name, question, _), twin in zip(asked, twins, strict=True)
         ]
         matching = float(row["prefix_matching"])
-        slope, contrast, q = (float(row[name]) for name in ("slope", "contrast_low", "q"))
+        slope, follows, contrast, q = (float(row[name]) for name in ("slope", "slope_low", "contrast_low", "q"))
         beyond = float(row["beyond_position"])
         found += [
             Control(head, "position", "What is left beyond what the displacement alone gets?", beyond,
                     "above half of the prefix matching", beyond > 0.5 * matching),
-            Control(head, "slope of the preferred lag", "Does it follow the lag?", slope, "between 0.5 and 1.5",
-                    None if math.isnan(slope) else 0.5 <= slope <= 1.5),
+            Control(head, "slope of the preferred lag", "Does it follow the lag?", slope, "surely above 0, at most 1.5",
+                    None if math.isnan(slope) else follows > 0 and slope <= 1.5),
             Control(head, "foils", f"Does it prefer the successor to the best foil ({row['best_foil']})?", contrast,
                     "surely above 0", contrast > 0),
             _turned(head, with_it, None if permuted is None else _of(permuted, head), note),
