@@ -47,9 +47,9 @@ def score_table(task: Task, seed: int = 0, significance: bool = True) -> pd.Data
       a repeat. 0 for a head that attends by displacement alone.
     - `auc`: probability that the successor gets more than a random other clean frame; 0.5 is chance. `rank`: its mean
       rank among clean frames, 1 the first.
-    - `slope`: least squares of the lag that gets most against the true lag: 1 follows the repeat in every clip, 0 a fixed
-      distance, between them in some clips; `slope_low`: the lower end of its 95 % interval over clips. A gap where all
-      clips have one lag.
+    - `slope`: least squares of the lag that gets most against the true lag: 1 follows the repeat in every clip, 0 a
+      fixed distance, between them in some clips; `slope_low`: the lower end of its 95 % interval over clips. A gap
+      where all clips have one lag.
     - `p`: permutation of which clip has which successor (positions stay, contents do not fit), one-sided; `q`:
       Benjamini-Hochberg over all heads and levels.
     - `previous_frame`, `duplicate` (the clean cue on its earlier copy), `first_frame`: other roles of the head.
