@@ -6,16 +6,21 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 OUT    ?= out
 CLIPS  ?=
 TESTS  ?= tests
+EXAMPLES ?= 900
+SEED   ?= 0
 # CPU runs of these small models are fastest with as many processes as cores and one thread each.
 WORKERS ?= auto
 
-.PHONY: study test check format notebooks bench constraints clean
+.PHONY: study test fuzz check format notebooks bench constraints clean
 
 study: $(VENV)/.core
-	$(VENV)/bin/vdinterp study ablations --model tiny-crafter --model tiny-induction $(if $(CLIPS),--clips $(CLIPS)) --out $(OUT)/ablations
+	$(VENV)/bin/vdinterp study ablations tiny-crafter tiny-induction $(if $(CLIPS),--n-clips $(CLIPS)) --out $(OUT)/ablations
 
 test: $(VENV)/.dev            ## includes the notebooks (tests/test_notebooks.py)
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+fuzz: $(VENV)/.dev            ## bad input by the thousand through every door; `make test` tries a sample
+	PYTHONPATH=tests $(PY) -m fuzz --examples $(EXAMPLES) --seed $(SEED)
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

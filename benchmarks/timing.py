@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vdinterp import store
+
 
 def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
     """Seconds of every row in every round, rows in a fresh random order each time."""
@@ -48,6 +50,5 @@ def report(times: dict[str, list[float]], base: str, over: str) -> list[dict[str
 
 def write(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """The table and how it was made, as JSON."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**about, "rows": rows}, indent=1))
+    store.write(out, json.dumps({**about, "rows": rows}, indent=1))
     print(f"\nwritten to {out}")

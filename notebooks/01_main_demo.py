@@ -28,25 +28,30 @@ import vdinterp as vd
 
 pipe = vd.load("tiny-induction")
 model = pipe.model
-print(pipe)
-vd.list_models()
+pipe
 
 # %% [markdown]
 # ## Clips with ground truth
 #
 # `make_clips` knows what it made: which frame repeats which (`match`), how far back (`lag`), and whether a frame can be
-# predicted at all. We take clips whose last frame follows from what came before.
+# predicted at all. We take clips whose last frame follows from what came before. They play here, and under them their
+# twins: the same clips with one frame changed.
 
 # %%
 clips = vd.data.make_clips("one_off", n=64, seed=7, lag=8)
 latents = clips.latents  # [batch frame channel height width]
 last, match = clips.n_frames - 1, int(clips.match[0, -1])
 print("last frame", last, "repeats frame", match, "- and frame", last - 1, "repeats frame", match - 1)
+clips
 
+# %% [markdown]
+# The same frame by frame: compare the last two frames of a row with the two that stand eight frames before them.
+
+# %%
 vd.plotting.filmstrip(
     {f"clip {i}": clips.video[i] for i in range(3)},
     title="Sequences of digits: the last two frames occurred once before, eight frames earlier",
-).show()
+)
 
 # %% [markdown]
 # ## A forward pass with every activation
@@ -69,21 +74,29 @@ print(cache)
 print("before running: ", model.estimate_cache(batch=len(clips)) / 2**20, "MiB estimated")
 print("z of layer 2:   ", tuple(cache["z", 2].shape), "batch pos head d_head")
 print("last resid_post:", tuple(cache["resid_post", -1].shape))
+with torch.no_grad():
+    identity = model.run_with_hooks(noisy, levels, fwd_hooks=[("resid_post", lambda resid, hook: resid)])
+assert torch.equal(identity, pred), "a hook that changes nothing must change nothing"
 model.describe_hooks().head(12)
+
+# %% [markdown]
+# In the last column, the second row is noise; the third should show the digit of the first.
 
 # %%
 variance = (latents[:, last] - latents[:, last].mean(0)).square().mean()
 error = (x0[:, last] - latents[:, last]).square().mean() / variance
 print(f"error of the hidden frame: {error:.2f} of its variance (1 would be guessing the average digit)")
+assert error < 0.35, "the model repeats what it saw once"
 
 shown = {"truth": clips.video[0], "what the model sees": ((noisy[0] + 1) / 2).clamp(0, 1), "x0": pipe.decode(x0)[0]}
-vd.plotting.filmstrip(shown, title="The last frame is hidden under noise, and comes back").show()
+vd.plotting.filmstrip(shown, title="The last frame is hidden under noise, and comes back")
 
 # %% [markdown]
 # ## Where does the answer come from?
 #
 # The noisy frame must look at the frame that followed its predecessor's twin: frame `match`. For each head: the
-# attention mass from the hidden frame to every other frame.
+# attention mass from the hidden frame to that frame. Most heads look elsewhere; look for the dark cells in the last
+# layer.
 
 # %%
 # a pattern is never held whole: it answers what it is asked, here the mean mass from frame to frame
@@ -94,12 +107,16 @@ print(
     f"head {best_layer}.{best_head} puts {mass[best_layer, best_head, match]:.2f} of its attention on the frame to copy"
 )
 print(f"uniform attention would put {chance:.2f} there")
+assert mass[best_layer, best_head, match] > 3 * chance
 
 vd.plotting.layer_head(
     mass[:, :, match],
     title="Attention from the hidden frame to the frame that it repeats",
     value_title="attention mass, 0 to 1",
-).show()
+)
+
+# %% [markdown]
+# The best head on one clip: the bright patches should lie in one frame, the one to copy.
 
 # %%
 patches = model.grid().tokens(frames=[last])
@@ -108,13 +125,13 @@ vd.plotting.attention_strip(
     clips.video[0],
     {f"head {best_layer}.{best_head}": rows},
     title=f"Where head {best_layer}.{best_head} looks from the hidden frame (mean over its four patches)",
-).show()
+)
 
 # %% [markdown]
 # ## Is it the cause?
 #
 # A high score is not an effect. Replace the head's output by its mean and look at the error; do the same to every
-# other head.
+# other head. Where a cell is dark, the model needs that head; compare with the map of attention above.
 
 # %%
 _, reference = model.run_with_cache(pipe.add_noise(latents.flip(0), levels, noise), levels, names="z")
@@ -142,11 +159,12 @@ effect = (
     - hidden_frame_error()
 )
 
+assert effect.max() > 0.1, "some head is needed"
 vd.plotting.layer_head(
     effect,
     title="Error that mean-ablating one head adds",
     value_title="added error, share of the frame's variance",
-).show()
+)
 
 # %% [markdown]
 # ## Your own hook
@@ -168,13 +186,14 @@ def silence(z, hook):
 with torch.no_grad():
     changed = model.run_with_hooks(noisy, levels, fwd_hooks=[(f"blocks.{best_layer}.attn.hook_z", silence)])
 print("called:", calls)
+assert calls == [(f"blocks.{best_layer}.attn.hook_z", None)]
 print("prediction changed by", float((changed - pred).abs().max()))
 
 # %% [markdown]
 # ## Sampling with an intervention
 #
 # `sample` denoises from pure noise; the same seed gives the same noise, so the two clips differ by the intervention
-# alone. `at_steps` limits it to some of the steps, `record` keeps activations of each.
+# alone. `at_steps` limits it to some of the steps, `record` keeps activations of each. A sample plays, like clips.
 
 # %%
 context = latents[:8, :last]
@@ -182,7 +201,14 @@ ablation = vd.Ablate(f"blocks.{best_layer}.attn.hook_z", heads=[best_head], mode
 intact = pipe.sample(context, steps=10, seed=0, record="z")
 without = pipe.sample(context, steps=10, seed=0, interventions=[ablation])
 early = pipe.sample(context, steps=10, seed=0, interventions=[ablation], at_steps=range(5))
+assert torch.equal(intact.latents[:, :last], context), "the context is given, not generated"
+assert list(intact.record) == list(range(10)), "a cache a step"
+intact
 
+# %% [markdown]
+# Right of the dotted line is what was generated: with the head it is the digit of the first row, without it is not.
+
+# %%
 vd.plotting.filmstrip(
     {
         "truth": clips.video[0],
@@ -192,21 +218,4 @@ vd.plotting.filmstrip(
     },
     title="The last frame generated from pure noise in 10 steps",
     n_context=last,
-).show()
-print("recorded steps:", list(intact.record))
-
-# %% [markdown]
-# ## What must be true
-#
-# The claims of this notebook, checked.
-
-# %%
-with torch.no_grad():
-    identity = model.run_with_hooks(noisy, levels, fwd_hooks=[("resid_post", lambda resid, hook: resid)])
-assert torch.equal(identity, pred), "a hook that changes nothing must change nothing"
-assert error < 0.35, "the model repeats what it saw once"
-assert mass[best_layer, best_head, match] > 3 * chance
-assert effect.max() > 0.1, "some head is needed"
-assert calls == [(f"blocks.{best_layer}.attn.hook_z", None)]
-assert torch.equal(intact.latents[:, :last], context), "the context is given, not generated"
-assert list(intact.record) == list(range(10))
+)

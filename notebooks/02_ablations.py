@@ -26,7 +26,7 @@ import vdinterp as vd
 
 pipe = vd.load("tiny-induction")
 result = vd.studies.run("ablations", pipe, n_clips=12, steps=8, seed=3)
-print(result.summary())
+result.summary()
 
 # %% [markdown]
 # ## The table
@@ -37,32 +37,46 @@ print(result.summary())
 
 # %%
 table = result.to_frame()
+assert set(table["ablation"]) == {"intact", "no transformer", "one step", "no AdaLN", "no attention", "no MLP"}
+assert (result.pick(reference="intact", ablation="intact")["value"] == 0).all(), "the intact model agrees with itself"
 rises = result.pick("x0 error", "rise", protocol="sample").sort_values("value", ascending=False)
 rises[["ablation", "variant", "value", "low", "high", "n_clips"]].head(10)
 
 # %% [markdown]
 # ## All conditions at a glance
+#
+# A bar is a condition; the lines are the intact model and a still picture of the last frame. What rises far above the
+# intact line is needed; what passes the still picture predicts worse than no model at all.
 
 # %%
-for figure in result.overview().values():
-    figure.show()
+intact = result.pick(ablation="intact", protocol="sample")["value"].item()
+cut = result.pick(variant="context to target cut")["value"].item()
+assert intact < 0.6, "the intact model predicts what the context determines"
+assert cut > 2 * intact, "without the context it cannot"
+result.overview()
 
 # %% [markdown]
 # ## One chapter at a time
 #
-# `result.chapter(name)` says in words what the numbers say; `result.figures(name)` are its figures. No attention:
+# `result.chapter(name)` says in words what the numbers say:
 
 # %%
-print(result.chapter("no attention"))
-for figure in result.figures("no attention").values():
-    figure.show()
+result.chapter("no attention")
+
+# %% [markdown]
+# `result.figures(name)` are its figures: the error of every variant, frame by frame, the clips themselves (where does
+# the digit stop being right?), and which single heads and layers are needed.
+
+# %%
+result.figures("no attention")
 
 # %% [markdown]
 # ## How many steps does it take?
+#
+# From the left, few steps, to the right, many: where a curve is flat, further steps do not help.
 
 # %%
-for figure in result.figures("one step").values():
-    figure.show()
+result.figures("one step")
 
 # %% [markdown]
 # ## A condition of your own
@@ -90,16 +104,10 @@ def same_position(bench):
 
 
 mine = vd.studies.run("same position, layer by layer", pipe, n_clips=12, steps=8, seed=3)
-next(iter(mine.plot().values())).show()
+mine.plot()[0]
 
 # %% [markdown]
-# ## What must be true
+# The layer whose bar rises most is the one that has to look elsewhere.
 
 # %%
-intact = result.pick(ablation="intact", protocol="sample")["value"].item()
-cut = result.pick(variant="context to target cut")["value"].item()
-assert (result.pick(reference="intact", ablation="intact")["value"] == 0).all(), "the intact model agrees with itself"
-assert intact < 0.6, "the intact model predicts what the context determines"
-assert cut > 2 * intact, "without the context it cannot"
-assert set(table["ablation"]) == {"intact", "no transformer", "one step", "no AdaLN", "no attention", "no MLP"}
 assert mine.pick(ablation="intact")["value"].item() == intact, "the same clips, the same noise"

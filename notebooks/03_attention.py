@@ -32,24 +32,26 @@ from vdinterp.data import crafter
 pipe = vd.load("tiny-crafter")
 clips = vd.data.sample_clips("crafter", n=24)
 noised = vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))
-noised
+clips
 
 # %% [markdown]
 # ## From frame to frame
 #
 # Each small matrix is a head: from which frame (down) to which frame (across) its attention goes. It rides along with
-# an ordinary forward pass.
+# an ordinary forward pass. A dark diagonal is a head that stays in its own frame, a dark line beside it one that looks
+# a frame back; at the higher noise level more of the last row (the noisy frame) leaves the diagonal.
 
 # %%
 mass = analysis.frame_mass(noised)
-for figure in mass.plot().values():
-    figure.show()
+assert torch.allclose(mass.mass.sum(-1), torch.ones(()), atol=1e-5)
+mass
 
 # %% [markdown]
 # ## By displacement
 #
 # When the player steps to the right, the picture scrolls: what is in a cell now was one cell to the right in the frame
-# before. Clips are grouped by what their last action did.
+# before. Clips are grouped by what their last action did: follow one head through the groups, and see whether its dark
+# cell moves with the step.
 
 # %%
 last = noised.n_frames - 1
@@ -58,18 +60,24 @@ steps = {"stay": (0, 0), "left": (0, -1), "right": (0, 1), "up": (-1, 0), "down"
 groups = {name: (went == torch.tensor(step)).all(1) for name, step in steps.items()}
 groups = {name: chosen for name, chosen in groups.items() if chosen.any()}
 kernels = analysis.displacement_kernel(noised, groups, radius=(1, 3, 3))
-list(kernels.plot().values())[-1].show()
+kernels.plot()[-1]
 
 # %% [markdown]
 # ## The action, or the outcome?
 #
-# A head that looks one step away could ask the action, or what will come of it. Moves into a wall tell them apart.
+# A head that looks one step away could ask the action, or what will come of it. Moves into a wall tell them apart: a
+# head that follows the outcome loses its score there.
 
 # %%
 implied = crafter.implied(clips)[:, : noised.n_frames]
 scroll = analysis.scroll_heads(noised, implied[:, last], went)
-print(scroll.summary())
-list(scroll.plot().values())[-1].show()
+assert "follows the" in scroll.summary(), "some head looks where the picture comes from"
+best = scroll.to_frame().query("level == 0.9")["moved, implied"].max()
+assert best > 0.5 and best > 20 * kernels.chance.max()
+scroll.summary()
+
+# %%
+scroll.plot()[-1]
 
 # %% [markdown]
 # ## What each head does, and what is lost without it
@@ -78,24 +86,33 @@ list(scroll.plot().values())[-1].show()
 
 # %%
 heads = analysis.head_table(noised, implied=implied)
-print(heads.summary())
 table = heads.to_frame()
+assert len(table[(table["level"] == 0.9) & (table["low"] > 0)]), "some head is needed"
+heads.summary()
+
+# %%
 table[table["level"] == 0.9].sort_values("effect", ascending=False).head(6)
 
 # %% [markdown]
 # ## How much crosses patch boundaries?
 #
-# Attention mass off the own position, the same weighted by what the values add, and the effect of forbidding it.
+# Attention mass off the own position, the same weighted by what the values add, and the effect of forbidding it. Mass
+# alone says little: compare it with the effect.
 
 # %%
 crossing = analysis.patch_crossing(noised)
-print(crossing.summary())
-list(crossing.plot().values())[2].show()
+effect = crossing.pick("causal effect").query("layer == 'all'").set_index("level")["value"]
+assert effect[0.9] > 5 * effect[0.3], "the noisier the frame, the more must come from elsewhere"
+crossing.summary()
+
+# %%
+crossing.plot()[2]
 
 # %% [markdown]
 # ## Step by step
 #
-# The same statistics come for every denoising step while a clip is sampled.
+# The same statistics come for every denoising step while a clip is sampled. A row that darkens to the right is a head
+# that turns to its own frame once there is something to see in it.
 
 # %%
 latents = noised.latents[:8]
@@ -109,7 +126,7 @@ vd.plotting.heatmap(
     x_title="denoising step (0 is the noisiest)",
     y_title="head",
     value_title="attention mass, 0 to 1",
-).show()
+)
 
 # %% [markdown]
 # ## Look around
@@ -125,7 +142,8 @@ explorer
 # ## Any question of your own
 #
 # `cache["pattern", layer]` has `rows`, `columns`, `mass`, `pairs`, `weighted`, `top_keys`, `entropy`, `received`,
-# `displacement_kernel` and `head_scores`; a relation is a function of two tokens' places.
+# `displacement_kernel` and `head_scores`; a relation is a function of two tokens' places. A cell darker than chance is
+# a head with a taste for diagonals.
 
 # %%
 patterns = next(noised.patterns(0.9))
@@ -133,22 +151,7 @@ diagonal = {"one step diagonally": lambda q, k: ((k.row - q.row).abs() == 1) & (
 found = torch.stack([p.head_scores(diagonal)["one step diagonally"].mean(0) for p in patterns])
 chance = patterns[0].uniform().head_scores(diagonal)["one step diagonally"].mean()
 print(f"chance {chance:.3f}")
-vd.plotting.layer_head(found, title="Attention one step diagonally away, any frame", value_title="mass").show()
-
-# %% [markdown]
-# ## What must be true
-#
-# The claims of this notebook, checked.
-
-# %%
-assert torch.allclose(mass.mass.sum(-1), torch.ones(()), atol=1e-5)
-dense = patterns[2].materialize()
-cells = noised.grid.index(7, 3, 2)
-assert torch.allclose(patterns[2].rows([cells])[:, :, 0], dense[:, :, cells], atol=1e-6)
-assert "follows the" in scroll.summary(), "some head looks where the picture comes from"
-best = scroll.to_frame().query("level == 0.9")["moved, implied"].max()
-assert best > 0.5 and best > 20 * kernels.chance.max()
-clear = table[(table["level"] == 0.9) & (table["low"] > 0)]
-assert len(clear), "some head is needed"
-effect = crossing.pick("causal effect").query("layer == 'all'").set_index("level")["value"]
-assert effect[0.9] > 5 * effect[0.3], "the noisier the frame, the more must come from elsewhere"
+cell = noised.grid.index(7, 3, 2)
+exact = patterns[2].rows([cell])[:, :, 0], patterns[2].materialize()[:, :, cell]
+assert torch.allclose(*exact, atol=1e-6), "what is asked for and the whole matrix agree"
+vd.plotting.layer_head(found, title="Attention one step diagonally away, any frame", value_title="mass")

@@ -52,6 +52,11 @@ pd.DataFrame(
     }
 )
 
+# %%
+assert planted["induction"].heads == [organisms["induction"].heads["induction"]]
+assert planted["duplicate"].verdict == "duplicate matching" and planted["fixed_lag"].verdict == "position copying"
+assert planted["symmetric"].verdict == "inconclusive"
+
 # %% [markdown]
 # ## `tiny-induction`
 #
@@ -59,72 +64,16 @@ pd.DataFrame(
 
 # %%
 found = vd.find_induction(vd.load("tiny-induction"), **light | {"designs": ("translated", "occlusion", "velocity")})
-print(found.summary())
+assert found.verdict == "induction" and found.heads[0] == (3, 3) and found.times_random > 3
+found.summary()
 
 # %% [markdown]
 # Behaviour, by noise level: what does the error gain from each thing that a twin lacks? At a low level the frame's own
 # content helps to find its copy, so losing the *predecessor* costs less than losing the copy; at a high level it costs
-# all there is to lose.
+# all there is to lose. See where the curves meet; that the gain is there at every lag; and which kinds of repeats gain
+# nothing.
 
 # %%
-figures = list(found.plot().values())
-for figure in figures[:3]:
-    figure.show()
-
-# %% [markdown]
-# Who looks? All of layer 3 but one head, at every level; for the best ones, over one clip; and where they look follows
-# the lag. (On the language-model convention one would look at the attention of the frame *before* the answer. A
-# denoiser predicts its own token: the noisy frame itself is what looks.)
-
-# %%
-for figure in figures[3:6]:
-    figure.show()
-
-# %% [markdown]
-# Does it matter, and where does the match come from? Scores are not effects: 3.1 looks at the right frame about as much
-# as 3.2, and is hardly needed.
-
-# %%
-for figure in figures[6:]:
-    figure.show()
-found.controls[["control", "question", "value", "outcome"]]
-
-# %% [markdown]
-# ## `tiny-loop`
-#
-# The same network, trained on loops alone. It continues loops, and is lost when a pair came back only once.
-
-# %%
-loop = vd.find_induction(vd.load("tiny-loop"), **light)
-print(loop.summary())
-list(loop.plot().values())[1].show()
-
-# %% [markdown]
-# ## Over training
-#
-# In which order do the parts form? (`vdinterp induction tiny-induction --checkpoints all` does all twelve.)
-
-# %%
-steps = (0, 500, 1400, 2000, 7900)
-pipes = {step: vd.load("tiny-induction", checkpoint=step) for step in steps}
-along = vd.induction_over_training(pipes, n_per_lag=3, progress=False)
-for figure in along.plot().values():
-    figure.show()
-along.table[["step", "verdict", "error", "duplicate", "previous_frame", "composition", "prefix_matching"]].round(2)
-
-# %% [markdown]
-# Matching of clean duplicates first; then attention to the frame before; then the composition of the two, and with it
-# the error on repeats falls.
-
-# %%
-assert planted["induction"].heads == [organisms["induction"].heads["induction"]]
-assert planted["duplicate"].verdict == "duplicate matching" and planted["fixed_lag"].verdict == "position copying"
-assert planted["symmetric"].verdict == "inconclusive"
-assert found.verdict == "induction" and found.heads[0] == (3, 3) and found.times_random > 3
-scores = found.table[found.table["level"] == 0.95].set_index(["layer", "head"])
-assert (scores.loc[found.heads, "q"] < 0.01).all()
-needed = found.ablation.set_index("set")["repeats"]
-assert scores.loc[(3, 1), "prefix_matching"] > 0.5 and needed["head 3.1"] < 0.2 * needed["head 3.3"]
 relative = found.behaviour[(found.behaviour["lag"] == 0) & (found.behaviour["twin"] == "none")].set_index("design")
 saved = relative["gain"] / relative["twin_error"]
 assert saved.loc["occlusion"].min() > 0.5 > 0.1 > saved.loc[["translated", "velocity"]].max()
@@ -132,9 +81,65 @@ gains = found.behaviour[(found.behaviour["design"] == "one-off") & (found.behavi
 share = gains.pivot(index="level", columns="twin", values="gain")
 assert share.loc[0.4, "no match"] < 0.7 * share.loc[0.4, "no content"], "content helps at a low level"
 assert share.loc[0.95, "no match"] > 0.9 * share.loc[0.95, "none"], "and not at a high one"
+found.plot().about("gains over", "by lag", "saves")
+
+# %% [markdown]
+# Who looks? All of layer 3 but one head, at every level; for the best ones, over one clip; and where they look follows
+# the lag. (On the language-model convention one would look at the attention of the frame *before* the answer. A
+# denoiser predicts its own token: the noisy frame itself is what looks.) See the rows of layer 3; then that the bright
+# frame of the strip is the one to copy; then that the heads' lines lie on the true lag.
+
+# %%
+scores = found.table[found.table["level"] == 0.95].set_index(["layer", "head"])
+assert (scores.loc[found.heads, "q"] < 0.01).all()
+found.plot().about("prefix matching of", "attention of", "lag that candidates")
+
+# %% [markdown]
+# Does it matter, and where does the match come from? Scores are not effects: 3.1 looks at the right frame about as much
+# as 3.2, and is hardly needed. Compare the bars of single heads with that of all together; then follow the edges.
+
+# %%
+needed = found.ablation.set_index("set")["repeats"]
+assert scores.loc[(3, 1), "prefix_matching"] > 0.5 and needed["head 3.1"] < 0.2 * needed["head 3.3"]
+found.plot().about("rise of the x0 error", "the circuit")
+
+# %%
+found.controls[["control", "question", "value", "outcome"]]
+
+# %% [markdown]
+# ## `tiny-loop`
+#
+# The same network, trained on loops alone. It continues loops, and is lost when a pair came back only once: the gain by
+# lag stays at 0.
+
+# %%
+loop = vd.find_induction(vd.load("tiny-loop"), **light)
 assert loop.verdict == "period detector" and not loop.heads
+loop.summary()
+
+# %%
+loop.plot().about("by lag")
+
+# %% [markdown]
+# ## Over training
+#
+# In which order do the parts form? (`vdinterp induction tiny-induction --checkpoints all` does all twelve.) Read from
+# left to right which curve rises first.
+
+# %%
+steps = (0, 500, 1400, 2000, 7900)
+pipes = {step: vd.load("tiny-induction", checkpoint=step) for step in steps}
+along = vd.induction_over_training(pipes, n_per_lag=3, progress=False)
 early, late = along.table.iloc[:3], along.table.iloc[-2:]
 assert not (early["verdict"] == "induction").any() and (late["verdict"] == "induction").all()
 first = {part: int(along.table["step"][along.table[part] >= along.table[part].max() / 2].iloc[0])
          for part in ("duplicate", "previous_frame", "prefix_matching")}  # fmt: skip
 assert first["duplicate"] < first["previous_frame"] <= first["prefix_matching"]
+along.plot()
+
+# %%
+along.table[["step", "verdict", "error", "duplicate", "previous_frame", "composition", "prefix_matching"]].round(2)
+
+# %% [markdown]
+# Matching of clean duplicates first; then attention to the frame before; then the composition of the two, and with it
+# the error on repeats falls.

@@ -56,6 +56,8 @@ with torch.no_grad():
         name: scrolled(pipe.denoise(pipe.add_noise(latents, k, noise), k, cond=clips.action))
         for name, latents in {"as played": free, **versions}.items()
     }
+assert behaviour["as played"] > 0.8 and behaviour["sand"] > 0.8
+assert max(behaviour[name] for name in ("stone", "water", "tree")) < 0.25
 pd.Series(behaviour, name="scrolled (1) or stayed (0)").round(2).to_frame()
 
 # %% [markdown]
@@ -64,7 +66,8 @@ pd.Series(behaviour, name="scrolled (1) or stayed (0)").round(2).to_frame()
 # ## Is it known?
 #
 # A probe on the last frame's stream, in the player's own cell: is the cell ahead walkable? On recorded play, moves that
-# succeeded and moves that did not. Against what the noisy input, its neighbours and shuffled weights give.
+# succeeded and moves that did not. Against what the noisy input, its neighbours and shuffled weights give: after which
+# layer does the probe leave them behind?
 
 # %%
 moves = recorded[(crafter.implied(recorded)[:, -1].abs().sum(-1) > 0).nonzero()[:, 0]]
@@ -79,15 +82,17 @@ probe = vd.probes.fit(
     what="cell ahead",
     mask=own_cell,
 )
-for figure in probe.plot().values():
-    figure.show()
-print(probe.summary())
+read = probe.values()[:, 0]
+beaten = [probe.values(kind)[:, 0].max() for kind in ("noisy input, neighbours", "untrained", "shuffled")]
+assert read[1:].max() > 0.85 > max(beaten) + 0.1
+probe
 
 # %% [markdown]
 # ## Where is it, and when?
 #
 # Denoising patching: the stream of the clip with a free way goes into the one with stone, region by region. Before
-# block 0 all of it is in that one cell; one block later it has gone to the noisy frame, to *all* of its cells.
+# block 0 all of it is in that one cell; one block later it has gone to the noisy frame, to *all* of its cells: the dark
+# cell jumps from one column to another.
 
 # %%
 around = [(3, 3), (3, 5), (2, 4), (4, 4)]
@@ -102,8 +107,10 @@ regions = {
 runs = {"model": pipe, "clean": free, "corrupted": versions["stone"], "noise_levels": level, "noise": noise,
         "cond": clips.action, "sweep_options": {"progress": False}}  # fmt: skip
 stream = vd.activation_patch(**runs, site="resid_pre", over=("layer", "region"), regions=regions)
-for figure in stream.plot().values():
-    figure.show()
+where = pd.DataFrame(stream.values.numpy(), columns=list(regions))
+assert where.loc[0, "cells ahead, frame 6"] > 0.9 and where.loc[1, "last frame"] > 0.8
+assert where.loc[1:, ["player, frame 6", "rest of frame 6", "earlier frames"]].abs().max().max() < 0.1
+stream.plot()
 
 # %% [markdown]
 # ## Who carries it?
@@ -116,8 +123,12 @@ for figure in stream.plot().values():
 enough = vd.activation_patch(**runs, site="z", over=("layer", "head"))
 needed = vd.activation_patch(**runs, site="z", over=("layer", "head"), direction="noising")
 parts = {site: vd.activation_patch(**runs, site=site, over=("layer", "head")).values for site in ("q", "k", "v")}
-for figure in enough.plot().values():
-    figure.show()
+assert enough.values.argmax() == 2 and enough.values[0, 2] > 0.8 and enough.values[2, 0] > 0.4
+assert needed.values[0, 2] < 0.2 and needed.values[2, 0] < 0.3
+assert parts["v"][0, 2] > 0.8 > 0.1 > parts["q"][0, 2].abs() and parts["q"][2, 0] > 0.3 > parts["v"][2, 0]
+enough.plot()
+
+# %%
 pd.DataFrame(
     {
         "alone restores": enough.values[[0, 1, 2], [2, 2, 0]].numpy(),
@@ -128,7 +139,8 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# Where does 0.2 look? From every cell of the last frame, at the cell ahead of the player.
+# Where does 0.2 look? From every cell of the last frame (the framed one is far from the player), at the cell ahead of
+# the player: one bright patch, in the frame before.
 
 # %%
 noised = vd.NoisedClips(pipe, clips, levels=(level,))
@@ -141,19 +153,22 @@ strip = vd.plotting.attention_strip(
     clips.video[0], {"head 0.2": rows[0, : grid.n_tokens].view(grid.shape)}, queries={"head 0.2": (last, 1, 1)},
     title=f"Head 0.2, from a far cell of the last frame (action: {crafter.ACTIONS[int(clips.action[0, -1].argmax())]})",
 )  # fmt: skip
-strip.show()
 print(f"{mass.mean():.2f} of its attention is on the one cell ahead (uniform: {1 / grid.n_tokens:.4f})")
+assert mass.mean() > 0.3
+strip
 
 # %% [markdown]
 # ## From 0.2 to 2.0
 #
-# Path patching: 0.2 tells the queries of 2.0 directly, and through layer 1.
+# Path patching: 0.2 tells the queries of 2.0 directly, and through layer 1. In the row of 0.2, see which columns are
+# not empty.
 
 # %%
 paths = vd.path_patch(**runs, senders=["0.2", "1.2", "mlp.0", "mlp.1"],
                       receivers=["1.2.q", "1.2.v", "mlp.1", "2.0.q", "2.0.k", "2.0.v", "mlp.3", "final"])  # fmt: skip
-for figure in paths.plot().values():
-    figure.show()
+route = pd.DataFrame(paths.values.numpy(), index=paths.senders, columns=paths.receivers)
+assert route.loc["0.2", "2.0.q"] > 0.1 and abs(route.loc["0.2", "2.0.v"]) < 0.05
+paths.plot()
 
 # %% [markdown]
 # ## Is that all?
@@ -168,19 +183,3 @@ print(f"0.2 alone: {enough.values[0, 2]:.2f} of the way to scrolling; without it
 # and copies what stands there. That reaches the queries of the scroll head 2.0, partly by way of layer 1, and turns
 # them from the cell one step away to the same place. The action says *which* cell matters, the cell's content
 # *whether* to go: the decision is made everywhere at once, not in the player's cell.
-
-# %%
-assert behaviour["as played"] > 0.8 and behaviour["sand"] > 0.8
-assert max(behaviour[name] for name in ("stone", "water", "tree")) < 0.25
-read = probe.values()[:, 0]
-beaten = [probe.values(kind)[:, 0].max() for kind in ("noisy input, neighbours", "untrained", "shuffled")]
-assert read[1:].max() > 0.85 > max(beaten) + 0.1
-where = pd.DataFrame(stream.values.numpy(), columns=list(regions))
-assert where.loc[0, "cells ahead, frame 6"] > 0.9 and where.loc[1, "last frame"] > 0.8
-assert where.loc[1:, ["player, frame 6", "rest of frame 6", "earlier frames"]].abs().max().max() < 0.1
-assert enough.values.argmax() == 2 and enough.values[0, 2] > 0.8 and enough.values[2, 0] > 0.4
-assert needed.values[0, 2] < 0.2 and needed.values[2, 0] < 0.3
-assert parts["v"][0, 2] > 0.8 > 0.1 > parts["q"][0, 2].abs() and parts["q"][2, 0] > 0.3 > parts["v"][2, 0]
-assert mass.mean() > 0.3
-route = pd.DataFrame(paths.values.numpy(), index=paths.senders, columns=paths.receivers)
-assert route.loc["0.2", "2.0.q"] > 0.1 and abs(route.loc["0.2", "2.0.v"]) < 0.05

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,14 +60,14 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser) -> Iterator[Callable[..., Opened]]:
     pages: list[Page] = []
 
-    def open_page(path: Path, width: int = 1400) -> Opened:
+    def open_page(path: Path, width: int = 1400, fragment: str = "") -> Opened:
         page = browser.new_page(viewport={"width": width, "height": 800})
         pages.append(page)
         found = Opened(page, [], [])
         page.on("request", lambda request: found.requests.append(request.url))
         page.on("console", lambda message: found.complaints.append(message.text))
         page.on("pageerror", lambda error: found.complaints.append(str(error)))
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + (f"#{fragment}" if fragment else ""))
         return found
 
     yield open_page
@@ -113,6 +114,10 @@ class Strip:
         self.page.locator('[aria-busy="false"] .strip').wait_for()
         return self.page.locator(".strip").screenshot()
 
+    def drawn(self) -> list[str]:
+        """The pixels of every frame, without marks and pointer."""
+        return [canvas.evaluate("canvas => canvas.toDataURL()") for canvas in self.page.locator(".frame canvas").all()]
+
     def at(self, frame: int, row: int, col: int) -> dict[str, Any]:
         """Where a patch is, for the mouse."""
         canvas = self.page.locator(".frame canvas").nth(frame)
@@ -146,14 +151,15 @@ def test_a_click_an_arrow_and_every_choice_change_the_picture(opened: Callable, 
         pictures.append(strip.picture())
     assert pictures.pop() == pictures[-2], "back where it was"
     for label, choice in [
-        ("Attention", "to this patch: what looks at it"),
-        ("Head", "0"),
-        ("Layer", "1"),
-        ("Pass", "noise level 299"),
+        ("direction", "from this whole frame: mean over its patches"),
+        ("direction", "to this patch: what looks at it"),
+        ("head", "0"),
+        ("layer", "1"),
+        ("pass", "noise level 299"),
     ]:
-        page.get_by_label(label).select_option(label=choice)
+        page.locator(f"select.{label}").select_option(label=choice)
         pictures.append(strip.picture())
-    assert len(set(pictures)) == len(pictures) == 9
+    assert len(set(pictures)) == len(pictures) == 10
     assert page.get_by_text("Key", exact=True).is_visible()
     assert "steps of 1/255" in page.locator(".hint").inner_text()
     shown.check(explorer_page)
@@ -177,13 +183,13 @@ def test_arrows_go_on_in_the_next_frame(opened: Callable, explorer_page: Path) -
     shown.check(explorer_page)
 
 
-@pytest.mark.parametrize("direction", ["from", "to"])
+@pytest.mark.parametrize("direction", ["from", "to", "frame"])
 def test_the_number_under_the_pointer_is_the_probability(
     opened: Callable, explorer: vd.AttentionExplorer, explorer_page: Path, direction: str
 ) -> None:
     shown = opened(explorer_page)
     strip, grid = Strip(shown.page), explorer.grid
-    shown.page.get_by_label("Attention").select_option(direction)
+    shown.page.locator("select.direction").select_option(direction)
     fixed = (6, 3, 5)
     shown.page.mouse.click(**strip.at(*fixed))
     strip.picture()
@@ -192,18 +198,69 @@ def test_the_number_under_the_pointer_is_the_probability(
     number, _, place = strip.text("top").partition(" at ")
     assert float(number) == pytest.approx(values[most], rel=6e-3)
     assert place == "frame {}, row {}, col {}".format(*grid.coordinates(most))
+    first = grid.index(fixed[0], 0, 0)
+    in_frame = range(first, first + grid.n_rows * grid.n_cols)
+    maxima = [explorer.values("noise level 899", 2, 2, one).max() for one in in_frame]
     for token in (most, grid.index(7, 3, 5), grid.index(6, 3, 4), grid.index(0, 0, 0)):
-        query, key = (grid.index(*fixed), token) if direction == "from" else (token, grid.index(*fixed))
-        row = explorer.values("noise level 899", 2, 2, query)
+        query, key = (token, grid.index(*fixed)) if direction == "to" else (grid.index(*fixed), token)
+        row = explorer.values("noise level 899", 2, 2, query, "frame" if direction == "frame" else "from")
         shown.page.mouse.move(**strip.at(*grid.coordinates(token)))
         number, _, place = strip.text("pointer").partition(" at ")
         assert place == "frame {}, row {}, col {}".format(*grid.coordinates(token))
-        half = row.max() / 255 / 2
+        half = row.max() / 255 / 2 if direction != "frame" else float(np.mean(maxima)) / 255 / 2
         if number.startswith("below "):
             assert row[key] <= half * 1.01
         else:
             assert abs(float(number) - row[key]) <= half * 1.01 + 0.005 * row[key], "half a step, and three digits"
     shown.check(explorer_page)
+
+
+def test_a_small_map_of_every_head_selects_it(opened: Callable, explorer_page: Path) -> None:
+    shown = opened(explorer_page)
+    page, strip = shown.page, Strip(shown.page)
+    before = strip.picture()
+    maps = page.locator(".wall .map")
+    assert maps.count() == 4
+    chosen = page.get_by_role("button", pressed=True)
+    assert chosen.get_attribute("aria-label").startswith("layer 2, head 2: largest ")
+    page.get_by_role("button", name="layer 1, head 0").click()
+    assert strip.picture() != before
+    assert page.locator("select.layer").input_value() == "1"
+    assert page.locator("select.head").input_value() == "0"
+    assert chosen.get_attribute("aria-label").startswith("layer 1, head 0: largest ")
+    pictures = [one.screenshot() for one in maps.all()]
+    page.mouse.click(**strip.at(2, 5, 7))
+    strip.picture()
+    assert all(one.screenshot() != picture for one, picture in zip(maps.all(), pictures, strict=True))
+    shown.check(explorer_page)
+
+
+def test_a_link_keeps_what_is_shown(opened: Callable, explorer_page: Path) -> None:
+    shown = opened(explorer_page)
+    strip = Strip(shown.page)
+    shown.page.mouse.click(**strip.at(5, 1, 2))
+    shown.page.locator("select.pass").select_option(label="noise level 299")
+    shown.page.locator("select.head").select_option(label="0")
+    strip.picture()
+    drawn = strip.drawn()
+    assert shown.page.url.endswith("#pass=1&layer=2&head=0&direction=from&patch=5.1.2")
+    again = opened(explorer_page, fragment=shown.page.url.partition("#")[2])
+    there = Strip(again.page)
+    assert there.text("patch") == "frame 5, row 1, col 2, pinned"
+    there.picture()
+    assert there.drawn() == drawn
+    odd = opened(explorer_page, fragment="pass=7&head=x&patch=99.0.0&layer=1")
+    assert Strip(odd.page).text("patch") == "frame 7, row 3, col 4, pinned"
+    assert odd.page.locator("select.layer").input_value() == "1" and odd.complaints == []
+
+
+def test_frames_are_bright_where_nothing_looks(opened: Callable, explorer_page: Path) -> None:
+    shown = opened(explorer_page)
+    Strip(shown.page).picture()
+    mean = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; " \
+        "return d.reduce((sum, value, at) => sum + (at % 4 < 3 ? value : 0), 0) / (0.75 * d.length); }"  # fmt: skip
+    canvas = shown.page.locator(".frame canvas").first
+    assert canvas.evaluate(mean) > 90 and canvas.bounding_box()["width"] >= 200
 
 
 def test_hovering_previews_until_a_click_pins(opened: Callable, explorer_page: Path) -> None:

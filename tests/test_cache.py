@@ -140,8 +140,10 @@ def test_a_cache_does_not_compute_anew_what_a_hook_replaced() -> None:
         with model.hooks(edit):
             _, cache = model.run_with_cache(**given)
             _, recorded = model.run_with_cache(**given, names=[key])
-        with pytest.raises(ValueError, match=f"blocks.1.attn.hook_{site} in this run"):
-            cache[key, 1]
+        by_name = {"pattern": cache.pattern, "attn_scores": cache.attn_scores, "result": cache.head_results}[key]
+        for take in (lambda cache=cache, key=key: cache[key, 1], lambda by_name=by_name: by_name(1)):
+            with pytest.raises(ValueError, match=f"blocks.1.attn.hook_{site} in this run"):
+                take()
         assert cache[key, 0] is not None and recorded[key, 1] is not None
         with model.hooks([((site, 1), lambda x, hook: None)]):  # looking is no change
             _, cache = model.run_with_cache(**given)

@@ -314,8 +314,8 @@ def test_qk_norm_needs_activations(kind: str) -> None:
     with pytest.raises(ValueError, match=r"normalised .* qk_activations\(model, cache, layer, head\)"):
         circuits.qk(model, 0, 0, 300, (0, 0, 0))
     with pytest.raises(ValueError, match="V-composition is determined"):
-        circuits.composition(model, 300)
-    assert set(circuits.composition(model, 300, parts=["v"]).table["part"]) == {"v"}
+        circuits.composition(model, 300, parts=["q", "v"])
+    assert set(circuits.composition(model, 300).table["part"]) == {"v"}
 
 
 @pytest.mark.parametrize(

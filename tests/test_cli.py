@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,12 +20,15 @@ from click.testing import Result as Outcome
 
 import vdinterp
 from vdinterp.cli import main
-from vdinterp.data import write_video
+from vdinterp.data import Clips, write_video
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT, VideoDiTConfig
 from vdinterp.pipeline import VideoDiffusion, save_bundle
 from vdinterp.results import Result
+from vdinterp.studies import find
 from vdinterp.vae import IdentityVAE, LatentStats
+
+OF_CLIPS = ("heads", "lens", "attribute", "neurons", "patch", "probe", "induction")  # commands that look at clips
 
 
 def run(*arguments: object) -> Outcome:
@@ -65,7 +71,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]
         calls.append((name, options))
         return Found(title=f"Study {len(calls)}", table=pd.DataFrame({"error": [0.25]}), meta={"clips": 2})
 
-    monkeypatch.setattr(vdinterp, "studies", SimpleNamespace(run=study), raising=False)
+    monkeypatch.setattr(vdinterp, "studies", SimpleNamespace(run=study, find=find), raising=False)
     return calls
 
 
@@ -89,7 +95,7 @@ def test_models_lists_bundled_models_and_families() -> None:
 def test_study_runs_each_model_and_writes_one_report(folder: Path, studies: list, tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", torch.rand(13, 3, 16, 16))
     out = tmp_path / "out"
-    outcome = run("study", "ablations", "--model", folder, "--video", video, "--clips", 3, "--out", out)
+    outcome = run("study", "ablations", folder, "--video", video, "-n", 3, "--out", out)
     assert outcome.exit_code == 0, outcome.output
     ((name, options),) = studies
     assert name == "ablations"
@@ -100,9 +106,11 @@ def test_study_runs_each_model_and_writes_one_report(folder: Path, studies: list
 
 
 def test_study_of_two_models_without_a_file(folder: Path, studies: list, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    save_bundle(other, vdinterp.load(folder))
-    outcome = run("study", "ablations", "--model", folder, "--model", other, "--fresh", "--out", tmp_path / "out")
+    models = []
+    for name in ("small", "other"):
+        pipe = vdinterp.load(folder)
+        models.append(save_bundle(tmp_path / name, pipe, meta={"clips": "bounce"}))
+    outcome = run("study", "ablations", *models, "--fresh", "--out", tmp_path / "out")
     assert outcome.exit_code == 0, outcome.output
     assert [options["clips"] for _, options in studies] == [None, None]
     assert [options["out"].name for _, options in studies] == ["small", "other"]
@@ -113,21 +121,21 @@ def test_study_of_two_models_without_a_file(folder: Path, studies: list, tmp_pat
 
 def test_a_short_video_gives_fewer_clips_and_says_so(folder: Path, studies: list, tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", torch.rand(9, 3, 16, 16))
-    outcome = run("study", "ablations", "--model", folder, "--video", video, "--clips", 8, "--out", tmp_path / "out")
+    outcome = run("study", "ablations", folder, "--video", video, "--n-clips", 8, "--out", tmp_path / "out")
     assert "long enough for 2 of 8 clips" in outcome.output
     assert len(studies[0][1]["clips"]) == 2
 
 
 def test_heads_prints_the_table_and_writes_the_report(tmp_path: Path) -> None:
-    outcome = run("heads", "tiny-induction", "--clips", 4, "--out", tmp_path)
+    outcome = run("heads", "tiny-induction", "-n", 4, "--out", tmp_path)
     assert outcome.exit_code == 0, outcome.output
     lines = outcome.stdout.splitlines()
     head = lines.index("") + 1
     assert lines[head].split() == ["layer", "head", "role", "score", "chance", "effect", "low", "high"]
     effects = [float(line.split()[-3]) for line in lines[head + 2 : head + 18]]
     assert effects == sorted(effects, reverse=True) and "follow" not in outcome.stdout  # no actions, no scroll
-    assert (tmp_path / "report.html").is_file() and len(pd.read_csv(tmp_path / "heads.csv")) == 32
-    again = run("heads", "tiny-induction", "--clips", 4, "--out", tmp_path)
+    assert (tmp_path / "report.html").is_file() and len(Result.load(tmp_path).to_frame()) == 32
+    again = run("heads", "tiny-induction", "-n", 4, "--out", tmp_path)
     assert again.stdout == outcome.stdout
     assert run("heads", "tiny-loops").exit_code == 2
 
@@ -149,10 +157,16 @@ def test_train_hands_on_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         (["hooks", "gone.ckpt"], "no file or folder gone.ckpt"),
         (["train", "tiny-lop", "--out", "{tmp}/x"], "did you mean 'tiny-loop'"),
         (["train", "tiny-loop", "--out", "{tmp}/file"], "is a file; give a folder"),
-        (["study", "ablations", "--model", "{model}", "--video", "{tmp}/gone.mp4"], "no file"),
-        (["study", "ablations", "--model", "{model}", "--video", "{tmp}/file"], "is empty"),
-        (["study", "ablations", "--model", "{model}", "--out", "{tmp}/file"], "is a file; give a folder"),
-        (["study", "ablations", "--model", "nobody"], "no model is called 'nobody'"),
+        (["study", "ablations", "{model}", "--video", "{tmp}/gone.mp4"], "no file"),
+        (["study", "ablations", "{model}", "--video", "{tmp}/file"], "is empty"),
+        (["study", "ablations", "{model}", "--out", "{tmp}/file"], "is a file; give a folder"),
+        (["study", "ablations", "nobody"], "no model is called 'nobody'"),
+        (["study", "ablation", "{model}"], "did you mean 'ablations'? the studies are ablations, heads"),
+        (["heads", "{model}", "--clips", "{tmp}/gone"], "no file"),
+        (["heads", "{model}", "--clips", "{tmp}/file"], "cannot be read as safetensors"),
+        (["heads", "{model}", "--clips", "a", "--video", "b"], "two sources of clips"),
+        *(([name, "{model}"], "give --video FILE") for name in OF_CLIPS),
+        *(([name, "{model}", "--out", "{tmp}/file/x"], "which is a file; give a folder") for name in OF_CLIPS),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, folder: Path, tmp_path: Path) -> None:
@@ -168,7 +182,8 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, folder: Path,
     "arguments",
     [
         ["study", "ablations"],
-        ["study", "a", "--model", "b", "--clips", "0"],
+        ["study", "a", "b", "--n-clips", "0"],
+        ["heads", "a", "--clips", "8"],
         ["train", "tiny-loop"],
         ["nothing"],
         ["--no"],
@@ -177,11 +192,6 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, folder: Path,
 def test_wrong_usage(arguments: list[str]) -> None:
     outcome = run(*arguments)
     assert outcome.exit_code == 2 and "Usage:" in outcome.output
-
-
-def test_an_unknown_study_names_those_that_exist(folder: Path) -> None:
-    outcome = run("study", "ablation", "--model", folder)
-    assert outcome.exit_code == 2 and "ablations" in outcome.output and "Traceback" not in outcome.output
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -195,7 +205,7 @@ def test_module_and_version() -> None:
 
 
 def test_patch_writes_a_ledger_a_result_and_a_report(tmp_path: Path) -> None:
-    arguments = ("patch", "tiny-induction", "--over", "layer,head", "--pairs", 4, "--level", 0.95)
+    arguments = ("patch", "tiny-induction", "--over", "layer,head", "-n", 4, "--level", 0.95)
     whole = run(*arguments, "--out", tmp_path / "whole")
     assert whole.exit_code == 0, whole.output
     assert "layer 3, head 3" in whole.output and (tmp_path / "whole" / "report.html").is_file()
@@ -272,10 +282,10 @@ def test_induction_refuses_what_does_not_fit(tmp_path: Path, arguments: tuple, m
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("lens", "tiny-loop", "--clips", 4, "--steps", 3, "--level", 0.9), "before the last block"),
-        (("attribute", "tiny-loop", "--clips", 4, "--level", 0.9), "Spearman"),
-        (("neurons", "tiny-loop", "--clips", 4, "--level", 0.9), "neurons of 4 layers"),
-        (("probe", "tiny-crafter", "--label", "moved", "--clips", 90, "--level", 0.9), "selectivity"),
+        (("lens", "tiny-loop", "-n", 4, "--steps", 3, "--level", 0.9), "before the last block"),
+        (("attribute", "tiny-loop", "-n", 4, "--level", 0.9), "Spearman"),
+        (("neurons", "tiny-loop", "-n", 4, "--level", 0.9), "neurons of 4 layers"),
+        (("probe", "tiny-crafter", "--label", "moved", "-n", 90, "--level", 0.9), "selectivity"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -287,10 +297,142 @@ def test_reports_on_the_stream(tmp_path: Path, arguments: tuple, said: str) -> N
 
 
 def test_probe_says_which_labels_there_are(tmp_path: Path) -> None:
-    outcome = run("probe", "tiny-loop", "--label", "material", "--clips", 16, "--out", tmp_path)
+    outcome = run("probe", "tiny-loop", "--label", "material", "-n", 16, "--out", tmp_path)
     assert outcome.exit_code == 2 and "have no label 'material'; they have digit, lag" in outcome.output
 
 
-def test_patch_of_a_model_that_does_not_say_its_clips(folder: Path) -> None:
-    outcome = run("patch", folder)
-    assert outcome.exit_code == 2 and "give clean and corrupted clips yourself" in outcome.output
+def test_help_is_whole_and_says_the_defaults() -> None:
+    short = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    assert "..." not in short.replace("[ARGS]...", "")
+    listed = run("study", "--help").output
+    assert all(name in listed for name in ("Studies:", "ablations", "heads"))
+    from vdinterp.analysis.induction import LEVELS
+
+    for name, levels in {"lens": "0.3, 0.6, 0.9", "patch": "0.9", "induction": ", ".join(map(str, LEVELS))}.items():
+        assert f"[default: {levels}" in " ".join(run(name, "--help").output.split())
+
+
+def test_old_spellings_say_the_new_ones(folder: Path) -> None:
+    outcome = run("study", "ablations", "--model", "tiny-loop")
+    assert outcome.exit_code == 2 and "models are arguments: vdinterp study ablations tiny-loop" in outcome.output
+    outcome = run("heads", folder, "--clips", 8)
+    assert outcome.exit_code == 2 and "--n-clips 8" in outcome.output
+
+
+@pytest.mark.parametrize("name", ["study", *OF_CLIPS, "train"])
+def test_out_is_tried_before_anything_is_loaded(
+    name: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vdinterp, "load", lambda *_: pytest.fail("loaded"), raising=False)
+    (tmp_path / "file").touch()
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    arguments = {"study": ("heads", folder), "train": ("tiny-loop",)}.get(name, (folder,))
+    for out, message in [("file/deep/er", "lies in"), ("out", "report.html in it is a folder")]:
+        outcome = run(name, *arguments, "--out", tmp_path / out)
+        assert outcome.exit_code == 2 and message in outcome.output and outcome.output.count("\n") == 1
+    monkeypatch.setattr("tempfile.TemporaryFile", _refused)
+    outcome = run(name, *arguments, "--out", tmp_path / "new" / "er")
+    assert outcome.exit_code == 2 and "nothing can be written in" in outcome.output
+    assert not (tmp_path / "new").exists()
+
+
+def _refused(**_: Any) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr(vdinterp, "load", full, raising=False)
+    outcome = run("heads", "tiny-loop", "--out", tmp_path)
+    assert outcome.exit_code == 1 and outcome.output == "Error: [Errno 28] No space left on device: 'x'\n"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model folder without a VAE, and latents with labels for it."""
+    from factories import tiny_model
+
+    root = tmp_path_factory.mktemp("own")
+    pipe = VideoDiffusion(tiny_model("3d"), None, DiffusionConfig())
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(24, 3, 2, 4, 6, generator=generator)
+    speed = torch.rand(24, 3, generator=generator)
+    clips = Clips(kind="mine", encoded=latents, labels={"speed": speed, "side": torch.arange(24) % 2})
+    return save_bundle(root / "mine", pipe), clips.save(root / "latents.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("heads", ("-n", 4)),
+        ("lens", ("-n", 4, "--steps", 2, "--level", 0.9)),
+        ("attribute", ("-n", 4, "--level", 0.9)),
+        ("patch", ("-n", 4)),
+        ("probe", ("--label", "speed", "--level", 0.9)),
+        ("probe", ("--label", "side", "--level", 0.9)),
+    ],
+)
+def test_commands_on_latents_without_a_vae(
+    name: str, options: tuple, own: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, latents = own
+    monkeypatch.setattr(sys, "argv", ["vdinterp", name, "a model", "--clips", "x"])
+    outcome = run(name, model, "--clips", latents, *options, "--out", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    said = json.loads((tmp_path / "report.json").read_text("utf-8"))["run"]
+    assert said["command"] == f"vdinterp {name} 'a model' --clips x" and said["date"].startswith("20")
+    assert f"Report: {tmp_path / 'report.html'}" in outcome.output
+
+
+@pytest.mark.parametrize("arguments", [("study", "ablations"), ("neurons",)])
+def test_what_needs_pixels_says_so(arguments: tuple, own: tuple[Path, Path], tmp_path: Path) -> None:
+    model, latents = own
+    outcome = run(*arguments, model, "--clips", latents, "--out", tmp_path)
+    line = outcome.output.splitlines()[-1]
+    assert outcome.exit_code == 2 and "pixels" in line and "without a VAE" in line, outcome.output
+
+
+@pytest.mark.parametrize("name", ["heads", "lens", "attribute", "neurons", "patch"])
+def test_commands_on_a_video(name: str, folder: Path, tmp_path: Path) -> None:
+    frames = torch.rand(33, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    video = write_video(tmp_path / "clip.mp4", frames)
+    steps = ("--steps", 2) if name == "lens" else ()
+    outcome = run(name, folder, "--video", video, "-n", 4, *steps, "--out", tmp_path / "out")
+    assert outcome.exit_code == 0, outcome.output
+
+
+def test_long_work_shows_bars_unless_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, own: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from vdinterp import progress
+
+    monkeypatch.setattr(progress, "DELAY", 0)
+    model, latents = own
+    command = ("--clips", latents, "-n", 2, "--level", 0.9, "--out", tmp_path)
+    assert "tuned lens" in run("lens", model, *command, "--steps", 2).stderr
+    assert "direct effects" in run("attribute", model, *command).stderr
+
+
+def test_tqdm_disable_is_obeyed() -> None:
+    code = (
+        "from vdinterp import progress\nprogress.DELAY = 0\n"
+        "for _ in progress.bar(range(3), show=True): pass\n"
+        "with progress.bar(total=2, show=True) as shown: shown.update(2)\n"
+    )
+    for value, silent in (("1", True), ("", False)):
+        environment = {**os.environ, "TQDM_DISABLE": value}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        assert (done.stderr == "") is silent
+
+
+def test_only_the_command_line_prints() -> None:
+    package = Path(vdinterp.__file__).parent
+    found = [
+        str(file)
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert found == []

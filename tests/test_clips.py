@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from vdinterp.data.digits import (
     write_digits_asset,
 )
 from vdinterp.data.objects import make_object_clips
+from vdinterp.studies.labels import label_names, labels_of
 
 DIGITS = ("loop", "snippet", "one_off", "control")
 OBJECTS = ("bounce", "occlusion")
@@ -125,8 +129,6 @@ def test_the_digits_are_those_of_scikit_learn(tmp_path):
 
 
 def test_find_matches_on_a_worked_example():
-    import numpy as np
-
     #                        0  1  2  3  4  5  6  7
     assert find_matches(np.array([7, 8, 9, 7, 8, 7, 8, 9])).tolist() == [-1, -1, -1, -1, 1, -1, 4, 2]
 
@@ -189,11 +191,23 @@ def test_subsets_and_moving():
         and equal(clips[-1], clips[5:6])
         and equal(clips[[0, 4]], clips[torch.tensor([0, 4])])
     )
-    assert len(clips[clips.period > 100]) == 0
+    assert len(clips[clips.period > 100]) == len(clips[[]]) == len(clips[:0]) == 0
+    mask = [True, False, False, True, False, True]
+    for given in (mask, torch.tensor(mask), np.array(mask), np.flatnonzero(mask), [0, 3, -1]):
+        assert equal(clips[given], clips[[0, 3, 5]])
     assert torch.equal(clips[1].corrupt.video, clips.corrupt.video[1:2])
     assert equal(clips.to("cpu"), clips)
-    with pytest.raises(IndexError, match="clip 6 of 6"):
-        clips[6]
+    for outside in (6, [0, 6]):
+        with pytest.raises(IndexError, match="clip 6 of 6"):
+            clips[outside]
+    for given, message in (
+        (True, "numbers of clips, a slice, or a boolean mask"),
+        ([1.5], "numbers of clips"),
+        (mask[:5], "one entry for each of 6, not 5"),
+        ([[0, 1]], r"a list of clips, not \[1, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clips[given]
     with pytest.raises(ValueError, match="describes 6 clips, video has 2"):
         Clips(kind="loop", video=clips.video[:2], match=clips.match)
     with pytest.raises(ValueError, match="batch frame channel height width"):
@@ -207,16 +221,26 @@ def test_subsets_and_moving():
     [
         (lambda: make_clips("snipet", 4), "did you mean 'snippet'"),
         (lambda: make_clips("zzz", 4), "Known kinds: loop, snippet"),
-        (lambda: make_clips("loop", 0), "n >= 1"),
-        (lambda: make_clips("loop", 4, -1), "seed >= 0"),
+        (lambda: make_clips("loop", 0), "n must be a whole number in 1"),
+        (lambda: make_clips("loop", 4, -1), "seed must be"),
         (lambda: make_clips("loop", 4, split="test"), "train, held_out"),
         (lambda: make_clips("loop", 4, n_frames=3), "n_frames"),
         (lambda: make_clips("loop", 4, lag=3), "lag is for kind 'one_off'"),
         (lambda: make_clips("one_off", 4, period=3), "period is for kind 'loop'"),
         (lambda: make_clips("one_off", 4, lag=15), "2..14"),
+        (lambda: make_clips("one_off", 4, lag=2.5), "lag must be a whole number"),
+        (lambda: make_clips("loop", 4, period=True), "period must be a whole number"),
+        (lambda: make_clips("loop", True), "n must be a whole number in 1..1000000, got True"),
+        (lambda: make_clips("loop", 10**12), "got 1000000000000"),
+        (lambda: make_clips("loop", 4, "0"), "seed must be a non-negative integer, got '0'"),
+        (lambda: make_clips("loop", 4, n_frames=float("nan")), "n_frames must be a whole number in 6..347 .*got nan"),
+        (lambda: make_clips("loop", 4, start=1.5), "start must be"),
+        (lambda: make_clips("snippet", 4, filler=float("nan")), "filler must be a number"),
+        (lambda: make_clips("bounce", 4, size=(32, 10**6)), "size must be"),
+        (lambda: make_clips("bounce", 4, n_frames=10**6), "n_frames must be"),
         (lambda: make_clips("loop", 4, filler=0.3), "filler is for kind 'snippet'"),
-        (lambda: make_clips("snippet", 4, filler=1.0), "got filler=1.0"),
-        (lambda: make_clips("bounce", 4, size=(8, 8)), "at least 16"),
+        (lambda: make_clips("snippet", 4, filler=1.0), "filler=1 leaves no room"),
+        (lambda: make_clips("bounce", 4, size=(8, 8)), "size must be a whole number in 16"),
         (lambda: make_clips("bounce", 4, n_objects=9), "1..4"),
         (lambda: make_digit_clips("bounce", 4), "unknown kind of digit clips"),
         (lambda: make_object_clips("loop", 4), "unknown kind of object clips"),
@@ -225,3 +249,63 @@ def test_subsets_and_moving():
 def test_bad_input_says_what_would_work(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def own_clips() -> Clips:
+    """Latents with everything that may come with them."""
+    draw = torch.Generator().manual_seed(0)
+    encoded, video = torch.randn(4, 3, 2, 4, 6, generator=draw), torch.rand(4, 3, 3, 8, 8, generator=draw)
+    twin = Clips(kind="mine", encoded=-encoded)
+    labels = {"speed": torch.rand(4, 3, generator=draw), "side": torch.arange(4) % 2}
+    return Clips(kind="mine", encoded=encoded, video=video, action=torch.eye(4)[:, None].expand(-1, 3, -1),
+                 labels=labels, corrupt=twin, corrupt_frame=torch.zeros(4, dtype=torch.long))  # fmt: skip
+
+
+def test_clips_come_back_from_a_file(tmp_path: Path) -> None:
+    for clips in (own_clips(), make_clips("one_off", 3), make_clips("bounce", 2)):
+        path = clips.save(tmp_path / "new" / "clips.safetensors")
+        again = Clips.load(path)
+        assert equal(again, clips) and again.kind == clips.kind and repr(again) == repr(clips)
+        assert [file.name for file in path.parent.iterdir()] == ["clips.safetensors"]
+    labels = Clips.load(own_clips().save(tmp_path / "x")).labels
+    assert labels is not None and torch.equal(labels["side"], torch.tensor([0, 1, 0, 1]))
+
+
+def test_files_of_ones_own(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    pixels = torch.randint(0, 256, (2, 3, 3, 4, 4), dtype=torch.uint8)
+    save_file({"video": pixels, "action": torch.ones(2, 3, 5, dtype=torch.long)}, tmp_path / "a")
+    clips = Clips.load(tmp_path / "a")
+    assert torch.equal(clips.pixels, pixels.float() / 255) and clips.action is not None and clips.kind == "file"
+    assert clips.action.dtype == torch.float32
+    save_file({"latents": torch.ones(2, 3, 2, 4, 4, dtype=torch.float16)}, tmp_path / "b")
+    clips = Clips.load(tmp_path / "b")
+    assert clips.video is None and clips.latents.dtype == torch.float32 and clips.n_frames == 3 and len(clips) == 2
+    with pytest.raises(ValueError, match="latents without pixels"):
+        _ = clips.pixels
+    for tensors, message in [
+        ({"x": pixels}, "unknown tensors x: clips are `video`"),
+        ({"action": torch.ones(2, 3, 5)}, "neither `video` nor `latents`"),
+        ({"video": pixels.int()}, "video is torch.int32; give floating point in"),
+        ({"latents": torch.full((1, 1, 1, 1, 1), torch.nan)}, "latents holds NaN"),
+        ({"latents": torch.ones(2, 3, 2, 4)}, "encoded must be"),
+        ({"video": pixels, "labels.a": torch.ones(3)}, "a describes 3 clips, video has 2"),
+    ]:
+        save_file(tensors, tmp_path / "c")
+        with pytest.raises(ValueError, match=message):
+            Clips.load(tmp_path / "c")
+    with pytest.raises(ValueError, match="need a video"):
+        Clips(kind="none")
+
+
+def test_labels_of_ones_own_are_cut_with_the_clips() -> None:
+    clips = own_clips()[[3, 1]]
+    assert clips.labels is not None and clips.labels["side"].tolist() == [1, 1]
+    fields = "video [2, 3, 3, 8, 8], encoded [2, 3, 2, 4, 6], action, corrupt_frame, side, speed"
+    assert repr(clips) == f"Clips('mine', {fields}, with corrupt twins)"
+    speed = labels_of(own_clips(), "speed", [2])
+    assert speed.names is None and speed.mask is not None and speed.mask[:, :, 0, 0].sum(0).tolist() == [0, 0, 4]
+    assert label_names(own_clips()) == ["speed", "side"]
+    with pytest.raises(ValueError, match="have no label 'weight'; they have speed, side"):
+        labels_of(own_clips(), "weight", [2])

@@ -63,7 +63,7 @@ def test_invalid_configs(changes: dict[str, Any], message: str) -> None:
         (lambda: BlockSpec(axis="both"), "choose one"),  # type: ignore[arg-type]
         (lambda: Rope(dims=(3, 4, 4)), "even"),
         (lambda: Rope(dims=(0, 0, 0)), "rotate nothing"),
-        (lambda: Rope(dims=(4, 4, 4), scale=(1.0, 2.0)), "one number an axis"),  # type: ignore[arg-type]
+        (lambda: Rope(dims=(4, 4, 4), scale=(1.0, 2.0)), "3 finite numbers are wanted"),  # type: ignore[arg-type]
         (lambda: VideoDiTConfig.from_dict({**tiny_model().cfg.to_dict(), "d_modell": 3}), "unknown d_modell"),
         (lambda: VideoDiTConfig.from_dict({"d_model": 3}), "missing d_head"),
         (lambda: VideoDiTConfig.from_dict({**tiny_model().cfg.to_dict(), "rope": {"3d": {"dim": 3}}}), "Rope: unknown"),

@@ -106,6 +106,7 @@ def test_cells_are_scored_by_their_nearest_patch():
     [
         (lambda: make_clips("crafter", 1, n_frames=1), "n_frames"),
         (lambda: make_clips("crafter", 1, worlds=()), "worlds"),
+        (lambda: make_clips("crafter", 1, worlds=[1.5]), "worlds 1.5: whole numbers"),
         (lambda: make_clips("crafter", 1, last="jumped"), "blocked"),
         (lambda: sample_clips("crafted"), "crafter"),
         (lambda: sample_clips("crafter", n=10**6), "clips"),

@@ -187,18 +187,55 @@ def test_what_can_never_fit_is_refused_before_any_compute(monkeypatch: pytest.Mo
 
 
 def test_names_of_passes_are_only_text() -> None:
-    name = "</script><script>alert(1)</script>"
+    name = "</script><script>alert(1)</script><!--<script>"
     text = vd.AttentionExplorer.from_caches(FRAMES, {name: cached("3d")}, 0).to_html()
     assert text.count("</script>") == 2 and embedded(text)["info"]["passes"] == [name]
     assert set(re.findall(r"https?://[^\"'\s<]+", text)) == set()
 
 
 def test_what_is_shown_first() -> None:
-    shown = explorer()
-    assert (shown.layer, shown.head, shown.grid.coordinates(shown.token), shown.pinned) == (1, 0, (2, 1, 1), False)
     shown = explorer(layer=-2, head=-1, query=(0, 1, 2))
     assert (shown.layer, shown.head, shown.grid.coordinates(shown.token), shown.pinned) == (0, 1, (0, 1, 2), True)
     assert repr(shown) == "AttentionExplorer(3 frames of 2 x 3 patches, 2 layers x 2 heads, 2 passes)"
+    shown = explorer()
+    assert (shown.grid.coordinates(shown.token), shown.pinned) == ((2, 1, 1), False)
+
+
+def test_the_head_shown_first_looks_elsewhere_most_sharply() -> None:
+    shown = explorer()
+    sharp = torch.zeros(2, 2)
+    for seed in (1, 2):
+        for layer in range(2):
+            rows = dense(cached("3d", seed)["pattern", layer])[1][:, 12:, :12]  # the last frame's queries, other frames
+            sharp[layer] += rows.amax(-1).mean(-1)
+    best = divmod(int(sharp.argmax()), 2)
+    assert (shown.layer, shown.head) == best
+    open_head = explorer(layer=1 - best[0])
+    assert (open_head.layer, open_head.head) == (1 - best[0], int(sharp[1 - best[0]].argmax()))
+    # A head that looks at itself alone is sharp, and shows nothing.
+    sharp_on_itself = 1e3 * torch.eye(18)[None, None, None]
+    own = AttentionPattern(sharp_on_itself, sharp_on_itself, 1.0, None, vd.TokenGrid(3, 2, 3))
+    both = AttentionPattern(torch.cat([own.q, 0 * own.q], 2), torch.cat([own.k, own.k], 2), 1.0, None, own.grid)
+    assert vd.AttentionExplorer(FRAMES, {"a": [both]}).head == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_frame_is_the_mean_of_its_patches(kind: str) -> None:
+    shown = explorer(kind)
+    whole = dense(cached(kind, 2)["pattern", 1])[1]
+    np.testing.assert_allclose(shown.values("high", 1, 1, 7, "frame"), whole[1, 6:12].mean(0), atol=1e-6)
+    for direction in ("from", "to", "frame"):
+        found = shown.wall("high", 7, direction)  # type: ignore[arg-type]
+        each = [[shown.values("high", layer, head, 7, direction) for head in (0, 1)] for layer in (0, 1)]  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, np.array(each), atol=1e-6)
+        answer, (levels,) = shown.widget.answer({"kind": "wall", "pass": 1, "token": 7, "direction": direction})
+        got = np.frombuffer(levels, np.uint8).reshape(4, 18) * np.array(answer["tops"])[:, None] / answer["levels"]
+        np.testing.assert_allclose(got, found.reshape(4, 18), atol=found.max() / 500)
+
+
+def test_only_noised_clips_have_a_clip_to_show() -> None:
+    with pytest.raises(ValueError, match=r"takes NoisedClips .* got VideoDiffusion"):
+        vd.AttentionExplorer.of(planted.pipe())  # type: ignore[arg-type]
 
 
 def test_wrong_input_is_refused() -> None:

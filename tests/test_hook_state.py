@@ -161,6 +161,20 @@ def test_gradients_of_a_call_that_a_hook_makes_are_its_own() -> None:
         torch.testing.assert_close(cache[name], clean[name], atol=1e-6, rtol=1e-4)
 
 
+def test_a_hook_that_calls_the_model_in_the_backward_pass() -> None:
+    model = tiny_model()
+    given = inputs(model)
+    wanted = model.run_with_cache(**given, names="z")[1]
+    found: list[torch.Tensor] = []
+
+    def calls(grad: torch.Tensor, hook: Any) -> None:
+        found.append(model.run_with_cache(**given, names="z")[1][Z])
+
+    with model.hooks(bwd_hooks=[("hook_pred", calls)]):
+        model(**given).sum().backward()
+    assert torch.equal(found[0], wanted[Z])
+
+
 @torch.no_grad()
 def test_a_block_called_by_itself_is_no_call() -> None:
     model = tiny_model()
@@ -344,7 +358,7 @@ def test_nan_is_said_once_and_of_the_hook_that_made_it() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_needs_the_hooks_in_the_backward_pass(reentrant: bool) -> None:
-    def gradient(checkpointed: bool, inside: bool = True) -> torch.Tensor:
+    def gradient(checkpointed: bool, inside: bool = True, elsewhere: bool = False) -> torch.Tensor:
         model = tiny_model()
         given = inputs(model)
         latents = given["latents"].requires_grad_()
@@ -352,7 +366,10 @@ def test_checkpointing_needs_the_hooks_in_the_backward_pass(reentrant: bool) -> 
             block.forward = lambda *args, run=block.forward: checkpoint(run, *args, use_reentrant=reentrant)
         with model.hooks([(Z, lambda z, hook: torch.where(z > 0, z * 3, z))]):
             loss = model(**given).square().sum()
-            if inside:
+            if elsewhere:  # as on a GPU, whose backward pass has a thread of its own
+                worker = threading.Thread(target=loss.backward)
+                worker.start(), worker.join()
+            elif inside:
                 loss.backward()
         if not inside:
             loss.backward()
@@ -360,6 +377,7 @@ def test_checkpointing_needs_the_hooks_in_the_backward_pass(reentrant: bool) -> 
         return latents.grad
 
     torch.testing.assert_close(gradient(True), gradient(False))
+    torch.testing.assert_close(gradient(True, elsewhere=True), gradient(False))
     with pytest.warns(UserWarning, match="under activation checkpointing"):
         try:
             gradient(True, inside=False)

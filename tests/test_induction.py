@@ -511,14 +511,15 @@ def test_result_comes_back_and_is_drawn(tmp_path: Path) -> None:
     assert again.verdict == found.verdict and again.heads == found.heads
     pd.testing.assert_frame_equal(again.table, found.table)
     figures = found.plot()
-    assert len(figures) == 8
-    assert [section.title for section in found.sections()] == ["Verdict", "Behaviour", "Heads", "Effects"]
+    assert len(figures) == 9 and next(iter(figures)).startswith("A clip that comes back, and its control clips")
+    assert [section.title for section in found.sections()] == ["Verdict", "Evidence", "Behaviour", "Heads", "Effects"]
     text = found.summary()
     assert "tiny-induction: induction" in text and "head 3.3" in text and "27 passed, 0 failed" in text
+    assert "twin" not in text and "foil" not in text and "cue" not in text.split(), "words that nobody explains"
     edges = found.circuit()
     assert {"3.3", "2.1"} <= set(edges["sender"]) and "final" in set(edges["receiver"])
     silent = searched("tiny-loop")
-    assert "period detector" in silent.summary() and len(silent.plot()) == 4
+    assert "period detector" in silent.summary() and len(silent.plot()) == 5
     assert silent.to_frame().equals(silent.table)
 
 

@@ -118,8 +118,8 @@ def test_transferred_attention_meets_own_values(kind: str, where: dict[str, Any]
     theirs = under(model, names=pattern, seed=9)[pattern]
     own = under(model, names=kinds)
     mixed = own[pattern].clone()
-    chosen = Freeze(pattern, torch.inf, heads=[1], **where)
-    rows = under(model, chosen, names=pattern)[pattern] == torch.inf
+    chosen = Freeze(pattern, 7.5, heads=[1], **where)
+    rows = under(model, chosen, names=pattern)[pattern] == 7.5
     mixed = torch.where(rows, theirs, own[pattern])
     attention, grid = model.sublayer(layer), model.grid()
     groups = mixed.flatten(0, 1) if mixed.ndim == 5 else mixed
@@ -320,7 +320,10 @@ CACHE = {f"blocks.{layer}.attn.hook_rot_{what}": torch.ones(1, 18, 2, 12) for la
         ("3d", lambda: Ablate("z", "scaled"), ValueError, "go together"),
         ("3d", lambda: Ablate("z", factor=2.0), ValueError, "go together"),
         ("3d", lambda: Ablate("z", "scaled", factor=float("nan")), ValueError, "finite number"),
-        ("3d", lambda: Ablate("z", reference="clean"), ValueError, "uses no other run"),
+        ("3d", lambda: Ablate("z", reference="clean"), ValueError, "could mean any of 'mean', 'resample' and 'frozen'"),
+        ("3d", lambda: Ablate("z", reference=dict(CACHE)), ValueError, "without mode= could mean"),
+        ("3d", lambda: Ablate("z", "zero", reference=dict(CACHE)), ValueError, "'zero' uses no other run"),
+        ("3d", lambda: Ablate("z", "scaled", {}, factor=2), ValueError, "'scaled' uses no other run"),
         ("3d", lambda: Ablate("z", "mean", reference=3), ValueError, "reference is 3"),
         ("3d", lambda: Patch("z", ""), ValueError, "name of a run"),
         ("3d", lambda: Patch("z", None), ValueError, "needs source"),
@@ -343,7 +346,8 @@ CACHE = {f"blocks.{layer}.attn.hook_rot_{what}": torch.ones(1, 18, 2, 12) for la
         ("3d", lambda: RotateRope("time"), ValueError, "Unknown axis='time'; choose one of frame, row, col"),
         ("3d", lambda: RotateRope("row", "turned"), ValueError, "Unknown way='turned'"),
         ("3d", lambda: RotateRope("row", "frozen", shift=2), ValueError, "leave shift=2 out"),
-        ("3d", lambda: RotateRope("row", seed=-1), ValueError, "seed=-1"),
+        ("3d", lambda: RotateRope("row", seed=3), ValueError, "'shifted' draws nothing; leave seed=3 out"),
+        ("3d", lambda: RotateRope("row", seed=-1), ValueError, "seed must be"),
         ("3d", lambda: RotateRope("row", layers=[5]), ValueError, "layers 5"),
         ("3d", lambda: RotateRope("row", heads=[5]), ValueError, r"0\.\.1"),
         ("table", lambda: RotateRope("row"), ValueError, "rotate nothing along 'row'.*: none"),

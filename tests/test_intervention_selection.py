@@ -74,7 +74,7 @@ def test_only_frames_that_are_so_noisy(pipe: vd.VideoDiffusion, site: str) -> No
     expected = plain[0][site].unflatten(1, (3, -1)).clone()
     expected[0, 1], expected[1, 2] = 7.5, 7.5
     assert torch.equal(recording[0][site], expected.view(recording[0][site].shape))
-    with model.intervene(Freeze(site, 7.5, noise_levels=[998])):
+    with pytest.warns(UserWarning, match="never acted"), model.intervene(Freeze(site, 7.5, noise_levels=[998])):
         assert torch.equal(pipe.denoise(noisy, k), pipe.denoise(noisy, k))
     assert "noise_levels" not in model.hook_pred.ctx
     with pytest.raises(ValueError, match="sampler or pipe"), model.intervene(Freeze(site, 7.5, noise_levels=[5])):

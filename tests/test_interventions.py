@@ -200,7 +200,8 @@ def test_refused_when_they_meet_the_clip() -> None:
     with pytest.raises(ValueError, match="forbids nothing"), spatial.intervene(MaskAttention("own_frame", layers=[0])):
         pass
     model.set_hook_ctx(step=3)
-    with model.intervene(Ablate("z", steps=range(2))):
+    idle = pytest.warns(UserWarning, match=r"Ablate\(steps=range\(0, 2\)\) never acted")
+    with idle, model.intervene(Ablate("z", steps=range(2))):
         active_elsewhere = model(**given)
     model.clear_hook_ctx()
     assert torch.equal(active_elsewhere, model(**given))

@@ -144,6 +144,7 @@ def test_hub_names_without_a_network(monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
+    monkeypatch.setattr("vdinterp.pipeline.hub.reachable", lambda url: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(FileNotFoundError, match=r"somebody/model/model.json could not be fetched.*Without a network"):
         load("somebody/model")
@@ -156,6 +157,7 @@ def test_hub_names_with_a_network(folder, monkeypatch):
         asked.append((name, file))
         return str(folder / file)
 
+    monkeypatch.setattr("vdinterp.pipeline.hub.reachable", lambda url: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     pipe = load("somebody/model", checkpoint=300)
     assert pipe.meta["name"] == "somebody/model"

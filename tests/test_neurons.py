@@ -228,6 +228,16 @@ def test_the_planted_neuron_is_the_most_selective(planted: tuple[NoisedClips, to
     assert "neuron 1.11 fires for **bright**" in found.summary()
 
 
+def test_what_is_beyond_the_edge_heads_no_list(planted: tuple[NoisedClips, torch.Tensor]) -> None:
+    noised, labels = planted
+    found = neurons.top_patches(noised, labels=labels, label_names=[*NAMES[:2], "outside"])
+    assert found.most_selective(label="outside") == [(1, 11)], "it can be asked for"
+    assert found.most_selective()[0] != (1, 11) and (1, 11) in found.most_selective()
+    assert "fires for **outside**" not in found.summary() and "fires for **" in found.summary()
+    first = next(iter(found.sections()[0].tables.values())).iloc[0]
+    assert first["label"] != "outside"
+
+
 def test_its_ablation_effect_is_the_largest(planted: tuple[NoisedClips, torch.Tensor], tmp_path: Path) -> None:
     noised, labels = planted
     everyone = [(layer, neuron) for layer in (0, 1) for neuron in range(N_NEURONS)]

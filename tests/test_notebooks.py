@@ -1,12 +1,13 @@
-"""Every notebook runs from top to bottom, and its two forms say the same."""
+"""Every notebook runs from top to bottom, its two forms say the same, and the committed one shows its figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
-from run_notebooks import NOTEBOOKS, execute
+from run_notebooks import LARGEST_NOTEBOOK, NOTEBOOKS, execute, unpictured
 
 TEXTS = sorted(NOTEBOOKS.glob("*.py"))
 
@@ -37,3 +38,17 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_forms_say_the_same(path: Path) -> None:
     text, paired = jupytext.read(path), jupytext.read(path.with_suffix(".ipynb"))
     assert [(cell.cell_type, cell.source) for cell in text.cells] == [(c.cell_type, c.source) for c in paired.cells]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_what_is_committed_was_run_and_shows_its_figures(path: Path) -> None:
+    """`python tools/run_notebooks.py --commit` makes it so."""
+    committed = path.with_suffix(".ipynb")
+    assert list(unpictured(nbformat.read(committed, as_version=4))) == []
+    assert committed.stat().st_size < LARGEST_NOTEBOOK
+
+
+def test_notebooks_show_figures_by_themselves() -> None:
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8")
+        assert ".show()" not in text and ".plot().values()" not in text, path.name

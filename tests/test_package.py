@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,11 +52,13 @@ PUBLIC = {
     "explorer",
     "faithfulness",
     "find_induction",
+    "get_act_name",
     "grid",
     "induction_over_training",
     "interventions",
     "lens",
     "list_checkpoints",
+    "list_families",
     "list_models",
     "load",
     "models",
@@ -125,12 +129,51 @@ def test_layers() -> None:
     assert "0 broken" in done.stdout
 
 
-def test_readme_tables_are_what_the_code_says() -> None:
-    text = readme_tables.README.read_text(encoding="utf-8")
-    assert readme_tables.updated(text) == text, "run: python tools/readme_tables.py"
+def test_tables_are_what_the_code_says() -> None:
+    made = readme_tables.tables()
+    assert sorted(made) == sorted(name for names in readme_tables.PAGES.values() for name in names)
+    for page in readme_tables.PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert readme_tables.updated(text, page, made) == text, "run: python tools/readme_tables.py"
 
 
-def test_readme_example_runs() -> None:
-    text = readme_tables.README.read_text(encoding="utf-8")
-    example = text.split("```python\n", 1)[1].split("```", 1)[0]
-    assert in_fresh_process(example + "\nprint('ran to the end')").endswith("ran to the end\n")
+def test_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Every block of Python, one after the other in one process, in an empty folder."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert {language for language, _ in fences} == {"python", "bash"}
+    code = "\n".join(block for language, block in fences if language == "python")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = [float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if "squared error" in line]
+    assert errors[0] < 0.1 < errors[1], "what the comment in the first block says"
+    assert {"neurons.html", "clips.safetensors", "mine", "out"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_readme_is_short_and_its_commands_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 175 and "docs/images/overview.png" in text
+    from vdinterp.cli import main
+
+    named = set(re.findall(r"^vdinterp (\w+)", text, re.MULTILINE))
+    also = set(re.findall(r"`(\w+)`", text[text.index("Also `") : text.index(". Each analysis")]))
+    assert named | also == set(main.commands)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if not link.startswith(("http", "#")):
+            assert ((ROOT / page).parent / link.split("#")[0]).exists(), link
+
+
+def test_every_page_and_notebook_is_linked() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    notebooks = {f"../notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert sorted(one for one in pages | notebooks if f"]({one})" not in index) == []

@@ -165,6 +165,12 @@ def test_in_a_linear_model_attribution_is_exact() -> None:
     [
         ({"senders": ["9.0"]}, "no sender is called '9.0'"),
         ({"senders": []}, "empty list"),
+        (
+            {"senders": ["1.0"], "receivers": ["0.0.q", "mlp.0"]},
+            "1.0 writes after all of 0.0.q, mlp.0 have read",
+        ),
+        ({"senders": ["0.0", "mlp.1"], "receivers": ["1.0.k"]}, "no path: mlp.1 writes after all of 1.0.k"),
+        ({"senders": ["0.0"], "receivers": ["0.1.q", "final"]}, "no path: 0.1.q reads before any of 0.0 writes"),
         ({"receivers": ["1.0"]}, "no receiver is called '1.0'"),
         ({"noise_levels": None, "steps": 4, "n_context": 2}, "single passes"),
     ],

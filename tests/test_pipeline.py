@@ -255,8 +255,6 @@ def test_interventions_act_at_their_steps_only(pipe):
     for step in (0, 1):
         assert torch.equal(plain[step].next_latents, late[step].next_latents)
     assert not torch.equal(plain[2].next_latents, late[2].next_latents)
-    never = pipe.sample(CONTEXT, steps=4, interventions=[ablate], at_steps=[]).latents
-    assert torch.equal(never, plain[-1].next_latents)
     assert torch.equal(
         pipe.sample(CONTEXT, steps=4, interventions=[ablate], at_steps=range(10)).latents,
         pipe.sample(CONTEXT, steps=4, interventions=[ablate]).latents,
@@ -456,6 +454,22 @@ BAD = {
     "no condition": (lambda p: p.sample(CONTEXT, guidance=ClassifierFreeGuidance(2.0)), "needs a condition"),
     "history frame": (lambda p: p.sample(CONTEXT, guidance=HistoryGuidance.temporal([[2]], [1.0])), "does not exist"),
     "at_steps": (lambda p: p.sample(CONTEXT, steps=3, at_steps=[3]), "steps 0 to 2"),
+    "float frames": (lambda p: p.rollout(CONTEXT, float("nan")), "n_frames must be a whole number"),
+    "endless rollout": (lambda p: p.rollout(CONTEXT, 10**9), "n_frames must be a whole number in 1..100000"),
+    "whole steps": (lambda p: p.sample(CONTEXT, steps=True), "steps must be"),
+    "float steps": (lambda p: p.sample(CONTEXT, steps=2.0), "steps must be"),
+    "seed text": (lambda p: p.sample(CONTEXT, seed="0"), "seed must be"),
+    "first index": (lambda p: p.rollout(CONTEXT, 9, first_index=1.5), "first_index must be"),
+    "many clips": (lambda p: p.sample(batch=10**9), "batch must be"),
+    "eta text": (lambda p: p.sample(CONTEXT, eta="0"), "eta must be"),
+    "uncertainty": (lambda p: p.sample(CONTEXT, matrix="pyramid", uncertainty=float("inf")), "uncertainty must be"),
+    "float matrix": (
+        lambda p: p.sample(CONTEXT, matrix=torch.zeros(3, 6)),
+        "integer noise levels in .* not torch.float32",
+    ),
+    "half mask": (lambda p: p.sample(CLIP, mask=[0, 0, 0, 0, 0.5, 1]), "mask values are whole"),
+    "whole window": (lambda p: p.rollout(CONTEXT, 9, window=True), "window must be"),
+    "known frames": (lambda p: p.interpolate(CLIP, [0, 5, 1, 0, 0, 1]), "True or False for every frame"),
     "window": (lambda p: p.rollout(CONTEXT, 9, window=7), "window must be"),
     "overlap": (lambda p: p.rollout(CONTEXT, 9, overlap=6), "overlap must be"),
     "rollout length": (lambda p: p.rollout(CONTEXT, 2), "nothing is left"),

@@ -115,7 +115,13 @@ def test_heatmap_centres_signed_values_and_leaves_gaps() -> None:
         values, x=["a", "b"], y=["0", "1"], title="t", x_title="part", y_title="layer", value_title="change (MSE)"
     )
     drawn = figure.data[0]
-    assert (drawn.zmin, drawn.zmax) == (-2.0, 2.0)
+    assert (drawn.zmin, drawn.zmax) == (-2.0, 1.0), "only what occurs of the scale from -2 to 2"
+    shares, colors = zip(*drawn.colorscale, strict=True)
+    reds = [float(color.removeprefix("rgb(").split(",")[0]) for color in colors]
+    blues = [float(color.removesuffix(")").split(",")[2]) for color in colors]
+    zero = min(range(len(shares)), key=lambda i: abs(-2 + 3 * shares[i]))
+    assert blues[0] > reds[0] and reds[-1] > blues[-1] and min(reds[zero], blues[zero]) > 230, "white at 0"
+    assert blues[-1] > 60, "half of the limit is not the full colour"
     assert drawn.text[1][0] == "" and drawn.text[0][1] == "-2"
     positive = plotting.layer_head(np.array([[0.25, 0.75]]), title="t", value_title="mass (0-1)")
     assert (positive.data[0].zmin, positive.data[0].zmax) == (0.25, 0.75)
@@ -296,3 +302,51 @@ def test_a_scatter_names_its_points() -> None:
     table = pd.DataFrame({"a": [0.0, 1.0], "b": [0.5, 2.0], "name": ["p", "q"]})
     figure = plotting.scatter(table, x="a", y="b", label="name", title="T", x_title="x", y_title="y", diagonal=True)
     assert list(figure.data[-1].text) == ["p", "q"] and list(figure.data[0].x) == [0.0, 2.0]
+
+
+def test_of_many_points_the_outermost_have_their_names_written() -> None:
+    angle = np.linspace(0, 6.28, 60)
+    table = pd.DataFrame({"a": np.cos(angle) * 0.1, "b": np.sin(angle) * 0.1, "name": [f"p{i}" for i in range(60)]})
+    table.loc[7, ["a", "b"]] = [5.0, -3.0]
+    drawn = plotting.scatter(table, x="a", y="b", label="name", title="T", x_title="x", y_title="y").data[-1]
+    assert drawn.text[7] == "p7" and 1 < sum(bool(text) for text in drawn.text) < 20
+    assert list(drawn.customdata) == list(table["name"]), "hovering names all"
+
+
+def test_lines_of_two_kinds_share_colours_and_have_whole_ticks() -> None:
+    rows = [{"layer": layer, "level": level, "lens": lens, "error": 0.1 * layer}
+            for layer in range(3) for level in ("0.3", "0.9") for lens in ("plain", "tuned")]  # fmt: skip
+    figure = plotting.lines(
+        pd.DataFrame(rows), x="layer", y="error", color="level", color_title="noise level", dash="lens", title="T",
+        x_title="layer", y_title="error",
+    )  # fmt: skip
+    assert [trace.name for trace in figure.data] == ["0.3, plain", "0.3, tuned", "0.9, plain", "0.9, tuned"]
+    assert figure.data[0].line.color == figure.data[1].line.color != figure.data[2].line.color
+    assert figure.data[0].line.dash == figure.data[2].line.dash != figure.data[1].line.dash
+    assert list(figure.layout.xaxis.tickvals) == [0, 1, 2] and figure.layout.legend.title.text.strip() == "noise level"
+
+
+def test_a_circuit_graph_writes_weights_and_says_what_colours_mean() -> None:
+    table = pd.DataFrame({"sender": ["0.1", "0.0"], "receiver": ["1.0.k", "final"], "score": [0.62, 0.3]})
+    figure = plotting.circuit_graph(table, title="T", value_title="drop", meaning=("helps", "hinders"))
+    assert {note.text for note in figure.layout.annotations} == {"k 0.62", "0.30"}
+    assert [trace.name for trace in figure.data if trace.name] == ["helps"], "nothing hinders here"
+
+
+def test_tiles_fill_the_width_with_the_scale_beside_them() -> None:
+    options = {"title": "T", "x_title": "head", "y_title": "layer", "value_title": "mass"}
+    wide = plotting.tiles(np.ones((1, 8, 4, 4)), rows=["0"], columns=list("abcdefgh"), **options)
+    tall = plotting.tiles(np.ones((6, 1, 4, 4)), rows=list("abcdef"), columns=["0"], **options)
+    assert wide.layout.xaxis.domain == (0, 1) and wide.data[0].colorbar.x == 1
+    assert tall.layout.xaxis.domain[1] == tall.data[0].colorbar.x < 0.3
+
+
+def test_moving_clips_play_in_step() -> None:
+    clips = {"truth": np.zeros((5, 1, 8, 8)), "no attention: own frame only": np.ones((5, 1, 8, 8))}
+    address = plotting.moving_clips(clips, n_context=2)
+    picture = Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/webp;base64,"))))
+    assert picture.n_frames == 5 and picture.size[0] > 2 * 100
+    with pytest.raises(ValueError, match="one size"):
+        plotting.moving_clips({**clips, "short": np.zeros((4, 1, 8, 8))})
+    with pytest.raises(ValueError, match="no clip"):
+        plotting.moving_clips({})

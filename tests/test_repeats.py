@@ -164,11 +164,13 @@ def test_digits_fit() -> None:
     ("given", "message"),
     [
         ({"design": "palindrome"}, "unknown design 'palindrome'; there are one-off"),
-        ({"n": 0}, "n >= 1"),
-        ({"n_frames": 4}, "at least 5"),
+        ({"n": 0}, "n must be"),
+        ({"n_frames": 4}, "in 5.*too few for a repeat"),
         ({"pool": POOL[:20]}, "at least 36 clips"),
         ({"design": "splice"}, "one frame each"),
         ({"cells": (3, 2)}, "do not divide"),
+        ({"cells": (2.0, 2)}, "cells must be a whole number"),
+        ({"seed": True}, "seed must be"),
         ({"design": "translated", "cells": (1, 1)}, "several cells"),
     ],
 )

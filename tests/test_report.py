@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from vdinterp import plotting, report
+from vdinterp import glossary, plotting, report, wording
 from vdinterp.results import Result, Section
 
 TABLE = pd.DataFrame({"condition": [f"head {i} <&>" for i in range(70)], "error": np.linspace(0, 1, 70)})
@@ -71,17 +71,19 @@ def test_one_result(tmp_path: Path) -> None:
     assert not page.open, "every tag is closed"
     assert "Ablations" in page.text and "seed 7" in page.text and "8 clips" in page.text
     assert "head 3 <&>" in page.text, "text is escaped, not interpreted"
-    assert "The first 60 of 70 rows; all are in ablations.csv" in page.text
-    assert len(pd.read_csv(tmp_path / "ablations.csv")) == 70
+    assert "The first 12 of 70 rows; all are in table.csv" in page.text
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 70
     assert len(Result.load(tmp_path).to_frame()) == 70
     record = json.loads((tmp_path / "report.json").read_text())
-    assert len(record["sections"][0]["tables"][""]) == 70
+    assert record["sections"][0]["tables"] == {"": "table.csv"}, "each table once"
+    csv = {path.name for path in tmp_path.glob("*.csv")}
+    assert csv == {"table.csv", "what-was-run-settings-of-this-report.csv"}
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
     text = report.write([Study(title="A", table=TABLE), Study(title="B", table=TABLE)], tmp_path).read_text("utf-8")
     page = Page(text)
-    assert page.addresses == ["data:,"]
+    assert set(page.addresses) == {"data:,", "a/table.csv"}, "only tables that lie beside the page"
     library = get_plotlyjs()
     assert text.count(library) == 1, "the plotting library is inlined once"
     rest = text.replace(library, "")
@@ -115,7 +117,7 @@ def test_gaps_and_numbers_in_tables() -> None:
     )
     text = report.render([Section(title="T", tables={"": table})], title="T")
     cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
-    assert cells == ["a", "0.3333", "1234567", "True", "–", "–", "2", "False"]
+    assert cells == ["a", "0.333", "1234567", "yes", "–", "–", "2", "no"]
 
 
 def test_bad_content_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -127,3 +129,84 @@ def test_bad_content_is_refused_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"would be \d+\.\d MB"):
         report.write(Section(title="Heavy", figures={"a": heavy, "b": heavy, "c": heavy}), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_table_alone_is_told_where_it_goes(tmp_path: Path) -> None:
+    for given in (TABLE, "text", [TABLE]):
+        with pytest.raises(ValueError, match=r"got (DataFrame|str); a table or figure of yours goes into .*Section"):
+            report.write(given, tmp_path)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_says_what_was_run_and_is_the_same_again(tmp_path: Path) -> None:
+    meta = {"model": "m", "weights": "0123456789ab", "levels": [0.3, 0.9], "seed": 7, "caution": "**m fails.**"}
+    run = {"date": "2031-02-03 04:05", "command": "vdinterp study x --model 'a<b'"}
+    made = [report.write(Study(title="A", table=TABLE, meta=meta), tmp_path / name, run=run) for name in ("1", "2")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    other = report.write(Study(title="A", table=TABLE, meta=meta), tmp_path / "3", run={**run, "date": "2031-02-04"})
+    assert other.read_bytes() != made[0].read_bytes()
+    text = Page(made[0].read_text("utf-8")).text
+    assert "What was run" in text and text.count("vdinterp study x --model 'a<b'") == 2 and "2031-02-03 04:05" in text
+    assert text.index("m fails.") < text.index("70 rows"), "first of all"
+    for name, value in (("weights", "0123456789ab"), ("levels", "0.3, 0.9"), ("seed", "7"), ("model", "m")):
+        assert f"{name} {value}" in text
+    assert json.loads((tmp_path / "1" / "report.json").read_text())["run"] == run
+
+
+def test_words_are_explained_where_they_are_used() -> None:
+    page = Page(report.render([Section(title="T", text="A corrupted run, PSNR and two still pictures.")], title="T"))
+    meanings = page.text.split("Words used here")[-1]
+    assert "corrupted run" in meanings and "PSNR" in meanings and "still picture" in meanings
+    assert "SSIM" not in meanings and "prefix matching" not in meanings
+    for key in glossary.TERMS:
+        for name in key.split(" / "):
+            assert key.split(" / ")[0] in glossary.used(f"The {name}, here"), name
+    assert glossary.used("nothing special") == {} and "head" not in glossary.used("a heading ahead")
+
+
+def test_columns_that_do_not_apply_are_left_out_and_long_tables_link_to_their_file() -> None:
+    table = TABLE.assign(unmeasured=np.nan)
+    text = report.render([Section(title="Heads", tables={"Scores. What they mean": table})], title="T")
+    assert "unmeasured" not in text and text.count("<tr>") == 1 + report.FIRST_ROWS
+    assert '<a href="heads-scores.csv">' in text, "the name ends where the explanation begins"
+
+
+def test_a_moving_picture_is_shown_once() -> None:
+    address = plotting.moving_clips({"a": np.zeros((2, 1, 4, 4))})
+    sections = [Section(title="First", moving={"Both": address}), Section(title="Again", moving={"Both": address})]
+    text = report.render(sections, title="T")
+    assert text.count("<img") == 1 and text.count(address) == 1
+    with pytest.raises(ValueError, match="no data:image/ address"):
+        Section(title="Bad", moving={"x": "https://example.org/a.gif"})
+
+
+def test_several_results_of_one_class_are_compared_first() -> None:
+    @dataclass(frozen=True, kw_only=True, eq=False)
+    class Compared(Study):
+        @classmethod
+        def compare(cls, results: list) -> list[Section]:
+            return [Section(title="Side by side", text=" and ".join(one.title for one in results))]
+
+    some = [Compared(title=name, table=TABLE) for name in ("A", "B")]
+    assert [s.title for s in report._side_by_side([*some, Study(title="C", table=TABLE)])] == ["Side by side"]
+    assert report._side_by_side(some[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (3.2e-05, "<0.0001"), (-3.2e-05, "≈0"), (0.00031, "0.0003"), (0.0627, "0.0627"), (0.18834, "0.188"),
+        (93.42, "93.4"), (2470.3, "2,470"), (1.0, "1"), (-0.0, "0"), (float("nan"), "–"), (float("inf"), "∞"),
+        (0.99999, "1.000"), (-0.5, "-0.500"),
+    ],
+)  # fmt: skip
+def test_numbers_have_the_digits_that_matter(value: float, shown: str) -> None:
+    assert wording.number(value) == shown
+
+
+def test_one_clip_has_no_interval_in_words() -> None:
+    nan = float("nan")
+    assert wording.with_interval(0.5, nan, nan) == "0.500" and wording.with_interval(2, 1, 3) == "2 [1, 3]"
+    assert [wording.plural(n, "pass") for n in (1, 2)] == ["1 pass", "2 passes"] and wording.plural(
+        0, "step"
+    ) == "0 steps"

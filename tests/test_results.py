@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 
@@ -32,6 +33,12 @@ class Everything(Result):
     shape: tuple[int, int]
     levels: list[float | None]
     note: str | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tables(Result):
+    table: pd.DataFrame
+    parts: dict
 
 
 def make() -> Everything:
@@ -90,6 +97,7 @@ def test_a_result_is_frozen_and_its_frame_is_a_copy() -> None:
 def test_summary_and_default_section() -> None:
     result = make()
     assert "model `tiny`, seed `3`" in result.summary() and "3 rows" in result.summary()
+    assert "`" not in str(result.summary()) and f"{result.summary()}" == "".join(result.summary())
     (section,) = result.sections()
     assert section.title == result.title and list(section.tables) == [""]
 
@@ -98,6 +106,7 @@ def test_unsavable_values_are_named(tmp_path: Path) -> None:
     for bad, message in [
         ({"f": print}, r"meta/f: a result cannot save builtin"),
         ({"d": {1: 2}}, "meta/d: a saved dict"),
+        ({"a": np.array(["x"])}, "meta/a: a result cannot save an array of <U1"),
     ]:
         with pytest.raises(ValueError, match=message):
             Inner(score=torch.ones(1), meta=bad).save(tmp_path / "bad")
@@ -112,17 +121,78 @@ def test_loading_says_what_is_missing(tmp_path: Path) -> None:
     make().save(tmp_path)
     with pytest.raises(ValueError, match="is a Everything, not a Inner"):
         Inner.load(tmp_path)
-    (tmp_path / "result.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"lacks 'patterns/a/b'"):
-        Result.load(tmp_path)
+    for name in ("result.safetensors", "table.csv"):
+        make().save(tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(FileNotFoundError, match=rf"incomplete: .*{name} is missing"):
+            Result.load(tmp_path)
     make().save(tmp_path)
-    (tmp_path / "table.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"table\.csv is missing"):
-        Result.load(tmp_path)
     whole = (tmp_path / "result.json").read_text()
     (tmp_path / "result.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="unreadable or truncated JSON"):
         Result.load(tmp_path)
+
+
+def test_what_is_cut_short_changed_or_of_another_save_is_named(tmp_path: Path) -> None:
+    def spoil(name: str, change: Callable[[bytes], bytes]) -> Path:
+        make().save(tmp_path)
+        (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
+        return tmp_path
+
+    with pytest.raises(ValueError, match=r"table\.csv is not the file .* \(.* of .* bytes, 2 of 3 rows\)"):
+        Result.load(spoil("table.csv", lambda held: held[: held[:-1].rfind(b"\n") + 1]))
+    with pytest.raises(ValueError, match=r"table\.csv is not the file"):
+        Result.load(spoil("table.csv", lambda held: held.replace(b"True", b"true")))
+    for cut in (1, 10, 200):
+        with pytest.raises(ValueError, match=r"result\.safetensors is not the file .* bytes\): it was cut short"):
+            Result.load(spoil("result.safetensors", lambda held, cut=cut: held[:-cut]))
+    with pytest.raises(ValueError, match=r"result\.json was changed after it was saved"):
+        Result.load(spoil("result.json", lambda held: held.replace(b'"seed": 3', b'"seed": 4')))
+    with pytest.raises(ValueError, match="has format 9, this version reads"):
+        Result.load(spoil("result.json", lambda held: held.replace(b'"format": 2', b'"format": 9')))
+
+
+def test_an_older_result_leaves_nothing_but_what_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "notes.csv").write_text("mine")
+    make().save(tmp_path)
+    make().inner.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.csv", "result.json", "result.safetensors", "table.csv"]
+    rows = pd.DataFrame({"x": [1]})
+    Tables(table=rows, parts={"head table": rows, "other part": rows + 1}).save(tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("*.csv")) == ["notes.csv", "parts.other-part.csv", "table.csv"]
+    assert not (tmp_path / "result.safetensors").exists()
+    back = Tables.load(tmp_path)
+    assert back.parts["head table"].equals(back.table) and back.parts["other part"]["x"].tolist() == [2]
+
+
+def test_the_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
+    result = make()
+    first, second = result.save(tmp_path / "a"), result.save(tmp_path / "b")
+    assert {p.name: p.read_bytes() for p in first.iterdir()} == {p.name: p.read_bytes() for p in second.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame(
+            {"text": ["x\ry", "\r", "\r\n", "a\nb", 'a "q"', " lead", "trail ", "nan", ",", "#", "\t", "\x00"]}
+        ),
+        pd.DataFrame({"text": np.array(["x", None, "NA"], dtype=object), " odd\r,name ": [1.0, float("nan"), -0.0]}),
+        pd.DataFrame(),
+        pd.DataFrame({"a": [], "b": pd.Series([], dtype="str"), "c": pd.Series([], dtype=bool)}),
+        pd.DataFrame(index=range(3)),
+        pd.DataFrame({"a": [float("nan"), 1.0, float("nan")]}),
+        pd.DataFrame({"a": [2**62 + 1, -(2**63)], "b": np.array([2**64 - 1, 0], dtype=np.uint64)}),
+        pd.DataFrame({"a": np.random.default_rng(0).standard_normal(500) * 10.0 ** np.arange(-250, 250)}),
+        pd.DataFrame({"a": np.random.default_rng(0).standard_normal(500).astype(np.float32)}),
+    ],
+    ids=["text", "gaps", "empty", "no rows", "no columns", "one column", "large", "float64", "float32"],
+)
+def test_a_table_comes_back_exactly(tmp_path: Path, table: pd.DataFrame) -> None:
+    back = Tables.load(Tables(table=table, parts={}).save(tmp_path)).table
+    pd.testing.assert_frame_equal(back, table, check_exact=True)
+    if table.shape[1]:
+        assert not (np.signbit(back.select_dtypes("number")) ^ np.signbit(table.select_dtypes("number"))).any().any()
 
 
 def test_a_saved_class_name_imports_nothing_foreign(tmp_path: Path) -> None:
@@ -152,6 +222,8 @@ def test_slug() -> None:
         (pd.DataFrame({1: [0.1]}), "strings"),
         (pd.DataFrame({"cell": [[1, 2]]}), r"\[1, 2\] would not come back"),
         (pd.DataFrame({"text": ["", "a"]}), "'' would not come back"),
+        (pd.DataFrame({"flag": pd.array([True, None], dtype="boolean")}), "would not come back from a CSV"),
+        (pd.DataFrame({"text": np.array(["\ud800"], dtype=object)}, dtype=object), "no Unicode"),
     ],
 )
 def test_what_would_not_come_back_is_not_saved(tmp_path: Path, table: pd.DataFrame, message: str) -> None:

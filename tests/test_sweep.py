@@ -147,6 +147,58 @@ def test_records_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
         assert records.read() == [*there, {"c": 3}]
 
 
+def test_every_flipped_bit_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = Records(tmp_path / "lines.jsonl")
+    written = [{}, {"values": [0.1, -2.5e-7], "what": "\u00e9 , }"}]
+    for record in written:
+        records.append(record)
+    assert records.read() == written
+    whole = records.path.read_bytes()
+    for at in range(len(whole) - 1):
+        for bit in range(8):
+            records.path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            caplog.clear()
+            try:
+                there = records.read()
+            except ValueError as error:  # the line between them flipped into one
+                assert "no record of JSON lines with checksums" in str(error)
+                continue
+            assert len(there) == 1 and there[0] in written, (at, bit)
+            assert "are damaged or without a checksum; what they recorded is computed again" in caplog.text
+    records.path.write_bytes(whole + b'{"old": 1}\n')
+    assert records.read() == written, "one from before there were checksums"
+
+
+def test_damaged_outcomes_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = run(tmp_path, 10).table
+    ledger = tmp_path / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    lines[4] = lines[4].replace("0.", "1.", 1)
+    ledger.write_text("".join(lines))
+    pd.testing.assert_frame_equal(run(tmp_path, 10).table, whole)
+    assert f"1 of {len(lines)} lines are damaged" in caplog.text
+    assert len(ledger.read_text().splitlines()) == len(lines) + 1, "and nothing else"
+    ledger.write_text("x" + "".join(lines))
+    with pytest.raises(ValueError, match="its first line, which says what it is of, is damaged"):
+        run(tmp_path, 10)
+
+
+def test_a_resumed_sweep_says_what_it_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    plain = vd.sweep.engine.bar
+    monkeypatch.setattr(vd.sweep.engine, "bar", lambda **options: made.append(options) or plain(**options))
+    run(tmp_path, 4)
+    assert "found in" not in caplog.text and made[0]["initial"] == 0 and made[0]["show"] is False
+    with caplog.at_level("INFO", "vdinterp"):
+        run(tmp_path, 10)
+    assert f"8 of 20 found in {tmp_path}" in caplog.text, "4 and 10 trials on two cases"
+    assert 0 < made[1]["initial"] < made[1]["total"]
+    run(tmp_path, 10)
+    assert made[2]["initial"] == made[2]["total"] == made[1]["total"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full exists on Linux only")
 def test_a_full_disk_says_what_is_kept(tmp_path: Path) -> None:
     run(tmp_path, 3)
@@ -253,6 +305,10 @@ def test_a_hook_function_that_fails_is_named_even_in_a_batch() -> None:
         ({"trials": []}, "at least one of each"),
         ({"trials": [Trial(interventions=())]}, "at least one intervention"),
         ({"metrics": {"a": 3}}, "give a function"),
+        ({"workers": 0}, "workers must be"),
+        ({"workers": True}, "workers must be"),
+        ({"trials_per_pass": 1.5}, r"trials_per_pass must be a whole number in 1..1000000 \(or 'auto'\)"),
+        ({"shard": (True, 2)}, "shard="),
         ({"trials": [Trial(interventions=(Patch("z", "cleen"),))]}, "no run 'cleen'"),
         ({"trials": [Trial(interventions=(Patch("z", "clean", heads=[9]),))]}, "0..1"),
     ],

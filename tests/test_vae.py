@@ -52,12 +52,34 @@ def test_codec_latents_are_normalised_and_noisy_in_training_only():
     torch.manual_seed(0)
     codec = TinyConvCodec(widths=(8, 8, 8)).train()
     video = torch.rand(4, 2, 3, 16, 16)
-    latents = codec.encode(video)
-    assert torch.allclose(latents.mean((0, 1, 3, 4)), torch.zeros(8), atol=1e-5)
-    assert ((latents.var((0, 1, 3, 4)) - 1).abs() < 0.3).all()  # a little low: untrained, the norm's epsilon counts
+    normalised = []
+    codec.norm.register_forward_hook(lambda module, given, latents: normalised.append(latents))
     assert not torch.equal(codec(video), codec(video))
+    latents = normalised[0]
+    assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(8), atol=1e-5)
+    assert ((latents.var((0, 2, 3)) - 1).abs() < 0.3).all()  # a little low: untrained, the norm's epsilon counts
+    torch.nn.init.constant_(codec.decoder[-1].bias, -3.0)
+    assert codec(video).max() < 0 and codec.decode(torch.zeros(1, 1, 8, 2, 2)).max() == 0, "no clamp in training only"
     codec.eval()
     assert torch.equal(codec(video), codec(video))
+
+
+def test_codecs_encode_alike_in_every_mode_and_beside_every_clip(diffusers_vae):
+    torch.manual_seed(0)
+    codec, video = TinyConvCodec(widths=(8, 8, 8)), torch.rand(3, 2, 3, 16, 16)
+    codec(video)  # moves the running statistics, as training does
+    for vae, module in ((codec, codec), (diffusers_vae, diffusers_vae.vae)):
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        expected = vae.encode(video), vae.decode(vae.encode(video))
+        parts = list(module.modules())
+        parts[-1].train(not parts[-1].training)
+        modes = [part.training for part in parts]
+        assert torch.equal(vae.encode(video), expected[0]) and torch.equal(vae.decode(expected[0]), expected[1])
+        torch.testing.assert_close(vae.encode(video[:1]), expected[0][:1], atol=1e-5, rtol=1e-5)
+        assert [part.training for part in parts] == modes, "the mode it was left in stays"
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, before[key]), f"encoding moved {key}"
+        module.eval()
 
 
 def test_one_latent_depends_on_its_own_cell_only():

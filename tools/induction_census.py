@@ -19,6 +19,7 @@ import pandas as pd
 from readme_tables import markdown
 
 import vdinterp as vd
+from vdinterp import store
 from vdinterp.analysis.induction import VERDICTS
 from vdinterp.analysis.induction.controls import untrained
 from vdinterp.organisms import KINDS
@@ -123,7 +124,7 @@ def main() -> None:
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(\n<!-- {name}:end -->)", re.DOTALL)
         text = pattern.sub(lambda m, rows=rows: f"{m[1]}\n{markdown(rows)}\n{m[2]}", text)
     if given.table:
-        DOCS.write_text(text, encoding="utf-8")
+        store.write(DOCS, text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Keep the tables of README.md true: `python tools/readme_tables.py` rewrites them from the code.
+"""Keep the tables of README.md and the docs true: `python tools/readme_tables.py` rewrites them from the code.
 
 A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; a test compares the page with what this writes.
 """
@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-README = Path(__file__).parent.parent / "README.md"
+from vdinterp import store
+
+ROOT = Path(__file__).parent.parent
+PAGES = {"README.md": ["models"], "docs/models.md": ["figures"], "docs/hooks.md": ["hooks"]}  # and their tables
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -83,18 +86,21 @@ def figures_table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "measured", "result"])
 
 
-def updated(text: str) -> str:
-    """`text` with every generated table as the code has it now. ValueError if a marker is missing."""
-    for name, table in tables().items():
+def updated(text: str, page: str, tables: dict[str, str]) -> str:
+    """The text of a page with every generated table as the code has it now. ValueError if a marker is missing."""
+    for name in PAGES[page]:
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(\n<!-- {name}:end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md lacks the markers <!-- {name}:begin --> and <!-- {name}:end -->")
-        text = pattern.sub(lambda found, table=table: f"{found[1]}\n{table}\n{found[2]}", text)
+            raise ValueError(f"{page} lacks the markers <!-- {name}:begin --> and <!-- {name}:end -->")
+        text = pattern.sub(lambda found, table=tables[name]: f"{found[1]}\n{table}\n{found[2]}", text)
     return text
 
 
 def main() -> None:
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    made = tables()
+    for page in PAGES:
+        path = ROOT / page
+        store.write(path, updated(path.read_text(encoding="utf-8"), page, made))
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ if TYPE_CHECKING:
         Steer,
         TransferAttention,
     )
-    from vdinterp.models import ActivationCache, HookedVideoDiT, VideoDiTConfig
-    from vdinterp.pipeline import VideoDiffusion, list_checkpoints, list_models, load
+    from vdinterp.models import ActivationCache, HookedVideoDiT, VideoDiTConfig, get_act_name
+    from vdinterp.pipeline import VideoDiffusion, list_checkpoints, list_families, list_models, load
     from vdinterp.results import Result
 
 _HOME = {
@@ -102,8 +102,10 @@ _HOME = {
     "ActivationCache": "models",
     "HookedVideoDiT": "models",
     "VideoDiTConfig": "models",
+    "get_act_name": "models",
     "VideoDiffusion": "pipeline",
     "list_checkpoints": "pipeline",
+    "list_families": "pipeline",
     "list_models": "pipeline",
     "load": "pipeline",
     "Result": "results",
@@ -163,11 +165,13 @@ __all__ = [
     "explorer",
     "faithfulness",
     "find_induction",
+    "get_act_name",
     "grid",
     "induction_over_training",
     "interventions",
     "lens",
     "list_checkpoints",
+    "list_families",
     "list_models",
     "load",
     "models",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,18 @@ import plotly.graph_objects as go
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from plotly.offline import get_plotlyjs
 
+from vdinterp import glossary, result_files, store, wording
+from vdinterp.markup import inline, paragraphs
 from vdinterp.plotting.template import CONFIG
+from vdinterp.result_files import files_of, free_name, to_csv
 from vdinterp.results import Result, Section, slug
 
+PAGE, RECORD = "report.html", "report.json"
 LARGEST_REPORT = 10_000_000  # bytes
-MOST_ROWS = 60  # rows of a table on the page; the CSV has all
-UNSCROLLED_ROWS, LONGEST_LINE = 16, 34  # rows that fit the page without scrolling; characters that stay on one line
+MOST_ROWS, FIRST_ROWS = 32, 12  # a longer table shows only its first rows on the page; the CSV has all
+HIDDEN = ("caution",)  # settings that the text says already
+LONGEST_LINE = 34  # characters of a cell that stay on one line
+MANY_COLUMNS = 12  # from here on a table may be wider than the page
 
 STYLE = """
 :root { --ink: #1f2430; --soft: #5b6272; --line: #dfe2e8; --accent: #0072b2; --paper: #ffffff; --wash: #f6f7f9; }
@@ -52,11 +58,21 @@ figure { margin: 26px 0 34px; }
 figcaption { font-size: .92rem; color: var(--ink); margin: 0 0 6px; max-width: 90ch; }
 figcaption b { font-weight: 650; }
 .plot { width: 100%; }
-.scroll { overflow: auto; max-height: 560px; border: 1px solid var(--line); border-radius: 4px; }
+/* A table wider than the page has a shadow at the side where it goes on. */
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px;
+  background: linear-gradient(to right, var(--paper) 30%, transparent) 0 0 / 40px 100%,
+    linear-gradient(to left, var(--paper) 30%, transparent) 100% 0 / 40px 100%,
+    linear-gradient(to right, rgba(31,36,48,.28), transparent) 0 0 / 14px 100%,
+    linear-gradient(to left, rgba(31,36,48,.28), transparent) 100% 0 / 14px 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
+.moving { max-width: 100%; height: auto; image-rendering: pixelated; display: block; }
+dl { max-width: 90ch; margin: 0 0 14px; }
+dt { font-weight: 650; margin-top: 8px; }
+dd { margin: 0; }
 table { border-collapse: collapse; font-size: .86rem; line-height: 1.35; width: 100%;
   font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 9px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { position: sticky; top: 0; background: var(--wash); font-weight: 600; vertical-align: bottom; }
+th { background: rgba(91, 98, 114, .08); font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; }
 td.number, td.short { white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
@@ -66,7 +82,7 @@ tr:last-child td { border-bottom: 0; }
   nav { position: sticky; top: 24px; align-self: start; max-height: calc(100vh - 48px); overflow-y: auto; }
 }
 @media (max-width: 1079px) { nav { border-bottom: 1px solid var(--line); padding-bottom: 12px; margin-bottom: 28px; } }
-@media print { nav { display: none; } .scroll { max-height: none; overflow: visible; }
+@media print { nav { display: none; } .scroll { overflow: visible; }
   figure { break-inside: avoid; } }
 """
 
@@ -77,76 +93,192 @@ def write(
     *,
     title: str | None = None,
     subtitle: str = "",
+    run: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `report.html` into `folder` and return its path.
 
-    `content` is a result, a section, or a list of both in reading order. The page holds everything it shows, the
-    plotting library once, and asks the network for nothing. Beside it: every result as `Result.save` writes it (in
-    `folder` itself for a single result, else in a folder of its own named by its title), every other table as
-    `CHAPTER-CAPTION.csv`, and `report.json` with all texts and tables. `title` defaults to the first title.
+    `content` is a result, a section, or a list of both in reading order; several results of one class begin with what
+    the class says of them side by side (`Result.compare`). The page holds everything it shows, the plotting library
+    once, and asks the network for nothing. It ends with what was run (the settings of every result, and `run`: what
+    only the caller knows, such as `{"command": .., "date": ..}`; a date is never looked up, so that the same content
+    gives the same bytes) and with the meaning of the special words that occur in it (`vdinterp.glossary`). Beside it:
+    every result as `Result.save` writes it (in `folder` itself for a single result, else in a folder of its own named
+    by its title), every table that is in none of their files as `CHAPTER-CAPTION.csv`, and `report.json` with all texts
+    and where each table is. All of it is replaced at once, and what an earlier report wrote and this one does not is
+    removed; other files stay. `title` defaults to the first title.
 
     Raises ValueError for no content, for something that is neither Result nor Section, and for a page of
     10 MB or more (show fewer or shorter filmstrips).
     """
-    items: list[Result | Section] = [content] if isinstance(content, (Result, Section)) else list(content)
+    items: list[Any] = list(content) if isinstance(content, (list, tuple)) else [content]
     if not items:
         raise ValueError("nothing to report: give a Result, a Section, or a list of them")
     for item in items:
         if not isinstance(item, (Result, Section)):
-            raise ValueError(f"a report is made of Result and Section objects, got {type(item).__name__}")
-    sections = [section for item in items for section in (item.sections() if isinstance(item, Result) else [item])]
+            raise ValueError(
+                f"a report is made of Result and Section objects, got {type(item).__name__}; a table or figure "
+                "of yours goes into vd.results.Section(title=.., tables={caption: table}, figures={caption: figure})"
+            )
+    results = [item for item in items if isinstance(item, Result)]
+    sections = [section for item in items for section in (_sections(item) if isinstance(item, Result) else [item])]
+    sections = [*_side_by_side(results), *sections, *_about(results, dict(run or {}))]
     heading = title or items[0].title
-    page = render(sections, title=heading, subtitle=subtitle)
+    files = _saved(items)
+    tables = _add_tables(sections, files)
+    page = render(sections, title=heading, subtitle=subtitle, run=run, files=tables)
     if len(page.encode("utf-8")) >= LARGEST_REPORT:
         raise ValueError(
             f"the report would be {len(page.encode('utf-8')) / 1e6:.1f} MB, at most {LARGEST_REPORT / 1e6:.0f} MB "
             "are allowed: show fewer or shorter filmstrips"
         )
+    names = iter(tables)
+    about = {"title": heading, "vdinterp": version("vdinterp"), "run": dict(run or {})}
+    record = {**about, "sections": [_record(s, names) for s in sections]}
+    files |= {PAGE: page.encode("utf-8")}
+    record["files"] = {name: {"sha256": store.digest(content)} for name, content in files.items()}
+    files[RECORD] = (json.dumps(record, indent=1) + "\n").encode("utf-8")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    earlier = [RECORD, *({result_files.RECORD} & files.keys())]
+    remove = {name for manifest in earlier for name in store.outdated(folder, manifest, files)}
+    return store.write_files(folder, files, remove) / PAGE
+
+
+def _saved(items: Sequence[Result | Section]) -> dict[str, bytes]:
+    """The files of all results: of the only one in the report's own folder, of several in one folder each."""
     results = [item for item in items if isinstance(item, Result)]
-    for result, name in zip(results, _unique([slug(result.title) for result in results]), strict=True):
-        result.save(folder if len(items) == 1 else folder / name)
-    for name, table in _table_files(sections).items():
-        table.to_csv(folder / name, index=False)
-    record = {"title": heading, "vdinterp": version("vdinterp"), "sections": [_record(s) for s in sections]}
-    (folder / "report.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    names = _unique([slug(result.title) for result in results])
+    folders = [""] if len(items) == 1 else [f"{name}/" for name in names]
+    return {
+        f"{folder}{name}": content
+        for result, folder in zip(results, folders, strict=False)
+        for name, content in files_of(result).items()
+    }
 
 
-def render(sections: Sequence[Section], *, title: str, subtitle: str = "") -> str:
-    """The report's HTML as a string: `sections` in order, with a table of contents and numbered figures."""
+def _sections(result: Result) -> list[Section]:
+    """The sections of a result, its caution first, whatever its own text begins with."""
+    first, *others = result.sections()
+    said = wording.caution(result.meta)
+    if said and said.strip() not in first.text:
+        first = dataclasses.replace(first, text=said + first.text)
+    return [first, *others]
+
+
+def _side_by_side(results: Sequence[Result]) -> list[Section]:
+    """What classes say of several of their results."""
+    kinds = dict.fromkeys(type(result) for result in results)
+    groups = [(kind, [result for result in results if type(result) is kind]) for kind in kinds]
+    return [section for kind, group in groups if len(group) > 1 for section in kind.compare(group)]
+
+
+def _about(results: Sequence[Result], run: Mapping[str, str]) -> list[Section]:
+    """What was run, a row a setting; of several results all values that differ, in their order."""
+    if not results and not run:
+        return []
+    rows = {**run, "version": f"vdinterp {version('vdinterp')}"}
+    metas = [result.meta for result in results]
+    for name in dict.fromkeys(name for meta in metas for name in meta if name not in HIDDEN):
+        values = dict.fromkeys(_setting(meta[name]) for meta in metas if name in meta)
+        if any(values):
+            rows[name] = "; ".join(value for value in values if value)
+    table = pd.DataFrame({"setting": list(rows), "value": list(rows.values())})
+    differ = "; where results differ, all values in their order" if len(results) > 1 else ""
+    return [Section(title="What was run", tables={f"Settings of this report{differ}": table})]
+
+
+def _setting(value: Any) -> str:
+    """A setting as text; nothing for what is too large to be one."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_setting(one)}" for name, one in value.items()) if len(value) <= 12 else ""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_setting(one) for one in value) if len(value) <= 40 else f"{len(value)} values"
+    if isinstance(value, float):
+        short = f"{value:g}"  # settings are short, 0.3; what was measured is not
+        return short if len(short) <= 5 else wording.number(value)
+    return "none" if value is None else str(value)
+
+
+def render(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    subtitle: str = "",
+    run: Mapping[str, str] | None = None,
+    files: Sequence[str] | None = None,
+) -> str:
+    """The report's HTML as a string: `sections` in order, with a table of contents, numbered figures, and the meanings
+    of the special words that they use.
+
+    `files`: of every table in its order, where all its rows are; by default where `write` puts a report of sections.
+    """
     anchors = _unique([slug(section.title) for section in sections])
     contents, body, scripts = [], [], False
-    files = iter(_table_files(sections))
+    shown: set[str] = set()
+    names = iter(_add_tables(sections, {}) if files is None else files)
     figures = tables = 0
     for section, anchor in zip(sections, anchors, strict=True):
-        contents.append(f'<li class="level{section.level}"><a href="#{anchor}">{_inline(section.title)}</a></li>')
-        body.append(f'<section id="{anchor}"><h{section.level}>{_inline(section.title)}</h{section.level}>')
-        body.append(_paragraphs(section.text))
+        contents.append(f'<li class="level{section.level}"><a href="#{anchor}">{inline(section.title)}</a></li>')
+        body.append(f'<section id="{anchor}"><h{section.level}>{inline(section.title)}</h{section.level}>')
+        body.append(paragraphs(section.text))
+        for caption, address in section.moving.items():
+            if address not in shown:  # a chapter may come back to a clip that the page began with
+                figures += 1
+                shown.add(address)
+                body.append(_moving(address, caption, figures))
         for caption, figure in section.figures.items():
             figures += 1
             scripts = True
             body.append(_figure(figure, caption, figures))
         for caption, table in section.tables.items():
             tables += 1
-            body.append(_table(table, caption, tables, next(files)))
+            body.append(_table(table, caption or f"{section.title}: all numbers", tables, next(names)))
         body.append("</section>")
+    if words := glossary.used(_texts(sections)):
+        contents.append('<li class="level2"><a href="#words-used-here">Words used here</a></li>')
+        meanings = "".join(f"<dt>{inline(word)}</dt><dd>{inline(meaning)}</dd>" for word, meaning in words.items())
+        body.append(f'<section id="words-used-here"><h2>Words used here</h2><dl>{meanings}</dl></section>')
     # get_plotlyjs() holds no closing script tag; a figure's own JSON is escaped by plotly.
     library = f"<script>{get_plotlyjs()}</script>" if scripts else ""
-    made = f"vdinterp {version('vdinterp')}"
-    under = f"{_inline(subtitle)} &middot; {made}" if subtitle else made
+    run = run or {}
+    facts = [inline(subtitle), f"vdinterp {version('vdinterp')}", html.escape(run.get("date", ""))]
+    facts.append(f"<code>{html.escape(run['command'])}</code>" if run.get("command") else "")
+    under = " &middot; ".join(fact for fact in facts if fact)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n{library}\n</head>\n<body>\n"
-        f'<div class="page">\n<header><h1>{_inline(title)}</h1><p>{under}</p></header>\n<div class="columns">\n'
+        f'<div class="page">\n<header><h1>{inline(title)}</h1><p>{under}</p></header>\n<div class="columns">\n'
         f'<nav aria-label="Contents"><strong>Contents</strong><ol>{"".join(contents)}</ol></nav>\n'
         f"<main>{''.join(body)}</main>\n</div>\n</div>\n</body>\n</html>\n"
     )
+
+
+def _texts(sections: Sequence[Section]) -> str:
+    """Everything that a reader of these sections reads, to look for words."""
+    parts = []
+    for section in sections:
+        parts += [section.title, section.text, *section.moving, *section.figures]
+        for figure in section.figures.values():
+            parts += _words_of(figure)
+        for caption, table in section.tables.items():
+            parts += [caption, *map(str, table.columns)]
+    return "\n".join(parts)
+
+
+def _words_of(figure: go.Figure) -> list[str]:
+    """Titles, axes, colour bars and legend of a figure."""
+    layout: Any = figure.layout
+    found = [layout.title.text, layout.xaxis.title.text, layout.yaxis.title.text]
+    for trace in figure.data:
+        bar = getattr(trace, "colorbar", None)
+        found += [getattr(trace, "name", None), None if bar is None else bar.title.text]
+    return [text.replace("<br>", " ") for text in found if text]
+
+
+def _moving(address: str, caption: str, number: int) -> str:
+    label = f"<figcaption><b>Figure {number}.</b> {inline(caption)} (it plays again and again)</figcaption>"
+    return f'<figure>{label}<img class="moving" src="{html.escape(address)}" alt="{html.escape(caption)}"></figure>'
 
 
 def _figure(figure: go.Figure, caption: str, number: int) -> str:
@@ -155,8 +287,8 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
     # The page says the title above the figure, where it wraps with the window and the mode bar cannot cover it.
     shown_title = (layout.title.text or "").replace("<br>", " ")
     figure.update_layout(title_text="", margin_t=max(36, (layout.margin.t or 60) - 36))
-    both = bool(caption) and caption != shown_title and bool(shown_title)
-    heading = f"Figure {number}. {_inline(shown_title)}" if both else f"Figure {number}."
+    both = bool(caption) and not caption.startswith(shown_title) and bool(shown_title)
+    heading = f"Figure {number}. {inline(shown_title)}" if both else f"Figure {number}."
     caption = caption or shown_title
     figure.update_layout(autosize=True, width=None)
     drawn = figure.to_html(
@@ -166,12 +298,14 @@ def _figure(figure: go.Figure, caption: str, number: int) -> str:
         div_id=f"figure-{number}",
         default_height=f"{layout.height or 450}px",
     )
-    label = f"<figcaption><b>{heading}</b> {_inline(caption)}</figcaption>"
+    label = f"<figcaption><b>{heading}</b> {inline(caption)}</figcaption>"
     return f'<figure>{label}<div class="plot" role="img" aria-label="{html.escape(caption)}">{drawn}</div></figure>'
 
 
 def _table(table: pd.DataFrame, caption: str, number: int, file: str) -> str:
-    shown = table.head(MOST_ROWS)
+    if len(table):
+        table = table.dropna(axis="columns", how="all")  # what does not apply to these clips or this model
+    shown = table if len(table) <= MOST_ROWS else table.head(FIRST_ROWS)
     kinds = [_kind(shown[column]) for column in table.columns]
     head = "".join(
         f'<th class="{kind}">{html.escape(str(column))}</th>' for column, kind in zip(table.columns, kinds, strict=True)
@@ -182,15 +316,15 @@ def _table(table: pd.DataFrame, caption: str, number: int, file: str) -> str:
             f'<td class="{kind}">{html.escape(_cell(value))}</td>' for value, kind in zip(row, kinds, strict=True)
         )
         rows.append(f"<tr>{cells}</tr>")
-    more = ""
+    notes = []
     if len(table) > len(shown):
-        more = f'<p class="more">The first {len(shown)} of {len(table):,} rows; all are in <code>{file}</code>.</p>'
-    elif len(table) > UNSCROLLED_ROWS:
-        more = f'<p class="more">{len(table)} rows: scroll inside the table. Also in <code>{file}</code>.</p>'
-    label = f"<b>Table {number}.</b> {_inline(caption)}" if caption else f"<b>Table {number}.</b>"
+        notes.append(f'The first {len(shown)} of {len(table):,} rows; all are in <a href="{file}">{file}</a>.')
+    if len(table.columns) >= MANY_COLUMNS:
+        notes.append("Where it has a shadow at the side, the table goes on: scroll sideways.")
+    more = f'<p class="more">{" ".join(notes)}</p>' if notes else ""
     return (
-        f'<figure><figcaption>{label}</figcaption><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>{more}</figure>"
+        f'<figure><figcaption><b>Table {number}.</b> {inline(caption)}</figcaption><div class="scroll" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{more}</figure>"
     )
 
 
@@ -202,52 +336,34 @@ def _kind(column: pd.Series) -> str:
 
 
 def _cell(value: object) -> str:
-    if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return "–"
     if isinstance(value, (float, np.floating)):
-        return f"{value:.4g}"
+        short = f"{float(value):.12g}"  # 0.95: a setting, which has no more digits than it shows
+        return short if len(short) <= 4 and "e" not in short else wording.number(float(value))
     return str(value)
 
 
-def _inline(text: str) -> str:
-    escaped = html.escape(text, quote=False)
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)
+def _add_tables(sections: Sequence[Section], files: dict[str, bytes]) -> list[str]:
+    """Add the tables to the files, each content once; the file of every table, in the order of the page."""
+    names = []
+    for section in sections:
+        for caption, table in section.tables.items():
+            content = to_csv(table)
+            name = next((known for known, there in files.items() if there == content), None)
+            if name is None:
+                # A caption may explain its columns after the first sentence: that is no part of a name.
+                stem = slug(f"{section.title} {caption.split('. ')[0]}")[:120].rstrip("-")
+                name = free_name(stem, ".csv", files)
+                files[name] = content
+            names.append(name)
+    return names
 
 
-def _paragraphs(text: str) -> str:
-    parts = []
-    for block in re.split(r"\n\s*\n", text.strip()):
-        if not block.strip():
-            continue
-        lead: list[str] = []
-        items: list[str] = []
-        for line in block.splitlines():
-            if line.startswith("- "):
-                items.append(line[2:])
-            elif items:
-                items[-1] += f" {line.strip()}"
-            else:
-                lead.append(line.strip())
-        if lead:
-            parts.append(f"<p>{_inline(' '.join(lead))}</p>")
-        if items:
-            parts.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>")
-    return "".join(parts)
-
-
-def _table_files(sections: Sequence[Section]) -> dict[str, pd.DataFrame]:
-    """File name of every table of the report, in the order of the page."""
-    tables = [(f"{s.title} {caption}", table) for s in sections for caption, table in s.tables.items()]
-    names = _unique([slug(name) for name, _ in tables])
-    return {f"{name}.csv": table for name, (_, table) in zip(names, tables, strict=True)}
-
-
-def _record(section: Section) -> dict[str, object]:
-    tables = {
-        caption: json.loads(str(table.to_json(orient="records", double_precision=12)))
-        for caption, table in section.tables.items()
-    }
+def _record(section: Section, files: Iterator[str]) -> dict[str, object]:
+    tables = {caption: next(files) for caption in section.tables}
     return {"title": section.title, "text": section.text, "figures": list(section.figures), "tables": tables}
 
 

@@ -29,7 +29,7 @@ from vdinterp.analysis.induction import (
 from vdinterp.analysis.lens import LensResult, TunedLens, lens, tuned_lens
 from vdinterp.analysis.lens_curve import LensCurve, lens_curve
 from vdinterp.analysis.massive_activations import MassiveActivations, massive_activations
-from vdinterp.analysis.metrics import deviation, motion_error, psnr, ssim, x0_error
+from vdinterp.analysis.metrics import deviation, motion_error, psnr, sharpness, ssim, x0_error
 from vdinterp.analysis.modulation import modulation_atlas
 from vdinterp.analysis.modulation_result import ModulationAtlas
 from vdinterp.analysis.noised import NoisedClips
@@ -102,6 +102,7 @@ __all__ = [
     "psnr",
     "rope_reliance",
     "scroll_heads",
+    "sharpness",
     "sinks",
     "spatial_temporal",
     "ssim",

@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 
 from vdinterp import plotting
 from vdinterp.analysis.head_statistic import HeadStatistic, head_rows, head_statistic
-from vdinterp.analysis.noised import NoisedClips
-from vdinterp.results import Result
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
+from vdinterp.results import Result, Section
+from vdinterp.wording import caution, number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,6 +39,11 @@ def tidy(values: torch.Tensor, **axes: Sequence[Any] | None) -> pd.DataFrame:
         for (name, labels), at in zip(axes.items(), index, strict=True)
     }
     return pd.DataFrame({**columns, "value": values.flatten().numpy()})
+
+
+def largest(result: Result) -> pd.DataFrame:
+    """The table of a result, the largest values first."""
+    return result.to_frame().sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
 # Frame to frame
@@ -79,12 +85,18 @@ class FrameMass(Result):
         low, high = (divmod(int(index), own.shape[1]) for index in (own.argmin(), own.argmax()))
         chance = float(self.chance.diagonal(dim1=-2, dim2=-1).mean())
         return (
-            f"At noise level {self.levels[0]:g}, heads keep {float(own.min()):.2f} ({low[0]}.{low[1]}) to "
-            f"{float(own.max()):.2f} ({high[0]}.{high[1]}) of their attention in the own frame; uniform attention "
-            f"keeps {chance:.2f}."
+            f"{caution(self.meta)}At noise level {self.levels[0]:g}, heads keep {float(own.min()):.2f} "
+            f"({low[0]}.{low[1]}) to {float(own.max()):.2f} ({high[0]}.{high[1]}) of their attention in the own frame; "
+            f"uniform attention keeps {chance:.2f}."
         )
 
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the largest masses between different frames first."""
+        caption = "From frame to frame. Mean attention, the largest first. `chance`: of uniform attention"
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: largest(self)})]
 
+
+@on_noised_clips
 def frame_mass(noised: NoisedClips) -> FrameMass:
     """Attention mass from every frame to every frame, of all heads.
 
@@ -105,6 +117,7 @@ def frame_mass(noised: NoisedClips) -> FrameMass:
 # Chunks of history
 
 
+@on_noised_clips
 def chunk_mass(noised: NoisedClips, n_first: int = 1, n_current: int = 1) -> HeadStatistic:
     """How much the target frames attend to the first frames, to those between, and to themselves.
 
@@ -236,11 +249,20 @@ class DisplacementKernels(Result):
             value, chance = float(flat[group, layer, head, place]), float(self.chance[layer].flatten()[place])
             lines.append(
                 f"- **{name}**: head {layer}.{head} looks at {moved} (frames, rows, columns) with {value:.2f} of its "
-                f"attention; uniform attention has {chance:.3g} there."
+                f"attention; uniform attention has {number(chance)} there."
             )
-        return "\n".join(lines)
+        return caution(self.meta) + "\n".join(lines)
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the largest values first."""
+        caption = (
+            "By displacement. Mean attention from query to key (frames, rows down, columns right), the largest first. "
+            "`chance`: of uniform attention"
+        )
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: largest(self)})]
 
 
+@on_noised_clips
 def displacement_kernel(
     noised: NoisedClips,
     groups: Mapping[str, Bool[torch.Tensor, " clip"]] | None = None,
@@ -317,6 +339,7 @@ class Synopsis(Result):
         return figures
 
 
+@on_noised_clips
 def synopsis(noised: NoisedClips, regions: Int[torch.Tensor, "clip frame row col"], names: Sequence[str]) -> Synopsis:
     """Attention between regions of the picture: a small matrix that says for every head who looks at what.
 

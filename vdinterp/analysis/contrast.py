@@ -10,11 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vdinterp.analysis.noised import NoisedClips, check_levels
+from vdinterp.analysis.reliability import Reliability
+from vdinterp.analysis.stimulus import latents_of
+from vdinterp.counts import check_count, check_indices, check_seed
 from vdinterp.data import Clips
+from vdinterp.data.clips import say_cut
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.sweep import Case, Inputs, ModelOnly, Trajectory
+from vdinterp.wording import listing
 
 Direction = Literal["denoising", "noising"]
 Region = Sequence[int] | Mapping[str, Sequence[int]] | torch.Tensor
@@ -83,17 +88,17 @@ class Contrast:
             self._check_cond(action, name)
         if noise is not None and noise.shape != self.clean.shape:
             raise ValueError(f"noise {list(noise.shape)}: both runs share it, so it is {list(self.clean.shape)}")
-        if batch < 1 or seed < 0:
-            raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
+        batch, seed = check_count("batch", batch), check_seed(seed)
         if (steps is None) == (noise_levels is None):
             raise ValueError("give either noise_levels (single forward passes) or steps (whole trajectories)")
         if steps is not None and self.pipe is None:
             raise ValueError("trajectories need the pipeline, not the bare model: it holds the sampler")
+        if steps is not None and self.pipe is not None:
+            steps = check_count("steps", steps, high=self.pipe.diffusion.n_levels, why="the model's noise levels")
         self.steps, self.seed, self.batch, self.sampling = steps, seed, batch, dict(sampling or {})
         self._noise = noise
-        self.n_context = n_frames - 1 if n_context is None else n_context
-        if not 0 <= self.n_context < n_frames:
-            raise ValueError(f"n_context={n_context}: 0 to {n_frames - 1} of {n_frames} frames are given")
+        given_frames = n_frames - 1 if n_context is None else n_context
+        self.n_context = check_count("n_context", given_frames, 0, n_frames - 1, f"of {n_frames} frames")
         self.levels = self._levels(noise_levels) if noise_levels is not None else {}
         self.region = self._region(region)
 
@@ -170,6 +175,39 @@ class Contrast:
         """Mean squared distance of the clean frames to their mean frame: the unit of errors."""
         return max(float((self.clean - self.clean.mean((0, 1))).square().mean()), 1e-12)
 
+    @property
+    def difference(self) -> str:
+        """In what the corrupted run differs from the clean one."""
+        parts = []
+        changed = {"content": (self.clean != self.corrupted).flatten(2).any(-1)}
+        if self.cond is not None and self.corrupted_cond is not None:
+            changed["action"] = (self.cond != self.corrupted_cond).any(-1)
+        for what, where in changed.items():
+            if frames := where.any(0).nonzero()[:, 0].tolist():
+                some = "one or more of " if not bool((where == where[:1]).all()) else ""
+                parts.append(f"another {what} in {some}{_frames(frames)}")
+        return f"the clean clip with {' and '.join(parts)}" if parts else "the same as the clean clip"
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """Whether the model works on the clean clips, by its x0 error on the first batch; one pass a noise level. Not
+        asked of a bare model, of whole trajectories, and of levels that differ from frame to frame."""
+        few, n = slice(0, self.batch), self.n_context
+        name = self.model.cfg.model_name
+        if self.pipe is None or self.steps is not None or "given" in self.levels:
+            return Reliability(model=name)
+        truth, errors = self.clean[few, n:], {}
+        for level in self.levels:
+            given = self.inputs(few, level)["clean"]
+            with torch.no_grad():
+                x0 = self.pipe.denoise(given.noisy, given.noise_levels, cond=given.cond)[:, n:].float().cpu()
+            errors[f"noise level {level:g}"] = float((x0 - truth).square().mean()) / self.variance
+        still = float((self.clean[few, n - 1 : n] - truth).square().mean()) / self.variance if n else None
+        return Reliability(
+            model=name, errors=errors, still=still,
+            without_actions=self.model.cfg.d_action > 0 and self.cond is None,
+        )  # fmt: skip
+
     def _latents(self, given: Any, what: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents, and the actions of clips that have them."""
         if given is None:
@@ -180,9 +218,8 @@ class Contrast:
                 raise ValueError(f"{what} are clips: pass the pipeline, which turns them into latents, not its model")
             if self.model.cfg.d_action and given.action is not None:
                 cond = given.action[:, : self.model.cfg.n_frames]
-            with torch.no_grad():
-                parts = given.video[:, : self.model.cfg.n_frames].split(16)
-                given = torch.cat([self.pipe.encode(part).float().cpu() for part in parts])
+            say_cut(given.n_frames, min(given.n_frames, self.model.cfg.n_frames), self.model.cfg.model_name)
+            given = latents_of(self.pipe, given, self.model.cfg.n_frames)
         cfg = self.model.cfg
         wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
         if not isinstance(given, torch.Tensor) or given.ndim != 5 or not len(given):
@@ -232,7 +269,9 @@ class Contrast:
                 raise ValueError(
                     f"region {list(region.shape)}: a mask is [frame height width], {[frames, height, width]}"
                 )
-            mask = region.bool().expand(batch, frames, height, width)
+            if region.dtype != torch.bool:
+                raise ValueError(f"region is {region.dtype}: a mask is boolean, True where metrics look")
+            mask = region.expand(batch, frames, height, width)
         else:
             mask = torch.ones(batch, frames, height, width, dtype=torch.bool)
             if region is None:
@@ -256,6 +295,8 @@ class Contrast:
         unknown = set(where) - {"frames", "rows", "cols"}
         if unknown:
             raise ValueError(f"region has {', '.join(sorted(unknown))}; its parts are frames, rows and cols")
+        for name, chosen in where.items():
+            check_indices(f"region {name}", chosen)
         grid = self.model.grid(self.clean.shape[1])
         chosen = torch.zeros(grid.n_tokens, dtype=torch.bool)
         chosen[grid.tokens(*(None if where.get(n) is None else list(where[n]) for n in ("frames", "rows", "cols")))] = (
@@ -263,6 +304,16 @@ class Contrast:
         )
         _, patch_h, patch_w = self.model.cfg.patch_size
         return chosen.view(grid.shape).repeat_interleave(patch_h, 1).repeat_interleave(patch_w, 2)
+
+
+def _frames(indices: Sequence[int]) -> str:
+    """frame 7; frames 2 to 5; frames 1 and 4."""
+    first, last = indices[0], indices[-1]
+    if len(indices) == 1:
+        return f"frame {first}"
+    if list(indices) == list(range(first, last + 1)) and len(indices) > 2:
+        return f"frames {first} to {last}"
+    return f"frames {listing([str(index) for index in indices])}"
 
 
 def check_alike(clean: Any, corrupted: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 
 from vdinterp.analysis.head_statistic import HeadStatistic, head_rows, head_statistic
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.data.tracks import cell_tracks
 from vdinterp.models import AttentionPattern
 
@@ -18,6 +18,7 @@ UNITS = {
 }
 
 
+@on_noised_clips
 def correspondence(
     noised: NoisedClips, tracks: Int[torch.Tensor, "clip point frame"] | None = None, frame: int = -1
 ) -> HeadStatistic:

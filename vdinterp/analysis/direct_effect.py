@@ -12,11 +12,13 @@ import torch
 from vdinterp import plotting
 from vdinterp.analysis.agreement import rank_correlation
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.analysis.readout import Readout
 from vdinterp.models import ActivationCache
-from vdinterp.results import Result
+from vdinterp.progress import bar
+from vdinterp.results import Result, Section
+from vdinterp.wording import caution
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -61,9 +63,19 @@ class DirectEffect(Result):
             )
             lines.append(
                 f"- noise level {row['level']:g}: Spearman {row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}] "
-                f"over {row['heads']} heads, {_said(row)}. Most through others: {named}."
+                f"over {row['heads']} heads, {_said(row)}. Largest effects through later components: {named}."
             )
-        return "Rise of the x0 error without a head, directly and in total:\n\n" + "\n".join(lines)
+        lead = "Rise of the x0 error when a head is at its mean, in total and by what it writes itself (directly):"
+        return f"{caution(self.meta)}{lead}\n\n" + "\n".join(lines)
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the largest total effects of the noisiest level first."""
+        caption = (
+            "Every head. Its direct and total effect, the largest first. `direct`: only what it writes into the "
+            "prediction; `total`: everything; each with the ends of its 95 % interval over clips"
+        )
+        table = self.table.sort_values(["level", "total"], ascending=False, kind="stable", ignore_index=True)
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: table})]
 
 
 def _said(row: dict[str, Any]) -> str:
@@ -73,6 +85,7 @@ def _said(row: dict[str, Any]) -> str:
     return f"no more than by chance (within {row['chance']:.2f} of 0)"
 
 
+@on_noised_clips
 def direct_effect(noised: NoisedClips) -> DirectEffect:
     """Direct effect of every head against its total effect.
 
@@ -88,7 +101,8 @@ def direct_effect(noised: NoisedClips) -> DirectEffect:
     rows, correlations = [], []
     for level in noised.levels:
         means = noised.mean_outputs(level)
-        direct = torch.cat([_direct(noised, level, clips, means) for clips in noised.batches])  # clip layer head
+        batches = bar(noised.batches, desc=f"direct effects, noise level {level:g}", unit="batch")
+        direct = torch.cat([_direct(noised, level, clips, means) for clips in batches])  # clip layer head
         total = head_effects(noised, level, means)
         one, other = bootstrap_mean(direct), bootstrap_mean(total)
         for layer, head in np.ndindex(cfg.n_layers, cfg.n_heads):
@@ -115,8 +129,8 @@ def _direct(noised: NoisedClips, level: float, clips: slice, means: dict[str, to
     x0, truth = readout.total(), noised.latents[clips, noised.n_context :].to(readout.total())
     error = (x0 - truth).square().mean((1, 2, 3, 4))
     found = torch.zeros(len(x0), noised.model.cfg.n_layers, noised.model.cfg.n_heads)
-    parts, others = (dict(zip(*reversed(one.stack_head_results(None, readout.tokens, return_labels=True)), strict=True))
-                     for one in (cache, replaced))  # fmt: skip
+    stacks = (one.stack_head_results(return_labels=True, pos_slice=readout.tokens) for one in (cache, replaced))
+    parts, others = (dict(zip(names, heads, strict=True)) for heads, names in stacks)
     for layer, head in np.ndindex(*found.shape[1:]):
         name = f"{layer}.{head}"
         changed = x0 + readout.linear(others[name] - parts[name])

@@ -21,6 +21,7 @@ from vdinterp.gradient_state import check_gradients
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
+from vdinterp.wording import with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,7 +57,7 @@ class EdgeResult(Result):
 
     def summary(self) -> str:
         lines = [
-            f"- {row['sender']} → {row['receiver']}: {row['score']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+            f"- {row['sender']} → {row['receiver']}: {with_interval(row['score'], row['low'], row['high'])}"
             for row in self.table.head(8).to_dict("records")
         ]
         return f"{self.title}. The strongest of {len(self.table)} edges:\n\n" + "\n".join(lines)

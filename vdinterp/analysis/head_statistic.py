@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.results import Result, rows_of
+from vdinterp.results import Result, Section, rows_of
+from vdinterp.wording import caution, number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -63,12 +64,19 @@ class HeadStatistic(Result):
             first = rows_of(self.table, score=score, level=self.table["level"].iloc[0])
             top = first.nlargest(3, "value")
             named = ", ".join(
-                f"{row.layer}.{row.head} ({row.value:.3g}"
-                + (")" if np.isnan(row.chance) else f", uniform attention {row.chance:.3g})")
+                f"{row.layer}.{row.head} ({number(row.value)}"
+                + (")" if np.isnan(row.chance) else f", uniform attention {number(row.chance)})")
                 for row in top.itertuples()
             )
             lines.append(f"- **{score}** ({unit}): highest in heads {named}.")
-        return "\n".join(lines)
+        return caution(self.meta) + "\n".join(lines)
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the highest values of each score first."""
+        units = "; ".join(f"`{score}`, {unit}" for score, unit in self.units.items())
+        caption = f"{self.title}, every head. Scores: {units}; `low`, `high`: 95 % interval over clips"
+        table = self.table.sort_values(["score", "level", "value"], ascending=[True, False, False], ignore_index=True)
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: table})]
 
 
 def head_rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,11 @@ from jaxtyping import Float, Int
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.noised_sweep import head_effects
 from vdinterp.models import AttentionPattern
-from vdinterp.results import Result, rows_of
+from vdinterp.results import Result, Section, rows_of
+from vdinterp.wording import caution, listing, number, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -34,6 +35,18 @@ ROLES = {
     "own frame": "its own frame",
 }
 MIXED = "mixed"
+# What the clips have to say for a role to be looked for.
+NEEDS = {
+    "scroll": "`implied=`, where an action leads, for example `vd.data.crafter.implied(clips)`",
+    "match, same place": "clips with `match`",
+    "match": "clips with `match`, the frame whose content comes back",
+}
+CAPTION = (
+    "Every head. What it attends to and what is lost without it, the largest effect first. `role`: the narrowest "
+    "relation that holds at least half of its attention; `score`: that share; `chance`: of uniform attention; "
+    "`effect`: rise of the x0 error with the head at its mean, `low` and `high` its 95 % interval over clips; then the "
+    "attention on each relation: " + "; ".join(f"`{role}`, {meaning}" for role, meaning in ROLES.items())
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,9 +54,9 @@ class HeadTable(Result):
     """What every head does.
 
     `table`, one row a head and noise level: `level layer head role score chance effect low high`, then one column for
-    every role with its score (a gap where the clips do not say). `effect`: rise of the target frames' x0 error (over
-    its variance) when the head is replaced by its mean, with a 95 % bootstrap interval over clips. `effects`
-    `[level layer head clip]` has it clip by clip, to be averaged over some of them.
+    every role with its score (of roles of which the clips say something; see `NEEDS`). `effect`: rise of the target
+    frames' x0 error (over its variance) when the head is replaced by its mean, with a 95 % bootstrap interval over
+    clips. `effects` `[level layer head clip]` has it clip by clip, to be averaged over some of them.
     """
 
     title = "Heads"
@@ -59,9 +72,9 @@ class HeadTable(Result):
             effect = rows.pivot(index="layer", columns="head", values="effect").to_numpy()
             title = f"Rise of the x0 error when one head is replaced by its mean, noise level {level:g}"
             figures[title] = plotting.layer_head(
-                effect, title=title, value_title="rise of x0 error over variance", diverging=True
+                effect, title=title, value_title="rise of the x0 error", diverging=True
             )
-            roles = [role for role in ROLES if rows[role].notna().any()]
+            roles = [role for role in ROLES if role in rows and rows[role].notna().any()]
             title = f"Attention of every head on what makes its role, noise level {level:g}"
             figures[title] = plotting.heatmap(
                 rows[roles].to_numpy(), x=roles, y=[f"{row.layer}.{row.head}" for row in rows.itertuples()],
@@ -77,15 +90,32 @@ class HeadTable(Result):
         clear = rows[rows["low"] > 0].nlargest(4, "effect")
         lines = [
             f"- head {row.layer}.{row.head} ({row.role}"
-            + (f", {row.score:.2f} of its attention, chance {row.chance:.3f}" if row.role != MIXED else "")
-            + f"): without it the x0 error rises by {row.effect:.3f} [{row.low:.3f}, {row.high:.3f}]."
+            + (f", {row.score:.2f} of its attention, chance {number(row.chance)}" if row.role != MIXED else "")
+            + f"): without it the x0 error rises by {with_interval(row.effect, row.low, row.high)}."
             for row in clear.itertuples()
         ]
         intact = float(self.error[index].mean())
-        lead = f"At noise level {level:g} the x0 error of the target frames is {intact:.3f} of their variance. "
-        return lead + ("The heads it needs most:\n\n" + "\n".join(lines) if lines else "No single head is needed.")
+        lead = f"At noise level {level:g} the x0 error of the target frames is {number(intact)}. "
+        if lines:
+            text = f"{lead}The heads it needs most, by what is lost when each is at its mean:\n\n" + "\n".join(lines)
+        elif rows["low"].isna().all():
+            text = f"{lead}One clip gives no intervals, so no head can be said to be needed."
+        else:
+            text = f"{lead}No single head is needed."
+        return caution(self.meta) + text + self._unmeasured()
+
+    def _unmeasured(self) -> str:
+        """Which roles were not looked for, and what they need."""
+        missing = [f"`{role}` ({NEEDS[role]})" for role in ROLES if role in NEEDS and role not in self.table]
+        return f"\n\nNot looked for, for want of ground truth: {listing(missing)}." if missing else ""
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, the noisiest level and the largest effects first."""
+        table = self.table.sort_values(["level", "effect"], ascending=False, kind="stable", ignore_index=True)
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={CAPTION: table})]
 
 
+@on_noised_clips
 def head_table(
     noised: NoisedClips,
     *,
@@ -98,7 +128,8 @@ def head_table(
     which it exists. A head's role is the narrowest relation that holds at least half of its attention; "mixed" where
     none does. "match" is the clips' own ground truth (`clips.match`: the frame whose content comes back), "scroll"
     needs `implied` (where an action leads, (row, col), for example `vd.data.crafter.implied(clips)`) and counts frames
-    in which it is not (0, 0). Range 0 to 1. Chance: the same of uniform attention.
+    in which it is not (0, 0); roles of which the clips say nothing have no column. Range 0 to 1. Chance: the same of
+    uniform attention.
     Effect: x0 error with the head's output (`hook_z`) at its mean over clips, frames and positions of `reference`
     (default: these clips), minus the error without. Range: any; 0 for a head that is not needed.
     Misleads: a role says where a head looks, not what it does with it; a head can be needed and have a backup, which
@@ -128,8 +159,10 @@ def head_table(
             scores = {role: torch.cat([batch[layer][role] for batch in batches]).nanmean(0) for role in ROLES}
             for head in range(n_heads):
                 rows.append(_row(level, layer, head, scores, chance[layer], rises[layer, head]))
+    table: Any = pd.DataFrame(rows)
+    known = [column for column in table if column not in ROLES or table[column].notna().any()]
     return HeadTable(
-        table=pd.DataFrame(rows), effects=torch.stack(effects), error=torch.stack(errors),
+        table=table[known], effects=torch.stack(effects), error=torch.stack(errors),
         meta=noised.meta(reference=f"{len(reference.clips)} clips"),
     )  # fmt: skip
 

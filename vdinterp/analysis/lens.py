@@ -12,18 +12,21 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.readout import Readout
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.results import Result
+from vdinterp.progress import bar
+from vdinterp.results import Result, Section
+from vdinterp.wording import plural
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 NEEDED = ("resid_pre", "resid_post", "final.mod.hook_shift", "final.mod.hook_scale", "hook_pred")
 MOST_FRAMES = 8  # in a filmstrip
+READ_OFF = 0.1  # of the variance: a lens this close to the prediction reads it off
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,12 +67,18 @@ class LensResult(Result):
         figures = {
             title: plotting.lines(
                 self.table, x="layer", y="error", color="lens", low="low", high="high", title=title,
-                x_title="stream before block (the last: after all)", y_title="squared distance over variance",
+                x_title=f"stream before block ({len(self.x0) - 1}: after all blocks)",
+                y_title="squared distance over variance",
             )
         }  # fmt: skip
-        for title, rows, labels, axis in self._strips():
-            figures[title] = plotting.filmstrip(rows, title=title, frame_labels=labels, x_title=axis)
-        return figures
+        return figures | self.strips()
+
+    def strips(self) -> dict[str, go.Figure]:
+        """The first clip as film strips, by caption."""
+        return {
+            title: plotting.filmstrip(rows, title=title, frame_labels=labels, x_title=axis)
+            for title, rows, labels, axis in self._strips()
+        }
 
     def _strips(self) -> list[tuple[str, dict[str, Any], list[str], str]]:
         """Filmstrips of the first clip: of one frame, a column a layer and a row a lens; of several, a row a layer."""
@@ -88,19 +97,32 @@ class LensResult(Result):
         ]
 
     def summary(self) -> str:
-        """From which layer on the prediction is there."""
+        """From which layer on the prediction is there, on these clips."""
         lines = []
+        n_clips = int(self.x0.shape[1])
         for name in dict.fromkeys(self.table["lens"]):
             mine: Any = self.table[self.table["lens"] == name]
-            close = mine[mine["error"] <= 0.1]
-            first, last = int(close["layer"].iloc[0]), int(mine["layer"].max())
+            far = mine[mine["error"] > READ_OFF]["layer"]
+            first, last = 0 if not len(far) else int(far.max()) + 1, int(mine["layer"].max())
             lines.append(
                 f"- {name}: " + (f"from the stream before block {first} on." if first < last else "at the end.")
             )
-        return (
-            f"From where on the prediction ({self.unit}) can be read off, to a tenth of its variance:\n\n"
-            + "\n".join(lines)
+        few = (
+            " One clip shows what it looks like and decides nothing: for a statement about the model take many "
+            "(`vdinterp.analysis.lens_curve.lens_curve`)."
         )
+        return (
+            f"From where on the prediction ({self.unit}) can be read off, to a tenth of its variance, on "
+            f"{plural(n_clips, 'clip')}:\n\n" + "\n".join(lines) + (f"\n\n{few.strip()}" if n_clips == 1 else "")
+        )
+
+    def sections(self) -> list[Section]:
+        """Of one clip the pictures alone: its numbers are not those of the model. Of several all."""
+        if self.x0.shape[1] > 1:
+            caption = "Distance to the final prediction; `low`, `high`: 95 % interval over clips"
+            return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: self.table})]
+        text = f"What the final layer makes of the stream before each block ({self.unit}), of one clip."
+        return [Section(title=self.title, text=text, figures=self.strips() or self.plot())]
 
 
 def lens(
@@ -128,13 +150,16 @@ def lens(
     there: that is what the tuned lens is for. At a low noise level x0 is mostly the input, whatever the stream holds;
     the error is to the final prediction, not to the truth.
 
-    Raises ValueError for frames that do not exist, KeyError for activations that were not kept.
+    Raises ValueError for frames that do not exist, other weights than the run's and a prediction that a hook changed
+    after the last stream; KeyError for activations that were not kept.
     """
     readout = Readout(model, cache, frames)
+    cache = readout.cache
     n_layers = readout.model.cfg.n_layers
     streams = [cache["resid_pre", layer] for layer in range(n_layers)] + [cache["resid_post", -1]]
     with torch.no_grad():
         plain = torch.stack([readout.normalised(stream) for stream in streams])
+        readout.check_sum(plain[-1], "what the final layer makes of the last stream misses")
         through = None
         if tuned is not None:
             if len(tuned.weight) != n_layers or tuned.weight.shape[-1] != readout.model.cfg.d_model:
@@ -148,7 +173,8 @@ def lens(
         frames=readout.frames,
         video=None if pipe is None else pipe.decode(plain[:, 0]).float().cpu(),
         tuned_video=None if pipe is None or through is None else pipe.decode(through[:, 0]).float().cpu(),
-        meta={"model": readout.model.cfg.model_name, "clips": plain.shape[1], "frames": readout.frames},
+        meta={"model": readout.model.cfg.model_name, "clips": plural(int(plain.shape[1]), "clip"),
+              "frames read": readout.frames},
     )  # fmt: skip
 
 
@@ -170,6 +196,7 @@ def _step(layer: int, n: int) -> str:
 # The tuned lens
 
 
+@on_noised_clips
 def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed: int = 0) -> TunedLens:
     """Train an affine map for every layer so that the final layer makes the prediction of it.
 
@@ -189,7 +216,7 @@ def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed:
     caches: dict[tuple[float, int], ActivationCache] = {}
     drawn = torch.Generator().manual_seed(seed)
     losses = []
-    for step in range(steps):
+    for step in bar(range(steps), desc="tuned lens", unit="step"):
         level = noised.levels[step % len(noised.levels)]
         batch = int(torch.randint(len(noised.batches), (), generator=drawn))
         if (level, batch) not in caches:

@@ -10,10 +10,12 @@ import torch
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.lens import NEEDED, TunedLens
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.lens import NEEDED, READ_OFF, TunedLens
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.readout import Readout
-from vdinterp.results import Result
+from vdinterp.progress import bar
+from vdinterp.results import Result, Section
+from vdinterp.wording import caution, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -31,32 +33,54 @@ class LensCurve(Result):
     table: pd.DataFrame
 
     def plot(self) -> dict[str, go.Figure]:
-        """Error over layers, a line a noise level, for either lens and target."""
+        """Error over layers to either target: a colour a noise level, the tuned lens broken."""
         figures = {}
+        last = int(self.table["layer"].max())
         for to in dict.fromkeys(self.table["to"]):
-            for name in dict.fromkeys(self.table["lens"]):
-                rows: Any = self.table[(self.table["lens"] == name) & (self.table["to"] == to)]
-                title = f"{name.capitalize()}: x0 error to {to}, by layer and noise level"
-                figures[title] = plotting.lines(
-                    rows.assign(level=rows["level"].map("{:g}".format)), x="layer", y="error", color="level", low="low",
-                    high="high", title=title, x_title="stream before block (the last: after all)",
-                    y_title="squared error over variance", log_y=to == "the truth",
-                )  # fmt: skip
+            rows: Any = self.table[self.table["to"] == to]
+            both = len(set(rows["lens"])) > 1
+            title = f"x0 error of the lens{' and the tuned lens' if both else ''} to {to}, by layer and noise level"
+            figures[title] = plotting.lines(
+                rows.assign(level=rows["level"].map("{:g}".format)), x="layer", y="error", color="level",
+                color_title="noise level", dash="lens" if both else None, low="low", high="high", title=title,
+                x_title=f"stream before block ({last}: after all blocks)", y_title="squared error over variance",
+                log_y=to == "the truth",
+            )  # fmt: skip
         return figures
 
     def summary(self) -> str:
-        """How much of the last block's work is left to do, by level."""
+        """From which block on the prediction can be read off, and how much of the last block's work is left, by level;
+        over all clips."""
         lines = []
         last = int(self.table["layer"].max())
-        mine: Any = self.table[(self.table["to"] == "the prediction") & (self.table["layer"] == last - 1)]
-        for row in mine.to_dict("records"):
+        mine: Any = self.table[self.table["to"] == "the prediction"]
+        for (level, lens), rows in mine.groupby(["level", "lens"], sort=False):
+            # The lens may come close and go away again: it counts from where it stays.
+            far = rows[rows["error"] > READ_OFF]["layer"]
+            first = 0 if not len(far) else int(far.max()) + 1
+            before = rows[rows["layer"] == last - 1].iloc[0]
+            where = f"from the stream before block {first} on" if first < last else "only after the last block"
             lines.append(
-                f"- noise level {row['level']:g}, {row['lens']}: {row['error']:.3f} [{row['low']:.3f}, "
-                f"{row['high']:.3f}] of the variance away from the prediction before the last block."
+                f"- noise level {level:g}, {lens}: {where}; before the last block "
+                f"{with_interval(before['error'], before['low'], before['high'])} of the variance is missing."
             )
-        return "\n".join(lines)
+        clips = self.meta.get("clips", "these clips")
+        return (
+            f"{caution(self.meta)}From where on the prediction can be read off, to a tenth of the clips' variance "
+            f"(mean over {clips}):\n\n" + "\n".join(lines)
+        )
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table."""
+        caption = (
+            "Every layer. Error of what the lens reads before each block. `to`: what it is compared with; `low`, "
+            "`high`: 95 % interval over clips"
+        )
+        table = self.table.sort_values("level", ascending=False, kind="stable", ignore_index=True)
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: table})]
 
 
+@on_noised_clips
 def lens_curve(noised: NoisedClips, tuned: TunedLens | None = None) -> LensCurve:
     """`lens` on all clips and noise levels, of the noised frames; streams are not kept.
 
@@ -64,10 +88,9 @@ def lens_curve(noised: NoisedClips, tuned: TunedLens | None = None) -> LensCurve
     """
     rows = []
     n_layers = noised.model.cfg.n_layers
-    for level in noised.levels:
+    for level in bar(noised.levels, desc="lens", unit="level"):
         found: dict[tuple[str, int, str], list[torch.Tensor]] = {}
-        for clips in noised.batches:
-            cache = noised.cache(level, list(NEEDED), clips)
+        for cache, clips in zip(noised.caches(level, list(NEEDED)), noised.batches, strict=True):
             readout = Readout(noised.pipe, cache, noised.target)
             final, truth = readout.total(), noised.latents[clips][:, noised.target].to(readout.total())
             streams = [cache["resid_pre", layer] for layer in range(n_layers)] + [cache["resid_post", -1]]

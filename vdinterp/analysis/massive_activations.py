@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 
 from vdinterp import plotting
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.interventions import Ablate
 from vdinterp.results import Result
+from vdinterp.wording import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -60,13 +61,15 @@ class MassiveActivations(Result):
         row = self.table.loc[first["ratio"].idxmax()].to_dict()
         verdict = "massive" if row["massive"] > 0.5 else "not massive"
         return (
-            f"The largest value stands out most after layer {row['layer']}: {row['largest']:.3g}, {row['ratio']:.3g} "
-            f"times the median ({verdict}: over {MASSIVE[0]:g} and {MASSIVE[1]:g} times the median is), at frame "
-            f"{row['frame']}, row {row['row']}, column {row['col']}. Zeroing channels {row['channels']} there changes "
-            f"x0 by {row['x0_change']:.3g}, zeroing as many random others by {row['control_change']:.3g}."
+            f"The largest value stands out most after layer {row['layer']}: {number(row['largest'])}, "
+            f"{number(row['ratio'])} times the median ({verdict}: over {MASSIVE[0]:g} and {MASSIVE[1]:g} times the "
+            f"median is), at frame {row['frame']}, row {row['row']}, column {row['col']}. Zeroing channels "
+            f"{row['channels']} there changes x0 by {number(row['x0_change'])}, zeroing as many random others by "
+            f"{number(row['control_change'])}."
         )
 
 
+@on_noised_clips
 def massive_activations(noised: NoisedClips, n_channels: int = 4, seed: int = 0) -> MassiveActivations:
     """How far the largest activations of `resid_post` stand out, in which channels and where, and what needs them.
 

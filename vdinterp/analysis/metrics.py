@@ -103,6 +103,27 @@ def ssim(
     return score.mean((2, 3, 4)).float()
 
 
+def sharpness(
+    estimate: Float[torch.Tensor, "batch frame channel height width"],
+    truth: Float[torch.Tensor, "batch frame channel height width"],
+) -> Float[torch.Tensor, "batch frame"]:
+    """How much fine detail a frame has, as a share of the true one's: the ratio of their gradient energies.
+
+    Gradient energy: mean square of the differences between neighbouring pixels, down and across. 1 is as sharp as the
+    truth; below is blur, which squared errors reward; above is noise or edges that are not there. A flat frame scores
+    0. Misleads: it sees how much detail there is, not whether it is the right one, so it stands beside an error.
+    Where the true frame is flat it is undefined: NaN.
+    """
+    _same_shape(estimate, truth)
+    ours, wanted = _gradient_energy(estimate), _gradient_energy(truth)
+    return torch.where(wanted > 0, ours / wanted, math.nan)
+
+
+def _gradient_energy(video: torch.Tensor) -> Float[torch.Tensor, "batch frame"]:
+    down, across = video.diff(dim=-2), video.diff(dim=-1)
+    return down.square().mean((2, 3, 4)) + across.square().mean((2, 3, 4))
+
+
 def _smoothing(length: int, size: int) -> torch.Tensor:
     """`[length - size + 1, length]`: a Gaussian window along one axis, without padding. The window is separable, and
     two products of matrices are many times faster on a CPU than one convolution."""

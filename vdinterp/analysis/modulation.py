@@ -127,17 +127,20 @@ def _grid(model: HookedVideoDiT, given: Any) -> Float[torch.Tensor, " level"]:
     if given is None:
         if model.cfg.noise_embed == "fourier":
             return torch.linspace(-LOG_SNR, LOG_SNR, N_LEVELS)
-        return torch.linspace(0, LAST_LEVEL, N_LEVELS).round()
+        last = LAST_LEVEL if model.n_levels is None else model.n_levels - 1
+        return torch.linspace(0, last, N_LEVELS).round().unique()
     try:
-        levels = torch.as_tensor(given).detach().float().cpu().flatten()
+        levels = torch.as_tensor(given).detach().cpu().flatten()
     except (TypeError, ValueError, RuntimeError):
         levels = torch.zeros(0)
-    if not len(levels) or not bool(levels.isfinite().all()):
+    are_numbers = len(levels) and levels.dtype != torch.bool and not levels.is_complex()
+    if not are_numbers or not bool(levels.isfinite().all()):
         raise ValueError(
             f"noise_levels={given!r}: finite numbers are needed, as model.forward takes them, for example "
             "range(0, 1000, 50); of a pipeline's levels k: pipe.schedule.network_level(k)"
         )
-    return levels.unique()
+    model.check_noise_levels(levels)
+    return levels.float().unique()
 
 
 def _actions(model: HookedVideoDiT, cond: Any) -> dict[str, torch.Tensor]:

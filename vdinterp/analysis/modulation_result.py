@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.results import Result, rows_of
+from vdinterp.wording import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -120,7 +121,7 @@ class ModulationAtlas(Result):
                 f"Effective depth is {most['effective_depth']:.1f} of {len(gates)} sublayers at level "
                 f"{most['level']:g} and {least['effective_depth']:.1f} at level {least['level']:g}. The widest gate is "
                 f"that of {widest} "
-                f"({gates.loc[widest].max():.2g} at level {gates.loc[widest].idxmax():g})."
+                f"({number(gates.loc[widest].max())} at level {gates.loc[widest].idxmax():g})."
             )
             closed = [_closed(row) for row in self.off.to_dict("records")]
             text.append(
@@ -146,6 +147,6 @@ def _closed(row: Mapping[Any, Any]) -> str:
     if not row["maximum"]:
         return f"{row['site']} at all levels (its gate is zero)"
     return (
-        f"{row['site']} from level {row['from_level']:g} to {row['to_level']:g} (down to {row['lowest']:.2g}, at most "
-        f"{row['maximum']:.2g})"
+        f"{row['site']} from level {row['from_level']:g} to {row['to_level']:g} (down to "
+        f"{number(row['lowest'])}, at most {number(row['maximum'])})"
     )

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 
+from vdinterp.analysis.reliability import ENOUGH, Reliability, round_trip
+from vdinterp.analysis.stimulus import latents_of, video_of
 from vdinterp.data import Clips
+from vdinterp.data.clips import say_cut
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.interventions import Intervention
-from vdinterp.models import ActivationCache, AttentionPattern
+from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.progress import bar
+from vdinterp.sweep import fingerprint
+from vdinterp.wording import plural
 
 log = logging.getLogger("vdinterp")
 
@@ -56,11 +62,17 @@ class NoisedClips:
         self.n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
         self.n_context = self.n_frames - 1 if n_context is None else n_context
         check_fit(pipe, clips, self.n_context)
+        say_cut(clips.n_frames, self.n_frames, pipe.model.cfg.model_name)
         check_levels(levels)
         if batch < 1 or seed < 0:
             raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
         self.pipe, self.clips, self.seed, self.batch = pipe, clips, seed, batch
         self.levels = tuple(float(level) for level in levels)
+        if clips.n_frames > self.n_frames:
+            log.info(
+                "of %d frames of the clips the first %d are used, as many as %s takes",
+                clips.n_frames, self.n_frames, self.model.cfg.model_name,
+            )  # fmt: skip
         if self.model.cfg.d_action and clips.action is None:
             _warn_without_actions(self.model.cfg.model_name)
 
@@ -97,9 +109,12 @@ class NoisedClips:
     @cached_property
     def latents(self) -> Float[torch.Tensor, "clip frame channel height width"]:
         """Normalised latents of the clips."""
-        with torch.no_grad():
-            parts = self.clips.video[:, : self.n_frames].split(self.batch)
-            return torch.cat([self.pipe.encode(part).float().cpu() for part in parts])
+        return latents_of(self.pipe, self.clips, self.n_frames, self.batch)
+
+    @cached_property
+    def video(self) -> Float[torch.Tensor, "clip frame channel height width"]:
+        """Pixels of the clips, decoded where the clips are latents. ValueError where there is no VAE to do so."""
+        return video_of(self.pipe, self.clips, self.n_frames, self.batch)
 
     @cached_property
     def noise(self) -> Float[torch.Tensor, "clip frame channel height width"]:
@@ -115,24 +130,59 @@ class NoisedClips:
             )
         return found
 
+    @cached_property
+    def reliability(self) -> Reliability:
+        """Whether the model works on these clips, by its errors on the first few of them; one pass a noise level."""
+        few = slice(0, min(ENOUGH, self.batch, len(self.clips)))
+        latents, n = self.latents[few], self.n_context
+        try:
+            unit = self.variance
+        except ValueError:  # clips that all look the same: errors have no unit
+            unit = 0.0
+        errors, still = {}, None
+        if unit:
+            for level in self.levels:
+                with torch.no_grad():
+                    x0 = self.pipe.denoise(**self.inputs(level, few))[:, n:].float().cpu()
+                errors[f"noise level {level:g}"] = float(self._distance(x0, latents[:, n:]).mean())
+            still = float(self._distance(latents[:, n - 1 : n], latents[:, n:]).mean()) if n else None
+        video = self.clips.video
+        return Reliability(
+            model=self.model.cfg.model_name,
+            errors=errors,
+            still=still,
+            round_trip=round_trip(self.pipe, None if video is None else video[few, : self.n_frames], latents),
+            without_actions=self.model.cfg.d_action > 0 and not self.has_actions,
+        )
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_id(self.model)
+
     def meta(self, **more: Any) -> dict[str, Any]:
-        """How numbers measured on these clips were made."""
+        """How numbers measured on these clips were made, and a `caution` where the model fails on them."""
         return {
             "model": self.model.cfg.model_name,
-            "checkpoint": self.pipe.meta.get("checkpoint"),
-            "clips": f"{len(self.clips)} clips of kind {self.clips.kind}",
+            **checkpoint(self.pipe),
+            "weights": self._weights,
+            "clips": f"{plural(len(self.clips), 'clip')} of kind {self.clips.kind}",
             "frames": self.n_frames,
             "context frames": self.n_context,
             "levels": list(self.levels),
             "seed": self.seed,
-            **({} if self.has_actions or not self.model.cfg.d_action else {"actions": "none: the model ran without"}),
+            **self.reliability.meta(),
             **more,
         }
 
     # Forward passes
 
-    def inputs(self, level: float, clips: slice) -> dict[str, Any]:
-        """`noisy`, `noise_levels` and, where there are actions, `cond`: what `pipe.denoise` takes."""
+    def inputs(self, level: float, clips: slice = slice(None)) -> dict[str, Any]:
+        """`noisy`, `noise_levels` and, where there are actions, `cond`: plain tensors, as `pipe.denoise` takes them.
+
+        >>> x0 = pipe.denoise(**noised.inputs(0.9))
+
+        Raises ValueError for a level that is none of `levels`.
+        """
         if level not in self.levels:
             raise ValueError(f"level {level} is none of {self.levels}")
         latents = self.latents[clips]
@@ -149,9 +199,12 @@ class NoisedClips:
         starts = range(0, len(self.clips), self.batch)
         return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
 
+    def _passes(self, level: float) -> Iterable[slice]:
+        return bar(self.batches, desc=f"noise level {level:g}", unit="batch", leave=False)
+
     @torch.no_grad()
-    def cache(self, level: float, names: Names | None, clips: slice) -> ActivationCache:
-        """The activations of some clips; `names` as of `run_with_cache`."""
+    def cache(self, level: float, names: Names | None = None, clips: slice = slice(None)) -> ActivationCache:
+        """The activations of all clips, or of some, in one pass; `names` as of `run_with_cache`."""
         given = self.inputs(level, clips)
         k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
         noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
@@ -159,7 +212,7 @@ class NoisedClips:
 
     def caches(self, level: float, names: Names | None) -> Iterator[ActivationCache]:
         """The activations of one batch of clips after the other."""
-        return (self.cache(level, names, clips) for clips in self.batches)
+        return (self.cache(level, names, clips) for clips in self._passes(level))
 
     def patterns(self, level: float) -> Iterator[list[AttentionPattern]]:
         """The self-attention pattern of every layer, for one batch of clips after the other."""
@@ -185,7 +238,7 @@ class NoisedClips:
     def x0(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, "clip frame channel height width"]:
         """The estimate of the clean target frames."""
         with self.model.intervene(*interventions):
-            made = [self.pipe.denoise(**self.inputs(level, clips)) for clips in self.batches]
+            made = [self.pipe.denoise(**self.inputs(level, clips)) for clips in self._passes(level)]
         return torch.cat([part[:, self.n_context :].float().cpu() for part in made])
 
     def x0_error(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, " clip"]:
@@ -204,6 +257,40 @@ class NoisedClips:
 
     def _distance(self, one: torch.Tensor, other: torch.Tensor) -> Float[torch.Tensor, " clip"]:
         return (one - other).square().mean((1, 2, 3, 4)) / self.variance
+
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+
+def on_noised_clips(analysis: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """An analysis whose first argument is `noised`; given anything else it raises `ValueError` before it starts."""
+
+    @functools.wraps(analysis)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        if args or "noised" in kwargs:
+            check_noised(args[0] if args else kwargs["noised"])
+        return analysis(*args, **kwargs)
+
+    return checked
+
+
+def check_noised(noised: Any) -> None:
+    """Raise `ValueError` for anything but NoisedClips."""
+    if not isinstance(noised, NoisedClips):
+        raise ValueError(f"noised is {type(noised).__name__}; give vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))")
+
+
+def checkpoint(pipe: VideoDiffusion) -> dict[str, Any]:
+    """Which checkpoint along training it is, for a model that was loaded from a folder."""
+    if "checkpoint" not in pipe.meta:
+        return {}
+    return {"checkpoint": "last" if pipe.meta["checkpoint"] is None else pipe.meta["checkpoint"]}
+
+
+def weights_id(model: HookedVideoDiT) -> str:
+    """The first 12 digits of the content hash of the model's weights: says which network it was, whatever its name."""
+    return fingerprint(model.state_dict())[:12]
 
 
 @functools.cache
@@ -232,23 +319,34 @@ def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str = "c
             f"{what} have {clips.n_frames} frames (used: {n_frames}, as {cfg.model_name} sees at most {cfg.n_frames}); "
             f"n_context={n_context} of them are given: at least {max(n_context, 0) + 1} are needed, and n_context >= 0"
         )
-    if pipe.vae is None:
-        raise ValueError(f"{what} are videos, but this pipeline has no VAE: load the model with vae=...")
-    with torch.no_grad():
-        try:
-            latents = pipe.encode(clips.video[:1, :1])
-        except ValueError as error:
-            raise ValueError(
-                f"{what} of shape {list(clips.video.shape)} do not fit {cfg.model_name}: {error}"
-            ) from error
-        size = (cfg.in_channels, cfg.height, cfg.width)
-        if tuple(latents.shape[2:]) != size:
-            video = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
-            raise ValueError(
-                f"{what} have frames of {list(clips.video.shape[2:])} (channel height width); "
-                f"{cfg.model_name} takes {video}"
-            )
+    size = (cfg.in_channels, cfg.height, cfg.width)
+    if clips.encoded is None:
+        _check_video(pipe, clips.pixels, size, what)
+    elif tuple(clips.encoded.shape[2:]) != size:
+        raise ValueError(
+            f"{what} are latents of {list(clips.encoded.shape[2:])} (channel height width); {cfg.model_name} takes "
+            f"{list(size)}"
+        )
     if cfg.d_action and clips.action is not None and clips.action.shape[-1] != cfg.d_action:
         raise ValueError(
             f"{what} have actions of width {clips.action.shape[-1]}, {cfg.model_name} takes {cfg.d_action}"
         )
+
+
+def _check_video(pipe: VideoDiffusion, video: torch.Tensor, size: tuple[int, int, int], what: str) -> None:
+    cfg = pipe.model.cfg
+    if pipe.vae is None:
+        raise ValueError(
+            f"{what} are videos, but this pipeline has no VAE: load the model with vae=..., or give latents that were "
+            "made with it (Clips(kind=.., encoded=latents))"
+        )
+    with torch.no_grad():
+        try:
+            latents = pipe.encode(video[:1, :1])
+        except ValueError as error:
+            raise ValueError(f"{what} of shape {list(video.shape)} do not fit {cfg.model_name}: {error}") from error
+        if tuple(latents.shape[2:]) != size:
+            wanted = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
+            raise ValueError(
+                f"{what} have frames of {list(video.shape[2:])} (channel height width); {cfg.model_name} takes {wanted}"
+            )

@@ -56,7 +56,7 @@ def head_effects(
         )
         for layer, head in np.ndindex(cfg.n_layers, cfg.n_heads)
     ]
-    found = run(noised.pipe, cases_of(noised, level), trials, {"error": TargetError()}, progress=False)
+    found = run(noised.pipe, cases_of(noised, level), trials, {"error": TargetError()})
     table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
     base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"]).set_index("at")["value"]
     rise = torch.zeros(len(noised.clips), cfg.n_layers, cfg.n_heads)

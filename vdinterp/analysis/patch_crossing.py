@@ -11,7 +11,7 @@ import torch
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.interventions import MaskAttention
 from vdinterp.models import ActivationCache
 from vdinterp.models.relations import Tokens
@@ -85,6 +85,9 @@ class PatchCrossing(Result):
         lines = []
         for level in self.table["level"].unique():
             share = rows_of(self.pick("value-weighted share"), level=level)
+            if share["value"].isna().all():  # as of gates that are still closed
+                lines.append(f"- noise level {level:g}: attention adds nothing to the stream.")
+                continue
             most = share.loc[share["value"].idxmax()]
             every = rows_of(self.pick("causal effect"), level=level, layer="all").iloc[0]
             lines.append(
@@ -95,6 +98,7 @@ class PatchCrossing(Result):
         return "\n".join(lines)
 
 
+@on_noised_clips
 def patch_crossing(noised: NoisedClips) -> PatchCrossing:
     """How much of what a token becomes comes from other patches, in every layer and at every noise level.
 

@@ -15,17 +15,26 @@ from jaxtyping import Float
 from vdinterp import plotting, sweep
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.contrast import Contrast, Direction
+from vdinterp.analysis.noised import checkpoint, weights_id
 from vdinterp.analysis.patch_metrics import UNITS, Judge, find_metric
+from vdinterp.counts import check_indices
 from vdinterp.interventions import Intervention, Patch, TransferAttention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.results import Result
+from vdinterp.results import Result, Section
+from vdinterp.wording import caution, listing, number, plural, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 AXES = ("layer", "head", "frame", "region", "token", "level", "step")
 MOST_TRIALS = 200_000  # beyond this somebody meant something else
+EXPLAINED = {
+    UNITS[
+        "recovered"
+    ]: "`recovered` says how far x0 went along the line from the corrupted run (0) to the clean one (1)",
+    UNITS["error"]: "The x0 error is the squared distance to the true clean latents over their variance",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,50 +59,89 @@ class PatchingResult(Result):
     missing: int = 0
 
     def plot(self) -> dict[str, go.Figure]:
-        """Bars for one axis, a heatmap for two (first axis down, second across), with a slider for further ones."""
-        base = self.untouched["corrupted"]
+        """Bars for one axis, a heatmap for two (first axis down, second across), with a slider for further ones.
+
+        Noising with `recovered` is shown as what was needed, 1 - value: the more colour, the more is lost.
+        """
+        flip = self.needed
+        values = 1 - self.values.numpy() if flip else self.values.numpy()
+        unit = "needed: 1 - recovered (0 nothing is lost, 1 all)" if flip else self.unit
         limits = {}
         if self.unit == UNITS["recovered"]:
-            top = max(1.0, float(np.nanmax(np.abs(self.values.numpy()))))
+            top = max(1.0, float(np.nanmax(np.abs(values))))
             limits = {"zmin": -top, "zmax": top, "diverging": True, "number_format": ".2f"}
         if len(self.over) == 1:
             name = self.over[0]
+            shown = self.table.assign(**{name: self.table[name].astype(str)})
+            lines = dict(self.untouched)
+            if flip:
+                ends = {"value": 1 - shown["value"], "low": 1 - shown["high"], "high": 1 - shown["low"]}
+                shown, lines = shown.assign(**ends), {run: 1 - value for run, value in lines.items()}
             figure = plotting.bars(
-                self.table.assign(**{name: self.table[name].astype(str)}), x=name, y="value", low="low", high="high",
-                title=self.title, x_title=name, y_title=self.unit, reference={"corrupted": base, **self._clean_line()},
+                shown, x=name, y="value", low="low", high="high", title=self.title, x_title=name, y_title=unit,
+                reference={f"{run} run": value for run, value in lines.items() if not np.isnan(value)},
             )  # fmt: skip
-            return {self.title: figure}
+            return {f"{self.title}. Lines: 95 % intervals over pairs of clips": figure}
         y, x, *rest = self.over
         labels = {name: [str(value) for value in self.coordinates[name]] for name in self.over}
-        axes = {"x": labels[x], "y": labels[y], "x_title": x, "y_title": y, "value_title": self.unit, **limits}
+        axes = {"x": labels[x], "y": labels[y], "x_title": x, "y_title": y, "value_title": unit, **limits}
+        caption = f"{self.title}, mean over {plural(len(self.per_clip), 'pair')} of clips. Colour: {unit}"
         if not rest:
-            return {self.title: plotting.heatmap(self.values.numpy(), title=self.title, **axes)}
-        slices = self.values.flatten(2).movedim(-1, 0).numpy()
+            return {caption: plotting.heatmap(values, title=self.title, **axes)}
+        slices = np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0)
         names = [
             ", ".join(f"{name} {value}" for name, value in zip(rest, combination, strict=True))
             for combination in product(*(labels[name] for name in rest))
         ]
-        return {self.title: plotting.sliced_heatmap(slices, slices=names, title=self.title, **axes)}
+        return {caption: plotting.sliced_heatmap(slices, slices=names, title=self.title, **axes)}
 
-    def _clean_line(self) -> dict[str, float]:
-        return {"clean": self.untouched["clean"]}
+    @property
+    def needed(self) -> bool:
+        """Whether the question is what is needed: corrupted activations in the clean run, judged by `recovered`."""
+        return self.meta.get("direction") == "noising" and self.unit == UNITS["recovered"]
 
     def summary(self) -> str:
-        """The entries that matter most, with intervals."""
+        """What was patched into what, and the entries that matter most, with intervals."""
         base = self.untouched["clean" if self.meta["direction"] == "noising" else "corrupted"]
         ranked: Any = self.table.assign(effect=(self.table["value"] - base).abs()).nlargest(5, "effect")
         lines = [
-            f"- {', '.join(f'{name} {row[name]}' for name in self.over)}: {row['value']:.3g} "
-            f"({row['low']:.3g} to {row['high']:.3g})"
+            f"- {', '.join(f'{name} {row[name]}' for name in self.over)}: "
+            f"{with_interval(row['value'], row['low'], row['high'])}"
             for row in ranked.to_dict("records")
         ]
+        into = "the clean run is put into the corrupted one" if self.meta["direction"] == "denoising" else (
+            "the corrupted run is put into the clean one"
+        )  # fmt: skip
         lead = (
-            f"{self.title}, {len(self.per_clip)} pairs of clips. Untouched: clean {self.untouched['clean']:.3g}, "
-            f"corrupted {self.untouched['corrupted']:.3g}. Furthest from the run that is patched:\n\n"
+            f"`{self.meta.get('site')}` of {into}, one place at a time, {plural(len(self.per_clip), 'pair')} of clips, "
+            f"{self._when()}. The corrupted run is {self.meta.get('corrupted', 'another clip')}, with the same noise. "
+            f"{EXPLAINED.get(self.unit, self.unit)}. Untouched: clean {number(self.untouched['clean'])}, corrupted "
+            f"{number(self.untouched['corrupted'])}. "
         )
-        notes = f"\n\n{len(self.failures)} trials failed." if len(self.failures) else ""
-        notes += f"\n\n{self.missing} trials are not recorded yet." if self.missing else ""
-        return lead + "\n".join(lines) + notes
+        lead += "The lower, the more was needed:" if self.needed else "Furthest from the run that is patched:"
+        notes = f"\n\n{plural(len(self.failures), 'trial')} failed." if len(self.failures) else ""
+        notes += f"\n\n{plural(self.missing, 'trial')} not recorded so far." if self.missing else ""
+        return f"{caution(self.meta)}{lead}\n\n" + "\n".join(lines) + notes
+
+    def _when(self) -> str:
+        """At what noise."""
+        if self.meta.get("steps"):
+            return f"whole trajectories of {plural(int(self.meta['steps']), 'denoising step')}"
+        levels = [str(level) for level in self.meta.get("levels", [])]
+        if levels == ["given"]:
+            return "noise levels as given"
+        return f"{plural(len(levels), 'noise level').split(' ', 1)[1]} {listing(levels)}" if levels else "one pass"
+
+    def sections(self) -> list[Section]:
+        """Summary, figure and the table, the largest effects first."""
+        base = self.untouched["clean" if self.meta["direction"] == "noising" else "corrupted"]
+        order = (self.table["value"] - base).abs().sort_values(ascending=False, kind="stable").index
+        caption = (
+            f"Every place. The furthest from the run that is patched first. `value`: {self.unit}; "
+            "`low`, `high`: 95 % interval over pairs of clips"
+        )
+        tables = {caption: self.table.loc[order].reset_index(drop=True)}
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables=tables)]
 
 
 def activation_patch(
@@ -195,11 +243,15 @@ def collect(
 def _meta(pair: Contrast, **more: Any) -> dict[str, Any]:
     return {
         "model": pair.model.cfg.model_name,
+        **({} if pair.pipe is None else checkpoint(pair.pipe)),
+        "weights": weights_id(pair.model),
         "clips": len(pair),
+        "corrupted": pair.difference,
         "levels": [str(level) for level in pair.levels],
         "steps": pair.steps,
         "context frames": pair.n_context,
         "seed": pair.seed,
+        **pair.reliability.meta(),
         **more,
     }
 
@@ -227,6 +279,7 @@ def patch_axes(
     axes = {name: {entry: entry for entry in sizes[name]} for name in over}
     if regions is not None:
         for name, tokens in regions.items():
+            check_indices(f"region {name!r}", tokens)
             if not len(tokens) or not all(0 <= int(token) < grid.n_tokens for token in tokens):
                 raise ValueError(f"region {name!r}: tokens lie in 0..{grid.n_tokens - 1}, at least one")
         axes["region"] = {name: [int(token) for token in tokens] for name, tokens in regions.items()}

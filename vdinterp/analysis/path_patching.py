@@ -20,6 +20,7 @@ from vdinterp.interventions import Intervention, Patch
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
+from vdinterp.wording import with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -55,7 +56,7 @@ class PathResult(Result):
             figures[self.title] = plotting.heatmap(
                 self.values.numpy(), x=self.receivers, y=self.senders, title=self.title, x_title="receiver",
                 y_title="sender", value_title=f"change of {self.unit}", diverging=True,
-                number_format=".2f" if self.unit == UNITS["recovered"] else ".2g",
+                number_format=".2f" if self.unit == UNITS["recovered"] else None,
             )  # fmt: skip
         effects: Any = self.table[self.table["receiver"].isin([TOTAL, "final"])]
         shown = effects.dropna(subset=["value"])
@@ -74,7 +75,7 @@ class PathResult(Result):
         paths = every.dropna(subset=["value"])
         top = paths.loc[paths["value"].abs().nlargest(6).index]
         lines = [
-            f"- {row['sender']} → {row['receiver']}: {row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+            f"- {row['sender']} → {row['receiver']}: {with_interval(row['value'], row['low'], row['high'])}"
             for row in top.to_dict("records")
         ]
         return f"{self.title}. The strongest of {len(paths)} paths, change of {self.unit}:\n\n" + "\n".join(lines)
@@ -110,7 +111,8 @@ def path_patch(
 
     The change of the metric from the base run; for "recovered" 0 is no effect and 1 all of the difference. Chance: 0.
     For a model that is linear all paths of a sender sum to its total effect; where they do not, they interact.
-    Misleads as activation patching does. Raises ValueError before any compute for names that do not exist.
+    Misleads as activation patching does. Raises ValueError before any compute for names that do not exist, and for
+    senders that write after all receivers have read.
     """
     pair = Contrast(model, clean, corrupted, noise_levels, **contrast)
     if pair.steps is not None:
@@ -119,6 +121,7 @@ def path_patch(
     graph = Graph(pair.model)
     from_ = list(graph.senders) if senders == "all" else graph.check(senders, "sender")
     to = list(graph.receivers) if receivers == "all" else graph.check(receivers, "receiver")
+    _check_paths(graph, from_ if senders != "all" else [], from_, to, to if receivers != "all" else [])
     base, source = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
     trials = [
         sweep.Trial(interventions=(total_patch(graph, sender, source),), label={"sender": sender, "receiver": TOTAL})
@@ -146,6 +149,16 @@ def path_patch(
     meta = {"model": pair.model.cfg.model_name, "clips": len(pair), "levels": [str(level) for level in pair.levels],
             "metric": name, "direction": direction, "seed": pair.seed}  # fmt: skip
     return _collect(pair, found, from_, to, base, title, UNITS.get(name, name), meta)
+
+
+def _check_paths(graph: Graph, named: list[str], senders: list[str], receivers: list[str], asked: list[str]) -> None:
+    """Raise `ValueError` if there is no path from a sender that was named, or to a receiver that was."""
+    for sender in named:
+        if not any(graph.precedes(sender, receiver) for receiver in receivers):
+            raise ValueError(f"no path: {sender} writes after all of {', '.join(receivers)} have read")
+    for receiver in asked:
+        if not any(graph.precedes(sender, receiver) for sender in senders):
+            raise ValueError(f"no path: {receiver} reads before any of {', '.join(senders)} writes")
 
 
 def total_patch(graph: Graph, sender: str, source: Any) -> Intervention:

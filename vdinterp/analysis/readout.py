@@ -11,6 +11,7 @@ from jaxtyping import Float
 from vdinterp.diffusion import split_prediction
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.models.components import unpatchify
+from vdinterp.models.stream import listed, tolerance
 from vdinterp.pipeline import VideoDiffusion
 
 Latents = Float[torch.Tensor, "clip frame channel height width"]
@@ -19,7 +20,7 @@ Latents = Float[torch.Tensor, "clip frame channel height width"]
 class Readout:
     """The final layer of one run, for some frames. With a pipeline everything is in x0: `x0 = offset + factor * pred`.
 
-    Raises ValueError for a cache without inputs, or frames that it does not have.
+    Raises ValueError for a cache without inputs, of other weights, or frames that it does not have.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class Readout:
     ) -> None:
         self.pipe = model if isinstance(model, VideoDiffusion) else None
         self.model: HookedVideoDiT = model.model if isinstance(model, VideoDiffusion) else model
-        self.cache, n_frames = cache, cache.grid.n_frames
+        self.cache, n_frames = cache.batched, cache.grid.n_frames
         self.frames = list(range(n_frames)) if frames is None else [int(frame) for frame in frames]
         if not self.frames or not all(0 <= frame < n_frames for frame in self.frames):
             raise ValueError(f"frames={frames}: the cache has frames 0..{n_frames - 1}")
@@ -38,7 +39,8 @@ class Readout:
             )
         if cache.model is not self.model:
             raise ValueError(f"this cache is of another model than {self.model.cfg.model_name}")
-        self.tokens = cache.grid.tokens(frames=self.frames)
+        cache.check_weights("The prediction")
+        self.tokens = self.cache.grid.tokens(frames=self.frames)
         self._chosen = torch.as_tensor(self.tokens)
 
     @property
@@ -61,12 +63,12 @@ class Readout:
 
     def constant(self) -> Latents:
         """What the final layer adds, whatever the stream holds: its shift and its bias."""
-        final = self.model.final.linear
+        weight, bias = self.model.final.weights
         shift = self.cache.entrance_shift("final", self._chosen)
         n_clips = len(self.cache["resid_post", -1])
-        values = final.bias.expand(n_clips, len(self.tokens), -1)
+        values = bias.expand(n_clips, len(self.tokens), -1)
         if shift is not None:
-            values = values + shift @ final.weight.T
+            values = values + shift @ weight.T
         return self._scaled(self._latents(values))
 
     def normalised(self, stream: Float[torch.Tensor, "clip pos d_model"]) -> Latents:
@@ -87,6 +89,17 @@ class Readout:
         found = self._scaled(self.cache["hook_pred"][:, self.frames])
         return found if (offset := self.offset()) is None else found + offset
 
+    def check_sum(self, found: Latents, what: str) -> None:
+        """Raise `ValueError` if what should be the prediction misses it by more than rounding."""
+        total = self.total()
+        missing, close = float((found - total).norm() / total.norm().clamp(min=1e-12)), tolerance(self.model.dtype)
+        if not missing <= close and not float((found - total).abs().max()) <= close:
+            changed = listed(self.cache.edited) or "an activation that this cache does not tell of"
+            raise ValueError(
+                f"{what} the prediction by {missing:.2g} of its size; {self.model.dtype} rounds by up to {close:.2g}: "
+                f"a hook changed {changed} after what they are made of; run again without it"
+            )
+
     def checked(self, direction: torch.Tensor) -> torch.Tensor:
         """A direction that broadcasts to the chosen frames' latents."""
         cfg = self.model.cfg
@@ -102,7 +115,7 @@ class Readout:
     # Details
 
     def _out(self, entered: torch.Tensor) -> Latents:
-        return self._scaled(self._latents(entered @ self.model.final.linear.weight.T))
+        return self._scaled(self._latents(entered @ self.model.final.weights[0].T))
 
     def _latents(self, values: torch.Tensor) -> Latents:
         return unpatchify(values, self.model.cfg)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.head_statistic import HeadStatistic, head_rows, head_statistic
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.models import AttentionPattern
 from vdinterp.results import Result
 
@@ -61,6 +61,7 @@ class HeadConsensus(Result):
         return self.scores.summary()
 
 
+@on_noised_clips
 def head_consensus(noised: NoisedClips) -> HeadConsensus:
     """How alike the attention of a layer's heads is: the mean cosine of a head's map to those of the others.
 
@@ -165,6 +166,7 @@ class StepRedundancy(Result):
         return "\n".join(lines)
 
 
+@on_noised_clips
 def step_redundancy(noised: NoisedClips) -> StepRedundancy:
     """Cosine of `resid_post` between every two noise levels, layer by layer: what a sampler computes over again.
 

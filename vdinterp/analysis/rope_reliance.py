@@ -12,10 +12,11 @@ import pandas as pd
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.interventions import Ablate, RotateRope
 from vdinterp.interventions.rope import AXES, WAYS
 from vdinterp.results import Result
+from vdinterp.wording import number, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -69,13 +70,14 @@ class RopeReliance(Result):
             row = self.table.loc[first.loc[first["axis"] == axis, "x0_change"].idxmax()].to_dict()
             where = f"head {row['layer']}.{row['head']}" if "head" in row else f"layer {row['layer']}"
             lines.append(
-                f"- **{axis}**: x0 changes most, by {row['x0_change']:.3g} ({row['low']:.3g} to {row['high']:.3g}), "
+                f"- **{axis}**: x0 changes most, by {with_interval(row['x0_change'], row['low'], row['high'])}, "
                 f"when it is {row['way']} in {where}; without attention there it changes by "
-                f"{row['without_attention']:.3g}."
+                f"{number(row['without_attention'])}."
             )
         return "\n".join(lines)
 
 
+@on_noised_clips
 def rope_reliance(
     noised: NoisedClips,
     axes: Sequence[str] = AXES,
@@ -128,7 +130,8 @@ def rope_reliance(
             for layer in dict.fromkeys(layer for layer, _ in places)
         }
         for (layer, axis), way in product(places, ways):
-            altered = RotateRope(axis, way, seed=seed, layers=[layer], heads=heads)  # type: ignore[arg-type]
+            drawn = seed if way == "permuted" else 0
+            altered = RotateRope(axis, way, seed=drawn, layers=[layer], heads=heads)  # type: ignore[arg-type]
             interval = bootstrap_mean(noised.x0_change(level, altered))
             where = {"level": level, "layer": layer, **({"head": heads[0]} if heads else {}), "axis": axis, "way": way}
             ends = {"low": float(interval.low), "high": float(interval.high)}

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.results import Result, rows_of
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class ScrollHeads(Result):
         return "\n".join(lines) or "No head follows the scroll."
 
 
+@on_noised_clips
 def scroll_heads(
     noised: NoisedClips, implied: Int[torch.Tensor, "clip 2"], actual: Int[torch.Tensor, "clip 2"]
 ) -> ScrollHeads:

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 
 from vdinterp import plotting
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.interventions import MaskAttention
 from vdinterp.results import Result
+from vdinterp.wording import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -62,16 +63,17 @@ class Sinks(Result):
         for row in first.sort_values("received", ascending=False).head(3).itertuples():
             line = (
                 f"- Head {row.layer}.{row.head}: token {row.key} (frame {row.frame}, row {row.row}, column {row.col}) "
-                f"receives {row.received:.3g} times what uniform attention gives it; its value is "
-                f"{row.value_norm:.2g} times as long as the median"
+                f"receives {number(row.received)} times what uniform attention gives it; its value is "
+                f"{number(row.value_norm)} times as long as the median"
             )
             if pd.notna(row.x0_change):
-                line += f"; without it x0 changes by {row.x0_change:.2g}, without a random other by "
-                line += f"{row.control_change:.2g}"
+                line += f"; without it x0 changes by {number(row.x0_change)}, without a random other by "
+                line += f"{number(row.control_change)}"
             lines.append(f"{line}.")
         return "\n".join(lines)
 
 
+@on_noised_clips
 def sinks(noised: NoisedClips, effect: bool = True, seed: int = 0) -> Sinks:
     """The key of every head that receives most attention, and what depends on it.
 

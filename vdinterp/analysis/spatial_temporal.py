@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vdinterp.analysis.head_statistic import HeadStatistic, head_rows, head_statistic
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.models import AttentionPattern
 from vdinterp.models.query_keys import fused
 
 
+@on_noised_clips
 def spatial_temporal(noised: NoisedClips, n_queries: int = 256, seed: int = 0) -> HeadStatistic:
     """How wrong every head's output becomes when it sees its own frame only, and when it sees its own place only.
 

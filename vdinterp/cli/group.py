@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from vdinterp.markup import plain as plain  # what every command prints a summary with
 
 if TYPE_CHECKING:
     import pandas as pd
 
 USER_ERRORS = (ValueError, KeyError, FileNotFoundError)
+SYSTEM_ERRORS = (OSError, MemoryError, ImportError)  # a full disk, too little memory, an extra that is not installed
 
 
 class OneLine(click.ClickException):
@@ -19,17 +21,28 @@ class OneLine(click.ClickException):
 
     exit_code = 2
 
+    def __init__(self, error: BaseException) -> None:
+        # str() of a KeyError is the repr of its message.
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        super().__init__(" ".join(message.split()) or type(error).__name__)
+
+
+class NotHere(OneLine):
+    """What this machine could not do: one line, exit code 1."""
+
+    exit_code = 1
+
 
 class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except USER_ERRORS as error:
+        except BrokenPipeError:  # the reader of our output went away: click ends quietly
+            raise
+        except (*USER_ERRORS, *SYSTEM_ERRORS) as error:
             if ctx.params.get("debug"):
                 raise
-            # str() of a KeyError is the repr of its message.
-            message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-            raise OneLine(" ".join(message.split())) from error
+            raise (OneLine if isinstance(error, USER_ERRORS) else NotHere)(error) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,17 +52,6 @@ def main(debug: bool) -> None:
     """Mechanistic interpretability of video diffusion transformers."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("vdinterp").setLevel(logging.DEBUG if debug else logging.INFO)
-
-
-def check_folder(out: Path) -> None:
-    """Raise ValueError where a folder is needed and a file is."""
-    if out.is_file():
-        raise ValueError(f"--out {out} is a file; give a folder")
-
-
-def plain(text: str) -> str:
-    """A summary without its markup."""
-    return text.replace("`", "").replace("**", "")
 
 
 def echo_table(table: pd.DataFrame) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @main.command()
 def models() -> None:
-    """List the trained models in the package and the families that can be converted."""
+    """List the bundled models and the families that convert."""
     from vdinterp.pipeline import list_families
 
     echo_table(models_table())

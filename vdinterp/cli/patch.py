@@ -7,30 +7,34 @@ from typing import Any
 
 import click
 
-from vdinterp.cli.group import check_folder, main
+from vdinterp.cli.files import write_report
+from vdinterp.cli.group import main, plain
+from vdinterp.cli.options import engine as engine_option
+from vdinterp.cli.options import noise_levels, out_folder, random_seed, resumable
+from vdinterp.cli.stimuli import Given, takes_clips
 
 
 @main.command()
 @click.argument("model")
 @click.option("--site", default="z", show_default=True, help="What is patched: a hook name or alias.")
 @click.option("--over", default="layer,head", show_default=True, help="Axes: layer,head,frame,token,level,step.")
-@click.option("--pairs", type=click.IntRange(min=1), default=16, show_default=True, help="Clean and corrupted clips.")
-@click.option("--level", "levels", type=float, multiple=True, help="Noise level in (0, 1]; may be given again.  [0.9]")
+@takes_clips(16, what="How many pairs of clean and corrupted clips.", spelt=("-n", "--n-clips", "--pairs"))
+@noise_levels(otherwise="0.9")
 @click.option("--steps", type=click.IntRange(min=1), help="Whole trajectories of so many steps instead of one level.")
 @click.option("--metric", default="recovered", show_default=True, help="recovered, error or psnr.")
 @click.option("--direction", type=click.Choice(["denoising", "noising"]), default="denoising", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of pairs and noise.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/patch"), show_default=True)
-@click.option("--engine", type=click.Choice(["inline", "ray"]), default="inline", show_default=True)
+@random_seed("pairs and noise")
+@out_folder("out/patch")
+@engine_option
 @click.option("--workers", type=click.IntRange(min=1), help="Ray actors; default: one a GPU, or a CPU.")
 @click.option("--address", help="A Ray cluster to use.")
 @click.option("--shard", help="i/n: only the i-th of n parts, for array jobs that share --out.")
-@click.option("--resume/--fresh", default=True, show_default=True, help="Continue a stopped run, or start over.")
+@resumable
 def patch(
     model: str,
     site: str,
     over: str,
-    pairs: int,
+    given: Given,
     levels: tuple[float, ...],
     steps: int | None,
     metric: str,
@@ -43,15 +47,18 @@ def patch(
     shard: str | None,
     resume: bool,
 ) -> None:
-    """Patch activations of clean clips into corrupted ones, one place at a time, and write a report."""
+    """Patch clean activations into corrupted runs, place by place.
+
+    Pairs come from the model's own kind of clips; of --video or --clips the corrupted run is the stored twin, else the
+    same frames under the next clip's actions, else the next clip.
+    """
     import vdinterp as vd
 
-    check_folder(out)
     if steps is not None and levels:
         raise ValueError("--level is for single passes, --steps for trajectories; give one of them")
     part = _shard(shard)
     pipe = vd.load(model)
-    clean, corrupted = vd.studies.pairs_of(pipe, pairs, seed)
+    clean, corrupted = given.pairs(pipe, seed)
     options = {"out": out, "shard": part, "resume": resume, "workers": workers, "address": address}
     result = vd.activation_patch(
         pipe,
@@ -70,8 +77,8 @@ def patch(
     if result.missing:
         click.echo(f"{result.missing} trials are left for other shards; run again without --shard for the report")
         return
-    click.echo(result.summary())
-    click.echo(f"\nReport: {vd.report.write(result, out)}")
+    click.echo(plain(result.summary()))
+    write_report(result, out)
 
 
 def _shard(text: str | None) -> tuple[int, int]:

@@ -6,36 +6,42 @@ from pathlib import Path
 
 import click
 
-from vdinterp.cli.group import check_folder, main, plain
-
-LEVELS = (0.3, 0.9)
+from vdinterp.cli.files import write_report
+from vdinterp.cli.group import main, plain
+from vdinterp.cli.options import noise_levels, out_folder, random_seed
+from vdinterp.cli.stimuli import Given, takes_clips
 
 
 @main.command()
 @click.argument("model")
-@click.option("--label", help="What to read: material, action, moved; digit, lag; position, velocity, occluded.")
-@click.option("--clips", type=click.IntRange(min=10), default=96, show_default=True, help="How many clips.")
-@click.option("--level", "levels", type=float, multiple=True, help="Noise level in (0, 1]; may be given again.")
+@click.option(
+    "--label",
+    help="What to read: material, action, moved; digit, lag; position, velocity, occluded; or a label of --clips.",
+)
+@takes_clips(96, least=10)
+@noise_levels((0.3, 0.9))
 @click.option("--site", default="resid_post", show_default=True, help="What is read: a hook name or alias.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of clips, noise and folds.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/probe"), show_default=True)
+@random_seed("clips, noise and folds")
+@out_folder("out/probe")
 def probe(
-    model: str, label: str | None, clips: int, levels: tuple[float, ...], site: str, seed: int, out: Path
+    model: str, label: str | None, given: Given, levels: tuple[float, ...], site: str, seed: int, out: Path
 ) -> None:
-    """Linear probes of MODEL by layer and noise level, against what the input alone gives; and a report."""
+    """Linear probes of MODEL, against what the input gives."""
     import vdinterp as vd
 
-    check_folder(out)
     pipe = vd.load(model)
-    held_out = vd.studies.held_out_clips(pipe, clips, seed)
-    known = vd.studies.label_names(held_out.kind)
+    held_out = given.held_out(pipe, seed)
+    known = vd.studies.label_names(held_out)
     if not known:
-        raise ValueError(f"{held_out.kind!r} clips have no ground truth to probe for; use vd.probes.fit with labels")
-    noised = vd.NoisedClips(pipe, held_out, levels=levels or LEVELS, seed=seed)
+        raise ValueError(
+            f"{given.source or held_out.kind!r} holds no labels to probe for; give --clips FILE with tensors "
+            "labels.NAME, one number a clip, frame or token (Clips(labels={'NAME': ...}).save(FILE))"
+        )
+    noised = vd.NoisedClips(pipe, held_out, levels=levels, seed=seed)
     name = label or known[0]
     labels = vd.studies.labels_of(held_out, name, noised.target)
     result = vd.probes.fit(
         noised, labels.values, site, names=labels.names, what=name, mask=labels.mask, max_tokens=16, seed=seed
     )
     click.echo(plain(result.summary()))
-    click.echo(f"\nReport: {vd.report.write(result, out)}")
+    write_report(result, out)

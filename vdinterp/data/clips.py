@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import functools
+import html
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+
+from vdinterp.counts import check_count, check_seed
 
 DIGIT_KINDS = ("loop", "snippet", "one_off", "control")
 OBJECT_KINDS = ("bounce", "occlusion")
 KINDS = (*DIGIT_KINDS, *OBJECT_KINDS, "crafter")
+log = logging.getLogger("vdinterp")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clips:
     """A batch of clips of one kind. A ground-truth field that means nothing for the kind is None.
 
-    `video`: values in [0, 1].  `corrupt`: the same clips with exactly one frame changed, frame `corrupt_frame` of each,
-    and the ground truth that then holds.
+    `video`: values in [0, 1].  `encoded`: what one model's `pipe.encode` makes of the video, normalised; with it the
+    video may be missing (None), and what needs pixels then decodes or says so. `corrupt`: the same clips with exactly
+    one frame changed, frame `corrupt_frame` of each, and the ground truth that then holds.
+
+    `labels`: what you know of clips of your own, by name: `[batch]`, `[batch frame]`, `[batch frame row col]` (rows and
+    columns of tokens) or `[batch frame k]`; whole numbers are classes, negative ones unknown, other numbers are values.
 
     Repetition (digit kinds): `state_id` which image a frame shows (equal id, equal frame). `match` the most recent
     earlier frame with the same content after the same predecessor, -1 if none: what induction copies. `lag` the
@@ -38,7 +51,9 @@ class Clips:
     """
 
     kind: str
-    video: Float[torch.Tensor, "batch frame channel height width"]
+    video: Float[torch.Tensor, "batch frame channel height width"] | None = None
+    encoded: Float[torch.Tensor, "batch frame _ _ _"] | None = None
+    labels: Mapping[str, torch.Tensor] | None = None
     state_id: Int[torch.Tensor, "batch frame"] | None = None
     match: Int[torch.Tensor, "batch frame"] | None = None
     predictable: Bool[torch.Tensor, "batch frame"] | None = None
@@ -56,51 +71,127 @@ class Clips:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.video.ndim != 5:
-            raise ValueError(f"video must be [batch frame channel height width], got shape {tuple(self.video.shape)}")
-        for part in fields(self):
-            value = getattr(self, part.name)
+        if self.video is None and self.encoded is None:
+            raise ValueError("clips need a video [batch frame channel height width] in [0, 1], or encoded= latents")
+        for name in ("video", "encoded"):
+            value = getattr(self, name)
+            if value is not None and value.ndim != 5:
+                raise ValueError(f"{name} must be [batch frame channel height width], got shape {tuple(value.shape)}")
+        parts = {part.name: getattr(self, part.name) for part in fields(self)} | dict(self.labels or {})
+        for name, value in parts.items():
             if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):
-                raise ValueError(f"{part.name} describes {len(value)} clips, video has {len(self)}")
+                raise ValueError(f"{name} describes {len(value)} clips, {self._shown} has {len(self)}")
 
     def __repr__(self) -> str:
-        truth = [
-            part.name
-            for part in fields(self)
-            if isinstance(getattr(self, part.name), torch.Tensor) and part.name != "video"
-        ]
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        shown = [f"{name} {list(values[name].shape)}" for name in ("video", "encoded") if values[name] is not None]
+        truth = [k for k, v in values.items() if isinstance(v, torch.Tensor) and k not in ("video", "encoded")]
+        truth += sorted(self.labels or {})
         twin = "" if self.corrupt is None else ", with corrupt twins"
-        return f"Clips({self.kind!r}, video {list(self.video.shape)}, {', '.join(truth) or 'no ground truth'}{twin})"
+        return f"Clips({self.kind!r}, {', '.join(shown)}, {', '.join(truth) or 'no ground truth'}{twin})"
+
+    def _repr_html_(self) -> str:
+        """The first clips, playing, above their twins if they have any."""
+        from vdinterp.plotting.playing import playing_html
+
+        if self.video is None:
+            return f"<p>{html.escape(repr(self))}</p>"
+        twins = {} if self.corrupt is None or self.corrupt.video is None else {"corrupt": self.corrupt.video}
+        return playing_html({"": self.video, **twins}, repr(self))
 
     def __len__(self) -> int:
-        return self.video.shape[0]
+        return len(getattr(self, self._shown))
 
-    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> Clips:
-        """Some of the clips, as `Clips`; a single integer gives a batch of one."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"clip {index} of {len(self)}")
-            index = [index]
-        if not isinstance(index, slice | torch.Tensor):
-            index = torch.as_tensor(index)
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return replace(self, **{k: v[index] for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
+    def __getitem__(self, index: int | np.integer | slice | Sequence[int] | np.ndarray | torch.Tensor) -> Clips:
+        """Some of the clips, as `Clips`: one (a batch of one), a slice, their numbers, or a boolean mask `[batch]`.
+
+        Raises ValueError for what is none of these, IndexError for clips that there are not.
+        """
+        index = self._chosen(index)
+        return self._each(lambda part: part[index])
+
+    def _chosen(self, index: Any) -> slice | Int[torch.Tensor, " clip"]:
+        """What `clips[index]` means."""
+        if isinstance(index, slice):
+            return index
+        numbers = torch.as_tensor([index] if isinstance(index, Integral) and not isinstance(index, bool) else index)
+        if numbers.dtype == torch.bool and numbers.ndim == 1:
+            if len(numbers) != len(self):
+                raise ValueError(f"a mask of clips has one entry for each of {len(self)}, not {len(numbers)}")
+            return numbers.nonzero()[:, 0]
+        if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
+            raise ValueError(f"clips[{index!r:.80}]: give numbers of clips, a slice, or a boolean mask [batch]")
+        if numbers.ndim != 1:
+            raise ValueError(f"clips[..] takes a list of clips, not {list(numbers.shape)}")
+        for outside in numbers[(numbers < -len(self)) | (numbers >= len(self))].tolist():
+            raise IndexError(f"clip {outside} of {len(self)}")
+        return numbers.long()
 
     @property
     def n_frames(self) -> int:
-        return self.video.shape[1]
+        return getattr(self, self._shown).shape[1]
+
+    @property
+    def pixels(self) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """The video. ValueError for clips that are latents alone."""
+        if self.video is None:
+            raise ValueError(
+                f"these {self.kind!r} clips are latents without pixels; give clips with a video, or a pipeline whose "
+                "VAE decodes them"
+            )
+        return self.video
 
     @property
     def latents(self) -> Float[torch.Tensor, "batch frame channel height width"]:
-        """What a pixel-space model takes: `video * 2 - 1`. ValueError for kinds made for latent models."""
+        """The encoded clips; without them what a pixel-space model takes: `video * 2 - 1`. ValueError for kinds made
+        for latent models."""
+        if self.encoded is not None:
+            return self.encoded
         if self.kind == "crafter":
             raise ValueError("crafter clips are for a model with a codec: use pipe.encode(clips.video)")
-        return self.video * 2 - 1
+        return self.pixels * 2 - 1
 
     def to(self, device: torch.device | str) -> Clips:
         """The same clips with every tensor on `device`."""
+        return self._each(lambda part: part.to(device))
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one safetensors file, which `Clips.load` and the command line's `--clips` read."""
+        from vdinterp.data.clip_files import save_clips
+
+        return save_clips(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Clips:
+        """Read a file that `save` wrote, or one of your own: safetensors with `video` `[batch frame channel height
+        width]` (float in [0, 1], or 8-bit) or `latents` (normalised), and whatever else is known: `action`
+        `[batch frame d_action]`, any field of `Clips`, `labels.NAME`.
+
+        Raises FileNotFoundError where there is no file, ValueError for one that holds something else.
+        """
+        from vdinterp.data.clip_files import load_clips
+
+        return load_clips(path)
+
+    @property
+    def _shown(self) -> str:
+        """Which of the two fields that hold frames there is for sure."""
+        return "encoded" if self.video is None else "video"
+
+    def _each(self, change: Callable[[Any], Any]) -> Clips:
+        """The clips with every tensor changed alike, those of the twin and the labels too."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)})
+        changed = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)}
+        if self.labels is not None:
+            changed["labels"] = {name: change(value) for name, value in self.labels.items()}
+        return replace(self, **changed)
+
+
+@functools.cache
+def say_cut(n_frames: int, kept: int, model_name: str) -> None:
+    """Log, once, that clips are longer than what a model sees, if they are."""
+    if n_frames > kept:
+        log.warning("clips have %d frames, %s sees %d: only the first %d are used", n_frames, model_name, kept, kept)
 
 
 def make_clips(kind: str, n: int, seed: int = 0, **options: object) -> Clips:
@@ -119,8 +210,7 @@ def make_clips(kind: str, n: int, seed: int = 0, **options: object) -> Clips:
         close = difflib.get_close_matches(str(kind), KINDS, n=2, cutoff=0.4)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"unknown kind of clips {kind!r}{hint} Known kinds: {', '.join(KINDS)}")
-    if n < 1 or seed < 0:
-        raise ValueError(f"need n >= 1 and seed >= 0, got n={n}, seed={seed}")
+    n, seed = check_count("n", n), check_seed(seed)
     if kind in DIGIT_KINDS:
         from vdinterp.data.digits import make_digit_clips as make
     elif kind in OBJECT_KINDS:

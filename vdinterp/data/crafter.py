@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import safe_open
-from safetensors.torch import save_file
-from tqdm.auto import tqdm
 
+from vdinterp import store
+from vdinterp.counts import check_count, check_indices, check_seed
 from vdinterp.data.clips import Clips
+from vdinterp.progress import bar
 
 ROWS, COLS, CELL = 7, 9, 8
 STEPS, STARTS = 40, 6
@@ -91,10 +92,7 @@ class Trajectories:
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, integers as 16 bits."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: (v if v.dtype == torch.uint8 else v.to(torch.int16)).contiguous() for k, v in values.items()}
-        temporary = Path(f"{path}.part")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+        store.write_tensors(path, {k: v if v.dtype == torch.uint8 else v.to(torch.int16) for k, v in values.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectories:
@@ -181,7 +179,7 @@ def collect(worlds: tuple[int, ...], path: str | Path | None = None, *, progress
         return Trajectories.load(path)
     index: dict[bytes, int] = {}
     parts: dict[str, list] = {"cells": [], "actions": [], "positions": [], "semantic": [], "world": []}
-    for world in tqdm(worlds, desc="crafter worlds", disable=not progress):
+    for world in bar(worlds, desc="crafter worlds", show=progress):
         played = play(world)
         frames = played.pop("frames")
         cells = frames.reshape(*frames.shape[:2], ROWS, CELL, COLS, CELL, 3).swapaxes(3, 4)
@@ -285,12 +283,13 @@ def make_crafter_clips(
     (no move), or "any". Worlds are generated as they are needed, about two seconds each, and kept in memory. Clip i
     depends on `(seed, i)` and the options. ValueError for options out of range, ImportError without the game.
     """
-    if not 2 <= n_frames <= STEPS + 1:
-        raise ValueError(f"n_frames must be in 2..{STEPS + 1}, got {n_frames}")
-    if not worlds:
+    n, seed = check_count("n", n), check_seed(seed)
+    n_frames = check_count("n_frames", n_frames, 2, STEPS + 1, "a trajectory has no more")
+    if not isinstance(worlds, (tuple, list, range)) or not worlds:
         raise ValueError(
-            "worlds is empty: give the seeds of at least one world, e.g. vdinterp.data.crafter.TEST_WORLDS"
+            f"worlds is {worlds!r}: give the seeds of at least one world, e.g. vdinterp.data.crafter.TEST_WORLDS"
         )
+    check_indices("worlds", worlds, low=0)
     if last not in ("any", "moved", "blocked", "still"):
         raise ValueError(f"last must be 'any', 'moved', 'blocked' or 'still', got {last!r}")
     picked = []

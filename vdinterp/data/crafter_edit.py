@@ -41,7 +41,7 @@ def with_facing(clips: Clips, material: str) -> Clips:
     if patch is None and (patch := _patch_of(sample_clips("crafter"), material)) is None:
         raise ValueError(f"no cell shows {material!r}, in these clips or in the sample clips")
     assert clips.player_position is not None and clips.semantic_map is not None
-    video, semantic = clips.video.clone(), clips.semantic_map.clone()
+    video, semantic = clips.pixels.clone(), clips.semantic_map.clone()
     position = clips.player_position
     there = position[:, -2, None] - position + step[:, None] + torch.tensor([ROWS // 2, COLS // 2])
     for clip, frame in np.ndindex(len(clips), clips.n_frames - 1):
@@ -55,7 +55,7 @@ def with_facing(clips: Clips, material: str) -> Clips:
 def _patch_of(clips: Clips, material: str) -> torch.Tensor | None:
     """The pixels that cells of a material most often show."""
     assert clips.semantic_map is not None
-    cells = cut(clips.video)[clips.semantic_map == SEMANTIC.index(material)]
+    cells = cut(clips.pixels)[clips.semantic_map == SEMANTIC.index(material)]
     if not len(cells):
         return None
     shown, counts = cells.unique(dim=0, return_counts=True)

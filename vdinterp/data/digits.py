@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load
 
+from vdinterp import store
+from vdinterp.counts import check_between, check_count, check_seed
 from vdinterp.data.clips import DIGIT_KINDS, Clips
 
 SPLITS = {"train": range(1437), "held_out": range(1437, 1797)}  # the last fifth; images come grouped by writer
@@ -33,9 +35,8 @@ def write_digits_asset(path: str | Path) -> None:
 
     digits: Any = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
-    save_file(
-        {"images": images, "labels": labels}, path, metadata={"source": "UCI optdigits via scikit-learn, CC BY 4.0"}
-    )
+    tensors = {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}
+    store.write_tensors(path, tensors, {"source": "UCI optdigits via scikit-learn, CC BY 4.0"})
 
 
 @cache
@@ -170,17 +171,16 @@ def make_digit_clips(
     """
     if kind not in DIGIT_KINDS:
         raise ValueError(f"unknown kind of digit clips {kind!r}; known: {', '.join(DIGIT_KINDS)}")
-    if n < 1 or seed < 0 or start < 0:
-        raise ValueError(f"need n >= 1, seed >= 0 and start >= 0, got {n=}, {seed=}, {start=}")
+    n, seed, start = check_count("n", n), check_seed(seed), check_seed(start, "start")
     images = _split(split)
-    if not 6 <= n_frames <= len(images) - FRESH:
-        raise ValueError(f"n_frames must lie in 6..{len(images) - FRESH}, got {n_frames}")
-    if period is not None and (kind != "loop" or not 2 <= period <= n_frames - 2):
-        raise ValueError(f"period is for kind 'loop' and lies in 2..{n_frames - 2}; got period={period} for {kind!r}")
-    if lag is not None and (kind != "one_off" or not 2 <= lag <= n_frames - 2):
-        raise ValueError(f"lag is for kind 'one_off' and lies in 2..{n_frames - 2}; got lag={lag} for {kind!r}")
-    if filler is not None and (kind != "snippet" or not 0 <= filler < 1):
-        raise ValueError(f"filler is for kind 'snippet' and lies in [0, 1); got filler={filler} for {kind!r}")
+    n_frames = check_count("n_frames", n_frames, 6, len(images) - FRESH, "every image occurs once at most")
+    for name, value, owner in (("period", period, "loop"), ("lag", lag, "one_off"), ("filler", filler, "snippet")):
+        if value is not None and kind != owner:
+            raise ValueError(f"{name} is for kind {owner!r}; got {name}={value!r} for {kind!r}")
+        if value is not None and name != "filler":
+            check_count(name, value, 2, n_frames - 2)
+    if filler is not None and check_between("filler", filler, 0, 1) == 1:
+        raise ValueError("filler=1 leaves no room for snippets: give a share below 1")
     setting = next((value for value in (period, lag, filler) if value is not None), None)
     parts = [_clip(kind, seed, start + i, images, n_frames, setting) for i in range(n)]
     arrays = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]}

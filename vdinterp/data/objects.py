@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vdinterp.counts import check_count, check_seed
 from vdinterp.data.clips import OBJECT_KINDS, Clips
 
 BACKGROUND = (0.08, 0.08, 0.10)
 COLOURS = ((0.95, 0.35, 0.25), (0.30, 0.70, 0.95), (0.98, 0.85, 0.30), (0.45, 0.85, 0.45))
 OCCLUDER_COLOUR = (0.55, 0.55, 0.60)
+SIZES, MOST_FRAMES = (16, 4096), 10_000
 RADII, SPEEDS = (2.5, 4.5), (0.8, 2.0)  # pixels, pixels a frame; drawn uniformly
 
 
@@ -124,15 +126,14 @@ def make_object_clips(
     """
     if kind not in OBJECT_KINDS:
         raise ValueError(f"unknown kind of object clips {kind!r}; known: {', '.join(OBJECT_KINDS)}")
-    n_objects = n_objects if n_objects is not None else {"bounce": 2, "occlusion": 1}[kind]
-    if n < 1 or seed < 0 or start < 0 or n_frames < 4:
-        raise ValueError(
-            f"need n >= 1, seed >= 0, start >= 0 and n_frames >= 4, got {n=}, {seed=}, {start=}, {n_frames=}"
-        )
-    if not 1 <= n_objects <= len(COLOURS):
-        raise ValueError(f"n_objects must lie in 1..{len(COLOURS)}, got {n_objects}")
-    if len(size) != 2 or min(size) < 16:
-        raise ValueError(f"size is (height, width), each at least 16 pixels, got {size}")
+    n, seed, start = check_count("n", n), check_seed(seed), check_seed(start, "start")
+    n_frames = check_count("n_frames", n_frames, 4, MOST_FRAMES)
+    n_objects = {"bounce": 2, "occlusion": 1}[kind] if n_objects is None else n_objects
+    n_objects = check_count("n_objects", n_objects, 1, len(COLOURS))
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"size is (height, width) in pixels, got {size!r}")
+    for pixels in size:
+        check_count("size", pixels, *SIZES, "pixels")
     parts = [_clip(kind, seed, start + i, n_frames, (size[0], size[1]), n_objects) for i in range(n)]
     arrays = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]}
     predictable = (torch.arange(n_frames) >= 2).expand(n, -1).clone()

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from vdinterp.counts import check_count, check_seed
+
 DESIGNS = ("one-off", "loop", "cell loops", "translated", "velocity", "occlusion", "splice", "long cue")
 MEANING = {
     "one-off": "A B once, at a random lag, among frames that differ; then A again, and B is asked for",
@@ -100,10 +102,12 @@ def make_repeats(
     """
     if design not in DESIGNS:
         raise ValueError(f"unknown design {design!r}; there are {', '.join(DESIGNS)}")
-    if n < 1 or seed < 0:
-        raise ValueError(f"need n >= 1 and seed >= 0, got {n=}, {seed=}")
-    if n_frames < 5:
-        raise ValueError(f"{n_frames} frames are too few for a repeat at several lags; at least 5 are needed")
+    n, seed = check_count("n", n), check_seed(seed)
+    n_frames = check_count("n_frames", n_frames, 5, why="fewer are too few for a repeat at several lags")
+    if not isinstance(cells, (tuple, list)) or len(cells) != 2:
+        raise ValueError(f"cells is (rows, columns), got {cells!r}")
+    for size in cells:
+        check_count("cells", size)
     if pool.ndim != 5 or len(pool) < 2 * n_frames + 4:
         raise ValueError(
             f"the pool has shape {list(pool.shape)}; [clip frame channel height width] with at least "

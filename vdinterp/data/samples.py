@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from vdinterp.counts import check_count
 from vdinterp.data.clips import KINDS, Clips, make_clips
 
 CLIPS = Path(__file__).parent.parent / "assets" / "clips"
@@ -15,6 +16,7 @@ def sample_clips(kind: str = "crafter", n: int | None = None, n_frames: int | No
     """The first `n` held-out clips of a kind, cut to their first `n_frames` frames, with ground truth.
 
     `crafter`: 192 clips of 12 frames from worlds that no bundled model was trained on; the game itself is not needed.
+    A model that sees fewer (`tiny-crafter`: 8) is given the first ones, which is logged; `n_frames=8` cuts them here.
     The other kinds can be made anywhere and are (`make_clips` with seed 2024, 64 clips unless `n` says otherwise).
     ValueError for an unknown kind, or for more clips or frames than there are.
     """
@@ -28,8 +30,6 @@ def sample_clips(kind: str = "crafter", n: int | None = None, n_frames: int | No
     played = Trajectories.load(CLIPS / "crafter.safetensors")
     most, longest = played.actions.shape
     n, n_frames = most if n is None else n, longest if n_frames is None else n_frames
-    if not 1 <= n <= most:
-        raise ValueError(f"there are {most} sample clips, {n} were asked for; make_clips('crafter', n) makes more")
-    if not 1 <= n_frames <= longest:
-        raise ValueError(f"sample clips have {longest} frames, {n_frames} were asked for; make_clips makes longer ones")
+    n = check_count("n", n, 1, most, f"there are {most} sample clips; make_clips('crafter', n) makes more")
+    n_frames = check_count("n_frames", n_frames, 1, longest, "make_clips makes longer ones")
     return as_clips(played, torch.arange(n), torch.zeros(n, dtype=torch.long), n_frames)

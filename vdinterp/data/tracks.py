@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 
+from vdinterp.counts import check_count
 from vdinterp.data.clips import Clips
 from vdinterp.grid import TokenGrid
 
@@ -21,6 +22,7 @@ def cell_tracks(clips: Clips, grid: TokenGrid, frame: int = -1) -> Int[torch.Ten
     Raises ValueError for clips that do not say where things are.
     """
     if clips.kind == "crafter" and clips.player_position is not None and clips.semantic_map is not None:
+        check_count("frame", frame, -grid.n_frames, grid.n_frames - 1, "the model's")
         return _of_cells(clips, grid, range(grid.n_frames)[frame])
     if clips.position is not None and clips.visible_fraction is not None:
         return _of_objects(clips, grid)
@@ -47,7 +49,7 @@ def _of_cells(clips: Clips, grid: TokenGrid, frame: int) -> torch.Tensor:
 
 def _of_objects(clips: Clips, grid: TokenGrid) -> torch.Tensor:
     assert clips.position is not None and clips.visible_fraction is not None
-    height, width = clips.video.shape[-2:]
+    height, width = clips.pixels.shape[-2:]
     at = clips.position[:, : grid.n_frames].transpose(1, 2)  # clip object frame 2
     row = ((at[..., 0] + 0.5) * grid.n_rows / height).long().clamp(0, grid.n_rows - 1)
     col = ((at[..., 1] + 0.5) * grid.n_cols / width).long().clamp(0, grid.n_cols - 1)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 
+from vdinterp import store
 from vdinterp.data.clips import Clips
 from vdinterp.data.film import Film
 
@@ -224,16 +225,8 @@ def write_video(
     pixels = (video.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     pixels = pixels.expand(-1, 3, -1, -1).repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     images = rearrange(pixels, "frame channel height width -> frame height width channel").numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it first, so that a stopped run leaves no half of a film.
-    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        write = _write_gif if path.suffix.lower() == ".gif" else _write_film
-        write(unfinished, images, fps)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    encode = _write_gif if path.suffix.lower() == ".gif" else _write_film
+    return store.write(path, lambda unfinished: encode(unfinished, images, fps))
 
 
 def _write_film(path: Path, images: np.ndarray, fps: float | int) -> None:

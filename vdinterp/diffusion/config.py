@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from vdinterp.settings import build, check_fields
 
 Objective = Literal["eps", "x0", "v", "flow"]
 Schedule = Literal["cosine", "cosine_simple_diffusion", "linear", "sigmoid", "flow"]
 
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
+MOST = 1_000_000  # levels, and of every factor: beyond it float32 holds nothing of a schedule
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,13 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"unknown objective {self.objective!r}; choose one of {list(OBJECTIVES)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {list(SCHEDULES)}")
-        if isinstance(self.n_levels, bool) or not isinstance(self.n_levels, int) or self.n_levels < 2:
-            raise ValueError(f"n_levels must be an integer of at least 2, got {self.n_levels!r}")
-        for name in ("clip", "shift"):
+        check_fields(self)
+        if not 2 <= self.n_levels <= MOST:
+            raise ValueError(f"n_levels must be an integer of at least 2, at most {MOST}, got {self.n_levels!r}")
+        for name in ("clip", "shift", "precond_scale"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        if self.precond_scale is not None and not (math.isfinite(self.precond_scale) and self.precond_scale > 0):
-            raise ValueError(f"precond_scale must be None or a positive number, got {self.precond_scale!r}")
+            if value is not None and not 0 < value <= MOST:
+                raise ValueError(f"{name} must be a positive number, at most {MOST}, got {value!r}")
         if self.zero_terminal_snr and self.schedule != "linear":
             raise ValueError(f"zero_terminal_snr rescales the 'linear' schedule only, not {self.schedule!r}")
         ends_without_signal = self.schedule in ("cosine", "flow") or self.zero_terminal_snr
@@ -71,15 +68,21 @@ class DiffusionConfig:
         """`vp`: signal^2 + sigma^2 = 1. `flow`: signal + sigma = 1."""
         return "flow" if self.schedule == "flow" else "vp"
 
+    @property
+    def told_k(self) -> bool:
+        """Whether the network is told `k` itself, a whole number; otherwise a log-SNR or a scaled sigma."""
+        return self.path == "vp" and self.precond_scale is None
+
+    def _repr_html_(self) -> str:
+        from vdinterp.plotting import settings
+
+        return settings(self)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able dictionary; `from_dict` inverts it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> DiffusionConfig:
-        """Inverse of `to_dict`. Raises `ValueError` on an unknown field."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(d) - known)
-        if unknown:
-            raise ValueError(f"unknown diffusion setting {unknown}; known are {sorted(known)}")
-        return cls(**d)
+        """Inverse of `to_dict`. Raises `ValueError` on a field that is unknown or of another type."""
+        return build(cls, d)

@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from vdinterp.counts import check_seed
+
 _INITIAL, _HISTORY, _ANCESTRAL = 0, 1, 2
 
 
@@ -42,9 +44,7 @@ class SeededNoise:
     """
 
     def __init__(self, seed: int, keys: Sequence[tuple[int, ...]]) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.keys = [tuple(int(part) for part in key) for key in keys]
 
     def _draw(self, kind: int, step: int, branch: int, shape: Sequence[int]) -> torch.Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 
+from vdinterp.counts import check_count
 from vdinterp.diffusion.config import DiffusionConfig
 
 _MAX_LOGSNR = 15.0  # both ends of the Simple Diffusion schedule
@@ -154,6 +155,5 @@ def levels(steps: int, n_levels: int) -> Int[torch.Tensor, "step"]:
     Raises:
         ValueError: `steps` is not in `[1, n_levels]`.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= n_levels:
-        raise ValueError(f"steps must be an integer in [1, {n_levels}] (the number of noise levels), got {steps!r}")
+    check_count("steps", steps, high=n_levels, why="the model's noise levels")
     return torch.linspace(-1, n_levels - 1, steps + 1).long()

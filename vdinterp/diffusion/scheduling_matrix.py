@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 
+from vdinterp.counts import check_count
 from vdinterp.diffusion.schedule import levels
 
 MATRICES = ("full_sequence", "autoregressive", "pyramid", "trapezoid")
@@ -42,9 +43,7 @@ def trapezoid(n_frames: int, steps: int, n_levels: int, uncertainty: float = 1.0
 
 
 def _frames(n_frames: int) -> int:
-    if isinstance(n_frames, bool) or not isinstance(n_frames, int) or n_frames < 1:
-        raise ValueError(f"n_frames must be a positive integer, got {n_frames!r}")
-    return n_frames
+    return check_count("n_frames", n_frames)
 
 
 def _lag(distance: torch.Tensor, uncertainty: float) -> torch.Tensor:

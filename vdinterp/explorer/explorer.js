@@ -1,78 +1,20 @@
-// The attention explorer's front end, for a notebook (`render`, with Python behind it) and for a page of its own
-// (`openPage`, with the numbers inside the page). Both hand `mount` a source:
-//   start() -> {info, image}: what there is to choose, and the frames as the bytes of one picture
-//   row({pass, layer, head, direction, token}) -> {values, half}: a probability for every token, and a function that
-//   gives half the step to which a value was rounded
-const PATIENCE = 15000; // milliseconds until a row that does not come is given up
+// The attention explorer's front end, for a notebook (`render`) and for a page of its own (`openPage`). Both hand `mount`
+// a source (sources.js, which stands before this file).
 const KEPT_ROWS = 2000;
 const GAP = 6; // pixels between two frames
 const MOVES = {
   ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], ArrowLeft: [0, 0, -1], ArrowRight: [0, 0, 1],
   PageUp: [-1, 0, 0], "[": [-1, 0, 0], PageDown: [1, 0, 0], "]": [1, 0, 0],
 };
-const DIRECTIONS = [["from", "from this patch: where it looks"], ["to", "to this patch: what looks at it"]];
+const DIRECTIONS = [
+  ["from", "from this patch: where it looks"],
+  ["to", "to this patch: what looks at it"],
+  ["frame", "from this whole frame: mean over its patches"],
+];
+const ADDRESS = ["pass", "layer", "head", "direction"]; // parts of the choice that a link holds as they are
 
-function kernelSource(model) {
-  const view = Math.random().toString(36).slice(2);
-  const waiting = new Map();
-  let asked = 0;
-  const hear = (answer, buffers) => {
-    const question = waiting.get(answer.id);
-    if (!question) return;
-    waiting.delete(answer.id);
-    clearTimeout(question.timer);
-    if (answer.error) question.reject(new Error(answer.error));
-    else question.resolve({ ...answer, bytes: buffers.length ? bytesOf(buffers[0]) : null });
-  };
-  const ask = (question) => new Promise((resolve, reject) => {
-    const id = `${view}.${asked++}`;
-    const giveUp = () => {
-      waiting.delete(id);
-      reject(new Error("No answer from Python: busy, so try again later, or stopped, so run the cell again."));
-    };
-    const timer = question.kind === "row" && setTimeout(giveUp, PATIENCE);
-    waiting.set(id, { resolve, reject, timer });
-    model.send({ ...question, id });
-  });
-  model.on("msg:custom", hear);
-  return {
-    start: async () => {
-      const { info, css, bytes } = await ask({ kind: "start" });
-      return { info, css, image: bytes };
-    },
-    row: async (wish) => {
-      const { top, levels, bytes } = await ask({ kind: "row", ...wish });
-      return { values: Float32Array.from(bytes, (level) => (level * top) / levels), half: () => top / levels / 2 };
-    },
-    close: () => model.off("msg:custom", hear),
-  };
-}
-
-function pageSource({ info, image, blocks }) {
-  const heads = new Map();
-  const size = info.grid[0] * info.grid[1] * info.grid[2];
-  const head = async (wish) => {
-    const layer = info.layers.findIndex(([index]) => index === wish.layer);
-    const place = (wish.pass * info.layers.length + layer) * info.heads.length + info.heads.indexOf(wish.head);
-    if (!heads.has(place)) heads.set(place, await inflate(fromBase64(blocks[place])));
-    const block = heads.get(place);
-    return { maxima: new Float32Array(block, 0, size), levels: new Uint8Array(block, 4 * size) };
-  };
-  return {
-    start: async () => ({ info, image: fromBase64(image) }),
-    row: async (wish) => {
-      const { maxima, levels } = await head(wish);
-      const rows = wish.direction === "from";
-      const query = (other) => (rows ? wish.token : other);
-      const level = (other) => levels[rows ? wish.token * size + other : other * size + wish.token];
-      const values = new Float32Array(size);
-      for (let other = 0; other < size; other++) values[other] = (level(other) * maxima[query(other)]) / info.levels;
-      return { values, half: (other) => maxima[query(other)] / info.levels / 2 };
-    },
-  };
-}
-
-async function mount(el, source) {
+// `address`, where there is one, holds the choice: read() -> parts by name, write(parts).
+async function mount(el, source, address = null) {
   const { info, image } = await source.start();
   const [nFrames, nRows, nCols] = info.grid;
   const picture = await createImageBitmap(new Blob([image]));
@@ -81,6 +23,7 @@ async function mount(el, source) {
   const rows = new Map();
   const wish = { pass: 0, layer: info.start.layer, head: info.start.head, direction: "from", token: info.start.token };
   let pinned = info.start.pinned;
+  readAddress();
   let hovered = null;
   let shown = null; // {wish, values, half} of what is drawn
   let asking = false;
@@ -88,7 +31,8 @@ async function mount(el, source) {
   const root = add(el, "div", "vdinterp-explorer");
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys would move to another cell
   const controls = add(root, "div", "controls");
-  const strip = add(root, "div", "strip");
+  const panes = add(root, "div", "panes");
+  const strip = add(add(panes, "div", "stage"), "div", "strip");
   strip.tabIndex = 0;
   strip.setAttribute("role", "application");
   strip.setAttribute("aria-label", "Frames of the clip. Arrow keys move the patch, Page Up and Page Down the frame.");
@@ -110,12 +54,14 @@ async function mount(el, source) {
     "Hover over a patch to preview it, click to pin it: then the pointer reads off probabilities. Arrow keys move " +
     `the patch, Page Up and Page Down (or [ and ]) the frame, Escape unpins. ${info.rounding}`;
 
+  const selects = {};
   const choose = (label, name, options) => {
     const box = add(controls, "label");
     add(box, "span").textContent = label;
     const select = add(box, "select", name);
     for (const [value, text] of options) select.add(new Option(text, value));
     select.value = wish[name];
+    selects[name] = select;
     select.addEventListener("change", () => {
       wish[name] = name === "direction" ? select.value : Number(select.value);
       update();
@@ -136,22 +82,24 @@ async function mount(el, source) {
     const pen = canvas.getContext("2d", { willReadFrequently: true });
     const [left, top] = [(frame % info.sheet) * width, Math.floor(frame / info.sheet) * height];
     pen.drawImage(picture, left, top, width, height, 0, 0, width, height);
-    return { canvas, caption, pen, grey: greyed(pen.getImageData(0, 0, width, height)) };
+    return { canvas, caption, pen, pale: paled(pen.getImageData(0, 0, width, height)) };
   });
   // Pixels are enlarged by whole numbers, so that patches stay equally large; a patch is never too small to hit.
-  const wanted = Math.max(6 * Math.max(nRows, nCols), Math.min(240, Math.max(120, 1120 / nFrames)));
-  const ratio = wanted / Math.max(width, height);
-  const factor = ratio >= 1 ? Math.round(ratio) : ratio;
-  root.style.setProperty("--frame-width", `${width * factor}px`);
-  root.style.setProperty("--frame-height", `${height * factor}px`);
+  const wanted = Math.max(6 * Math.max(nRows, nCols), Math.min(320, Math.max(200, 1700 / nFrames)));
   root.style.setProperty("--gap", `${GAP}px`);
-  strip.classList.toggle("enlarged", ratio >= 1);
   // Rows of equal length; what is observed does not change its own size by it.
   new ResizeObserver(() => {
-    const room = Math.max(1, Math.floor((controls.clientWidth + GAP) / (width * factor + GAP)));
+    const space = strip.parentElement.clientWidth - 4;
+    const ratio = Math.min(wanted, space) / Math.max(width, height);
+    const factor = ratio >= 1 ? Math.max(1, width * Math.round(ratio) <= space ? Math.round(ratio) : Math.floor(ratio)) : ratio;
+    root.style.setProperty("--frame-width", `${width * factor}px`);
+    root.style.setProperty("--frame-height", `${height * factor}px`);
+    strip.classList.toggle("enlarged", factor >= 1);
+    const room = Math.max(1, Math.floor((space + GAP) / (width * factor + GAP)));
     const perRow = Math.ceil(nFrames / Math.ceil(nFrames / room));
     strip.style.gridTemplateColumns = `repeat(${perRow}, max-content)`;
-  }).observe(controls);
+  }).observe(strip.parentElement);
+  const wall = info.wall ? makeWall() : null;
   const overlay = Object.assign(document.createElement("canvas"), { width: nCols, height: nRows });
   const overlayPen = overlay.getContext("2d");
   const cells = overlayPen.createImageData(nCols, nRows);
@@ -170,6 +118,91 @@ async function mount(el, source) {
       box.style.top = `${(100 * row) / nRows}%`;
       frames[frame].canvas.parentElement.append(box);
     };
+  }
+
+  // A small map of every head for the same patch, layers down and heads across; a click shows that head.
+  function makeWall() {
+    const perRow = Math.ceil(Math.sqrt(nFrames));
+    const [mapWidth, mapHeight] = [perRow * (nCols + 1) - 1, Math.ceil(nFrames / perRow) * (nRows + 1) - 1];
+    const side = add(panes, "div", "side");
+    add(side, "div", "name").textContent = "Every head: layers down, heads across, each to its own largest";
+    const board = add(side, "div", "wall");
+    board.style.gridTemplateColumns = `max-content repeat(${info.heads.length}, minmax(40px, 1fr))`;
+    const maps = info.layers.flatMap(([layer], row) => {
+      add(board, "div", "row").textContent = layer;
+      return info.heads.map((head) => {
+        const button = add(board, "button", "map");
+        button.type = "button";
+        const canvas = Object.assign(add(button, "canvas"), { width: mapWidth, height: mapHeight });
+        button.addEventListener("click", () => {
+          selects.layer.value = wish.layer = layer;
+          selects.head.value = wish.head = head;
+          update();
+        });
+        return { layer, head, button, pen: canvas.getContext("2d"), pixels: new ImageData(mapWidth, mapHeight) };
+      });
+    });
+    let [drawn, asking] = [null, false];
+    const paint = (found) =>
+      maps.forEach(({ button, layer, head, pen, pixels }, index) => {
+        const { top, values, most } = found[index];
+        const name = `layer ${layer}, head ${head}: largest ${written(top)}`;
+        button.title = name;
+        button.setAttribute("aria-label", name);
+        for (let token = 0; token < values.length; token++) {
+          const [frame, row, col] = coordinates(token);
+          const [left, up] = [(frame % perRow) * (nCols + 1), Math.floor(frame / perRow) * (nRows + 1)];
+          const level = most > 0 ? Math.round((255 * values[token]) / most) : 0;
+          const at = 4 * ((up + row) * mapWidth + left + col);
+          pixels.data.set([palette[4 * level], palette[4 * level + 1], palette[4 * level + 2], 255], at);
+        }
+        pen.putImageData(pixels, 0, 0);
+      });
+    const mark = () =>
+      maps.forEach(({ button, layer, head }) =>
+        button.setAttribute("aria-pressed", String(layer === wish.layer && head === wish.head)));
+    // As `update`: one question at a time, and only what is wanted last.
+    return async () => {
+      mark();
+      if (asking) return;
+      asking = true;
+      try {
+        for (;;) {
+          const asked = { pass: wish.pass, direction: wish.direction, token: wish.token };
+          if (asked.direction === "frame") asked.token -= asked.token % (nRows * nCols);
+          if (drawn && same(drawn, asked)) break;
+          const found = await source.wall(asked);
+          paint(found);
+          drawn = asked;
+        }
+      } catch (error) {
+        status.textContent = error.message;
+      } finally {
+        asking = false;
+      }
+    };
+  }
+
+  function readAddress() {
+    const held = address ? address.read() : {};
+    const choices = {
+      pass: info.passes.map((_, index) => index), layer: info.layers.map(([layer]) => layer), head: info.heads,
+      direction: DIRECTIONS.map(([name]) => name),
+    };
+    for (const name of ADDRESS) {
+      const found = choices[name].find((choice) => String(choice) === held[name]);
+      if (found !== undefined) wish[name] = found;
+    }
+    const [frame, row, col] = (held.patch ?? "").split(".").map(Number);
+    if (!(frame < nFrames && row < nRows && col < nCols)) return;
+    wish.token = (frame * nRows + row) * nCols + col;
+    pinned = true;
+  }
+
+  function writeAddress() {
+    if (!address || !pinned) return;
+    const parts = ADDRESS.map((name) => [name, wish[name]]);
+    address.write(Object.fromEntries([...parts, ["patch", coordinates(wish.token).join(".")]]));
   }
 
   function coordinates(token) {
@@ -193,8 +226,8 @@ async function mount(el, source) {
         cells.data.set(palette.subarray(4 * level, 4 * level + 4), 4 * cell);
       }
       overlayPen.putImageData(cells, 0, 0);
-      const { pen, grey } = frames[frame];
-      pen.putImageData(grey, 0, 0);
+      const { pen, pale } = frames[frame];
+      pen.putImageData(pale, 0, 0);
       pen.imageSmoothingEnabled = false;
       pen.drawImage(overlay, 0, 0, width, height);
     }
@@ -203,9 +236,11 @@ async function mount(el, source) {
   }
 
   function describe() {
-    patchName.textContent = wish.direction === "from" ? "Query" : "Key";
-    patchText.textContent = place(wish.token) + (pinned ? ", pinned" : "");
-    patchMark(wish.token);
+    const whole = wish.direction === "frame";
+    patchName.textContent = whole ? "Queries" : wish.direction === "from" ? "Query" : "Key";
+    const here = whole ? `all patches of frame ${coordinates(wish.token)[0]}` : place(wish.token);
+    patchText.textContent = here + (pinned ? ", pinned" : "");
+    patchMark(whole ? null : wish.token);
     pointerMark(hovered === wish.token ? null : hovered);
     const frame = coordinates(wish.token)[0];
     frames.forEach(({ caption }, index) => caption.classList.toggle("here", index === frame));
@@ -236,6 +271,8 @@ async function mount(el, source) {
         describe();
       }
       status.textContent = "";
+      writeAddress();
+      if (wall) wall();
     } catch (error) {
       status.textContent = error.message;
     } finally {
@@ -314,7 +351,8 @@ function written(value) {
   return value >= 1e-4 ? value.toPrecision(3) : value.toExponential(1);
 }
 
-// 256 colours between the stops, as RGBA. The root keeps weak attention visible; at 0 the frame still shows through.
+// 256 colours between the stops, as RGBA. Where there is no attention the frame shows as it is; the root keeps weak
+// attention visible.
 function colorTable(stops) {
   const parts = stops.map((stop) => [1, 3, 5].map((at) => parseInt(stop.slice(at, at + 2), 16)));
   const table = new Uint8ClampedArray(1024);
@@ -322,32 +360,30 @@ function colorTable(stops) {
     const at = (level / 255) * (parts.length - 1);
     const low = Math.min(Math.floor(at), parts.length - 2);
     const mixed = parts[low].map((value, channel) => value + (at - low) * (parts[low + 1][channel] - value));
-    table.set([...mixed, 255 * (0.35 + 0.6 * Math.sqrt(level / 255))], 4 * level);
+    table.set([...mixed, 255 * 0.92 * Math.sqrt(level / 255)], 4 * level);
   }
   return table;
 }
 
-function greyed(image) {
+// The picture, lighter and with half of its colour, so that it can be told from what is laid over it.
+function paled(image) {
   const { data } = image;
-  for (let at = 0; at < data.length; at += 4) data.fill((data[at] + data[at + 1] + data[at + 2]) / 3, at, at + 3);
+  for (let at = 0; at < data.length; at += 4) {
+    const grey = (data[at] + data[at + 1] + data[at + 2]) / 3;
+    for (let channel = at; channel < at + 3; channel++) data[channel] = 60 + (0.76 * (data[channel] + grey)) / 2;
+  }
   return image;
-}
-
-function bytesOf(buffer) {
-  return new Uint8Array(buffer.buffer ?? buffer, buffer.byteOffset ?? 0, buffer.byteLength);
-}
-
-function fromBase64(text) {
-  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-}
-
-function inflate(bytes) {
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
 }
 
 function openPage() {
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
-  return mount(document.getElementById("explorer"), pageSource(data));
+  // Inside another page's frame there is no address of its own.
+  const own = location.protocol !== "about:";
+  const address = {
+    read: () => Object.fromEntries(new URLSearchParams(location.hash.slice(1))),
+    write: (parts) => history.replaceState(null, "", `#${new URLSearchParams(parts)}`),
+  };
+  return mount(document.getElementById("explorer"), pageSource(data), own ? address : null);
 }
 
 async function render({ model, el }) {

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from plotly.colors import get_colorscale
 
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, check_noised
 from vdinterp.explorer.encoding import frame_sheet
 from vdinterp.grid import TokenGrid
 from vdinterp.models import ActivationCache, AttentionPattern
@@ -22,10 +22,15 @@ from vdinterp.plotting.attention import COLORSCALE
 from vdinterp.plotting.filmstrip import to_rgb
 from vdinterp.plotting.page import written
 
+Direction = Literal["from", "to", "frame"]
+
 if TYPE_CHECKING:
     from vdinterp.explorer.widget import ExplorerWidget
 
 LARGEST_PAGE = 2_000_000  # bytes
+LARGEST_WALL = 2_000_000  # probabilities of all heads for one patch
+MOST_QUERIES = 32  # of a frame, by which the head that is shown first is chosen
+MOST_AT_ONCE = 2**24  # probabilities in memory while a frame's mean is taken
 STEPS = 255  # quantisation of what a notebook's front end is sent
 
 
@@ -42,8 +47,9 @@ class AttentionExplorer:
         patterns: for each pass over the clip, under a name for it ("noise level 900"), the self-attention patterns of
             all layers in order.
         clip: which clip of the patterns' batch `frames` are.
-        layer, head, query: what is shown first; `query` is (frame, row, col) and stays pinned. Without it the last
-            layer, the first head and the middle of the last frame.
+        layer, head, query: what is shown first; `query` is (frame, row, col) and stays pinned. Without it the middle
+            of the last frame, and of the layers and heads that are left open the one whose queries in that frame give
+            the most to a single patch of another frame.
 
     Raises ValueError for patterns that are not of one model and grid, for cross-attention, and for frames that do not
     fit the grid.
@@ -56,7 +62,7 @@ class AttentionExplorer:
         *,
         clip: int = 0,
         layer: int | None = None,
-        head: int = 0,
+        head: int | None = None,
         query: tuple[int, int, int] | None = None,
     ) -> None:
         self.patterns = {str(name): list(layers) for name, layers in patterns.items()}
@@ -64,8 +70,10 @@ class AttentionExplorer:
         first = next(iter(self.patterns.values()))
         self.grid: TokenGrid = first[0].grid
         self.n_layers, self.n_heads = len(first), first[0].n_heads
-        self.layer = _index("layer", -1 if layer is None else layer, self.n_layers)
-        self.head = _index("head", head, self.n_heads)
+        self._asked = (
+            None if layer is None else _index("layer", layer, self.n_layers),
+            None if head is None else _index("head", head, self.n_heads),
+        )
         self.pinned = query is not None
         middle = (-1, self.grid.n_rows // 2, self.grid.n_cols // 2)
         if query is not None and len(query) != 3:
@@ -90,7 +98,7 @@ class AttentionExplorer:
         clip: int = 0,
         *,
         layer: int | None = None,
-        head: int = 0,
+        head: int | None = None,
         query: tuple[int, int, int] | None = None,
     ) -> AttentionExplorer:
         """The explorer of passes that were cached with `rot_q` and `rot_k` of every layer, under a name for each.
@@ -107,15 +115,16 @@ class AttentionExplorer:
         clip: int = 0,
         *,
         layer: int | None = None,
-        head: int = 0,
+        head: int | None = None,
         query: tuple[int, int, int] | None = None,
     ) -> AttentionExplorer:
         """The explorer of one of some noised clips, a pass for each of their noise levels. Shows the clean frames.
 
         Raises ValueError when there is no such clip; otherwise as the class.
         """
+        check_noised(noised)
         clip = _index("clip", clip, len(noised.clips))
-        names, frames = ["rot_q", "rot_k"], noised.clips.video[clip, : noised.n_frames]
+        names, frames = ["rot_q", "rot_k"], noised.video[clip]
         caches = {
             f"noise level {level:g}": noised.cache(level, names, slice(clip, clip + 1)) for level in noised.levels
         }
@@ -125,18 +134,66 @@ class AttentionExplorer:
         n_frames, n_rows, n_cols = self.grid.shape
         return (
             f"AttentionExplorer({n_frames} frames of {n_rows} x {n_cols} patches, {self.n_layers} layers x "
-            f"{self.n_heads} heads, {len(self.patterns)} passes)"
+            f"{self.n_heads} heads, {self.n_passes})"
         )
+
+    @property
+    def n_passes(self) -> str:
+        """How many passes there are, in words."""
+        return f"{len(self.patterns)} pass{'es' if len(self.patterns) > 1 else ''}"
+
+    @property
+    def layer(self) -> int:
+        """The layer that is shown first."""
+        return self._first[0]
+
+    @property
+    def head(self) -> int:
+        """The head that is shown first."""
+        return self._first[1]
+
+    @cached_property
+    @torch.no_grad()
+    def _first(self) -> tuple[int, int]:
+        """Layer and head: as asked for, else of those that are open the one that looks elsewhere most sharply."""
+        layers, heads = ([one] if one is not None else list(range(n)) for one, n in zip(
+            self._asked, (self.n_layers, self.n_heads), strict=True))  # fmt: skip
+        if len(layers) == len(heads) == 1:
+            return layers[0], heads[0]
+        frame = self.grid.coordinates(self.token)[0]
+        own = self.grid.frame_of() == frame
+        queries = own.nonzero()[:, 0]
+        queries = queries[:: max(1, len(queries) // MOST_QUERIES)].tolist()
+        sharp = torch.zeros(len(layers), len(heads))
+        for index, layer in enumerate(layers):
+            for pattern in (passes[layer].heads(heads) for passes in self.patterns.values()):
+                elsewhere = pattern.rows(queries)[0].masked_fill(own.to(pattern.q.device), 0)
+                sharp[index] += elsewhere.amax(-1).mean(-1).cpu()
+        layer, head = np.unravel_index(int(sharp.argmax()), sharp.shape)
+        return layers[int(layer)], heads[int(head)]
 
     @torch.no_grad()
     def values(
-        self, name: str, layer: int, head: int, token: int, direction: Literal["from", "to"] = "from"
+        self, name: str, layer: int, head: int, token: int, direction: Direction = "from"
     ) -> Float[np.ndarray, " pos"]:
-        """What is drawn: the probabilities that query `token` gives every key, or ("to") every query gives it."""
-        pattern = self.patterns[name][layer].heads([head])
-        if direction == "from":
-            return pattern.rows([token])[0, 0, 0].cpu().numpy()
-        return pattern.columns([token])[0, 0, :, 0].cpu().numpy()
+        """What is drawn: the probabilities that query `token` gives every key, ("to") every query gives it, or
+        ("frame") the queries of its frame give on average."""
+        return self._of_heads(self.patterns[name][layer].heads([head]), token, direction)[0]
+
+    @torch.no_grad()
+    def wall(self, name: str, token: int, direction: Direction = "from") -> Float[np.ndarray, "layer head pos"]:
+        """`values` of every layer and head."""
+        return np.stack([self._of_heads(pattern, token, direction) for pattern in self.patterns[name]])
+
+    def _of_heads(self, pattern: AttentionPattern, token: int, direction: Direction) -> Float[np.ndarray, "head pos"]:
+        if direction == "to":
+            return pattern.columns([token])[0, :, :, 0].float().cpu().numpy()
+        queries = torch.tensor([token])
+        if direction == "frame":
+            queries = (self.grid.frame_of() == self.grid.coordinates(token)[0]).nonzero()[:, 0]
+        at_once = max(1, MOST_AT_ONCE // (pattern.n_heads * pattern.n_keys))
+        parts = [pattern.rows(part.tolist())[0].float().sum(1) for part in queries.split(at_once)]
+        return (torch.stack(parts).sum(0) / len(queries)).cpu().numpy()
 
     @cached_property
     def sheet(self) -> tuple[bytes, int]:
@@ -154,6 +211,7 @@ class AttentionExplorer:
             "layers": [(layer, f"{layer} ({self.axes[layer]})" if several_axes else str(layer)) for layer in layers],
             "heads": list(heads),
             "levels": levels,
+            "wall": len(layers) * len(heads) * self.grid.n_tokens <= LARGEST_WALL,
             "rounding": f"Values are rounded to steps of 1/{levels} of the largest in their {rounding}.",
             "colors": [color for _, color in get_colorscale(COLORSCALE)],
             "start": {

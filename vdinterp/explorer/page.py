@@ -95,7 +95,7 @@ def _page(explorer: AttentionExplorer, data: dict[str, Any]) -> str:
     layers, heads = len(data["info"]["layers"]), len(data["info"]["heads"])
     about = (
         f"{n_frames} frames of {n_rows} x {n_cols} patches, {layers} of {explorer.n_layers} layers, {heads} of "
-        f"{explorer.n_heads} heads, {len(explorer.patterns)} passes"
+        f"{explorer.n_heads} heads, {explorer.n_passes}"
     )
     body = (
         f'<div class="page">\n<header><h1>Attention explorer</h1><p>{about} &middot; vdinterp {version("vdinterp")}'
@@ -103,8 +103,13 @@ def _page(explorer: AttentionExplorer, data: dict[str, Any]) -> str:
     )
     return offline_page(
         title="Attention explorer", style=STYLE + script("explorer.css"), body=body, data_id="explorer-data", data=data,
-        script=f"{script('explorer.js')}\nopenPage();\n",
+        script=f"{front_end()}\nopenPage();\n",
     )  # fmt: skip
+
+
+def front_end() -> str:
+    """The module that a page and a notebook run."""
+    return script("sources.js") + script("explorer.js")
 
 
 def script(name: str) -> str:

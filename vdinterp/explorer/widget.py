@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 
 from vdinterp.explorer.encoding import quantised
-from vdinterp.explorer.page import script
+from vdinterp.explorer.page import front_end, script
 
 if TYPE_CHECKING:
     from vdinterp.explorer.explorer import AttentionExplorer
@@ -52,17 +52,20 @@ class ExplorerWidget(anywidget.AnyWidget):
         self.send({"id": question.get("id"), **answer}, buffers)
 
     def answer(self, question: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-        """The answer to one of the front end's questions, `kind` "code", "start" or "row", and its binary part."""
+        """The answer to a question of the front end, `kind` "code", "start", "row" or "wall", and its binary part."""
         from vdinterp.explorer.explorer import STEPS
 
         explorer = self.explorer
         if question["kind"] == "code":
-            return {"code": script("explorer.js")}, []
+            return {"code": front_end()}, []
         if question["kind"] == "start":
             layers, heads = range(explorer.n_layers), range(explorer.n_heads)
             info = explorer.info(layers, heads, STEPS, "row or column")
             return {"info": info, "css": script("explorer.css")}, [explorer.sheet[0]]
         name = list(explorer.patterns)[question["pass"]]
+        if question["kind"] == "wall":
+            levels, maxima = quantised(explorer.wall(name, question["token"], question["direction"]), STEPS)
+            return {"tops": maxima.ravel().tolist(), "levels": STEPS}, [levels.tobytes()]
         wanted = (question[part] for part in ("layer", "head", "token", "direction"))
         levels, maximum = quantised(explorer.values(name, *wanted), STEPS)
         return {"top": float(maximum), "levels": STEPS}, [levels.tobytes()]

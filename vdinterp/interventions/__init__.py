@@ -11,13 +11,15 @@ Where: a site (a hook name, an alias, a key, a list) or `layers`; then `heads`, 
 
 from vdinterp.interventions.attention import MaskAttention, TransferAttention
 from vdinterp.interventions.base import (
+    Acting,
     HookPair,
     Intervention,
+    Pass,
     Run,
     Site,
     check_choice,
     check_interventions,
-    check_list,
+    hooks_of,
 )
 from vdinterp.interventions.condition import SetCondition, SetNoiseLevel
 from vdinterp.interventions.replace import Ablate, Custom, Freeze, Patch, Steer
@@ -27,7 +29,8 @@ from vdinterp.interventions.site import CHANNEL_AXES, SAMPLE_AXES, SiteIntervent
 from vdinterp.interventions.stored import check_stored, fitted
 
 __all__ = [
-    "CHANNEL_AXES", "SAMPLE_AXES", "Ablate", "Custom", "Freeze", "HookPair", "Intervention", "MaskAttention", "Patch",
-    "RotateRope", "Run", "SetCondition", "SetNoiseLevel", "Site", "SiteIntervention", "Steer", "TransferAttention",
-    "check_choice", "check_interventions", "check_list", "check_stored", "fitted", "from_json", "to_json",
+    "CHANNEL_AXES", "SAMPLE_AXES", "Ablate", "Acting", "Custom", "Freeze", "HookPair", "Intervention", "MaskAttention",
+    "Pass", "Patch", "RotateRope", "Run", "SetCondition", "SetNoiseLevel", "Site", "SiteIntervention", "Steer",
+    "TransferAttention", "check_choice", "check_interventions", "check_stored", "fitted", "from_json",
+    "hooks_of", "to_json",
 ]  # fmt: skip

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 
-from vdinterp.interventions.base import HookPair, Intervention, Run, check_choice, check_list, chosen_layers
+from vdinterp.counts import check_indices
+from vdinterp.interventions.base import HookPair, Intervention, Run, check_choice, chosen_layers
 from vdinterp.interventions.replace import Patch
 from vdinterp.interventions.site import Computed, SiteIntervention
 from vdinterp.interventions.stored import check_holds, fitted
@@ -20,27 +23,43 @@ class MaskAttention(Intervention):
     """Forbid attention without computing a pattern: the mask goes into the fused kernel.
 
     `allow`: "own_frame" (a token sees its frame only), "same_position" (its own place in every frame only), a boolean
-    tensor `[query key]` over all tokens of a clip, or None when only `cut` is wanted.
+    tensor (or array, or list) `[query key]` over all tokens of a clip, True where a query may see a key, or None when
+    only `cut` is wanted. Masks that are added to scores (0 and -inf) are refused: `scores == 0` is what is wanted.
     `cut`: (query frames, key frames) between which no attention passes.
     `layers`, `heads`: where (None: everywhere). The model's own causal mask stays in force. `noise_levels` are those of
     the queries' frames.
     """
 
-    allow: Literal["own_frame", "same_position"] | torch.Tensor | None = None
+    allow: Literal["own_frame", "same_position"] | torch.Tensor | np.ndarray | Sequence[Any] | None = None
     cut: tuple[Sequence[int], Sequence[int]] | None = None
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for field in ("layers", "heads"):
+            check_indices(field, getattr(self, field))
         if self.allow is None and self.cut is None:
             raise ValueError("MaskAttention needs allow= ('own_frame', 'same_position' or a mask) or cut=.")
         if isinstance(self.allow, str) and self.allow not in ("own_frame", "same_position"):
             raise ValueError(f"Unknown allow={self.allow!r}; choose 'own_frame', 'same_position' or a boolean tensor.")
-        if self.cut is not None and len(self.cut) != 2:
+        if self.allow is not None and not isinstance(self.allow, str):
+            object.__setattr__(self, "allow", _as_mask(self.allow))
+        if self.cut is None:
+            return
+        if not isinstance(self.cut, (tuple, list)) or len(self.cut) != 2:
             raise ValueError(f"cut={self.cut!r}: give two lists, (query frames, key frames).")
-        if self.cut is not None and set(self.cut[0]) & set(self.cut[1]):
+        for frames in self.cut:
+            if frames is None:
+                raise ValueError(f"cut={self.cut!r}: name the query frames and the key frames")
+            check_indices("cut", frames)
+        if set(self.cut[0]) & set(self.cut[1]):
             raise ValueError("cut=(query frames, key frames) must not share frames: a token would not see itself.")
+        if self.allow == "own_frame":
+            raise ValueError("allow='own_frame' forbids all that cut= does; give one of them")
+
+    def frames_chosen(self, model: Any) -> Sequence[int] | None:
+        return self.cut[0] if self.allow is None and self.cut is not None else None
 
     def hooks(self, model: Any) -> list[HookPair]:
         cfg = model.cfg
@@ -48,11 +67,18 @@ class MaskAttention(Intervention):
         check_choice("heads", self.heads, cfg.n_heads, cfg.model_name)
         for frames in self.cut or ():
             check_choice("frames", frames, cfg.n_frames, cfg.model_name)
-        if isinstance(self.allow, torch.Tensor) and any(axis != "3d" for axis in axes.values()):
-            raise ValueError("A mask over all tokens fits 3d attention only; use 'own_frame', 'same_position' or cut=.")
+        if isinstance(self.allow, torch.Tensor):
+            if any(axis != "3d" for axis in axes.values()):
+                raise ValueError(
+                    "A mask over all tokens fits 3d attention only; use 'own_frame', 'same_position' or cut=."
+                )
+            n_frames, rest = divmod(len(self.allow), model.grid(1).n_tokens)
+            if rest or not 1 <= n_frames <= cfg.n_frames:
+                raise self._misfit(model.grid().n_tokens)
         touched = {layer: axis for layer, axis in axes.items() if self._matters(axis)}
-        if not touched:
-            raise ValueError(f"allow={self.allow!r}, cut={self.cut!r} forbids nothing that these layers do.")
+        idle = sorted(axes.keys() - touched.keys())
+        if not touched or (idle and self.layers is not None):
+            raise ValueError(f"allow={self.allow!r}, cut={self.cut!r} forbids nothing that the layers {idle} do")
 
         def restricted(mask: torch.Tensor, hook: Any, axis: str) -> torch.Tensor:
             return mask & self._allowed(mask.shape[-1], axis, model).to(mask.device)
@@ -62,6 +88,10 @@ class MaskAttention(Intervention):
             for layer, axis in touched.items()
         ]
         return [pair for part in parts for pair in part.hooks(model)]
+
+    def _misfit(self, n_tokens: int) -> ValueError:
+        assert isinstance(self.allow, torch.Tensor)
+        return ValueError(f"The mask is {list(self.allow.shape)}; a clip has {n_tokens} tokens")
 
     def _matters(self, axis: str) -> bool:
         """Spatial attention never leaves its frame, temporal attention never its place: nothing to forbid there."""
@@ -73,8 +103,8 @@ class MaskAttention(Intervention):
         """`[query key]` of one attention group: all tokens, one frame's, or one place's over time."""
         if isinstance(self.allow, torch.Tensor):
             if self.allow.shape != (n_keys, n_keys):
-                raise ValueError(f"The mask is {list(self.allow.shape)}; this clip has {n_keys} tokens.")
-            return self.allow.bool()
+                raise self._misfit(n_keys)
+            return self.allow
         per_frame = {"3d": model.cfg.n_rows * model.cfg.n_cols, "space": n_keys, "time": 1}[axis]
         index = torch.arange(n_keys)
         frame, cell = index // per_frame, index % per_frame
@@ -112,7 +142,7 @@ class TransferAttention(Intervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in ("layers", "heads", "frames", "tokens"):
-            check_list(field, getattr(self, field))
+            check_indices(field, getattr(self, field))
         if self.source is None:
             raise ValueError("TransferAttention needs source=, a cache or the name of a run of a sweep.")
         for name in sorted(getattr(self.source, "edited", ())):
@@ -145,13 +175,30 @@ class TransferAttention(Intervention):
         where = {"heads": self.heads, **self.when}
         if pattern in source:
             return [Patch(pattern, source, **rows, **where)]
-        for name in (q, k):
+        for name in (q, k, *([mask] if mask in source else [])):
             check_holds(source, model, name)
         if any(chosen is not None for chosen in (self.frames, self.tokens, self.noise_levels)):
             return [
                 Computed(pattern, partial(_source_pattern, source=source, model=model, layer=layer), **rows, **where)
             ]
         return [Patch([q, k, mask] if mask in source else [q, k], source, **where)]
+
+
+def _as_mask(given: Any) -> Bool[torch.Tensor, "query key"]:
+    """A mask as a boolean tensor. Raises `ValueError` for what could mean something else, and for what fits no clip."""
+    try:
+        mask = given if isinstance(given, torch.Tensor) else torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError):  # ragged, or no numbers
+        raise ValueError(f"allow={given!r:.80}: give 'own_frame', 'same_position' or a boolean [query key]") from None
+    if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[0] != mask.shape[1] or not mask.numel():
+        raise ValueError(
+            f"allow is {mask.dtype} {list(mask.shape)}: a mask is boolean, [query key] over all tokens, True where a "
+            "query may see a key (of scores that are added, 0 and -inf, that is scores == 0)"
+        )
+    if not bool(mask.any(-1).all()):
+        query = int((~mask.any(-1)).nonzero()[0])
+        raise ValueError(f"the mask leaves query {query} without any key; to switch attention off, ablate hook_out")
+    return mask
 
 
 def _names(layer: int) -> list[str]:
@@ -164,7 +211,7 @@ def _source_pattern(
     """The pattern of the source's run, for this run's clips."""
     q, k, mask, _ = _names(layer)
     rot_q, rot_k = (source[name].to(activation.device) for name in (q, k))
-    seen = source[mask].bool().to(activation.device) if mask in source else None
+    seen = source[mask].to(activation.device) if mask in source else None
     grid = model.grid(rot_q.shape[1] // (model.cfg.n_rows * model.cfg.n_cols))
     pattern = model.sublayer(layer).pattern(rot_q, rot_k, grid, seen)
     return fitted(pattern.materialize(), activation, hook)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool
+
+from vdinterp.counts import check_indices
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -17,6 +20,14 @@ if TYPE_CHECKING:
 HookPair = tuple[str, Callable[..., Any]]
 Site = str | Sequence[Any] | Callable[[str], bool]  # a name, an alias, a key such as ("z", 3), or several of these
 Run = Mapping[str, torch.Tensor] | str  # a run's activations by hook name, or the name of a run of a sweep
+# A forward pass: its denoising step (None outside a sampler), and the integer levels [batch frame] (None: unknown).
+Pass = tuple[int | None, torch.Tensor | None]
+
+_NEEDS_SAMPLER = "steps= needs a sampler, which counts denoising steps; leave it out for a single forward"
+_NEEDS_LEVELS = (
+    "noise_levels= needs a sampler or pipe.denoise, which know the integer level of every frame; for model(...) itself "
+    "set them: model.set_hook_ctx(noise_levels=k)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +45,8 @@ class Intervention(ABC):
     noise_levels: Collection[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not isinstance(self.steps, Collection):
-            raise ValueError(f"steps={self.steps!r}: give a list or a range of denoising steps.")
-        check_list("noise_levels", self.noise_levels)
-        for level in self.noise_levels or ():
-            if not isinstance(level, Integral) or int(level) < -1:
-                raise ValueError(f"noise_levels {level!r}: levels are whole numbers, -1 for clean frames.")
+        check_indices("steps", self.steps, low=0)
+        check_indices("noise_levels", self.noise_levels, low=-1)
         for field in self.RUNS:
             check_run(field, getattr(self, field))
 
@@ -59,7 +66,7 @@ class Intervention(ABC):
         if self.steps is None:
             return True
         if "step" not in hook.ctx:
-            raise ValueError("steps= needs a sampler, which counts denoising steps; leave it out for a single forward.")
+            raise ValueError(_NEEDS_SAMPLER)
         return hook.ctx["step"] in self.steps
 
     def frames_at_levels(self, hook: Any) -> Bool[torch.Tensor, "batch frame"] | None:
@@ -67,12 +74,42 @@ class Intervention(ABC):
         if self.noise_levels is None:
             return None
         if "noise_levels" not in hook.ctx:
-            raise ValueError(
-                "noise_levels= needs a sampler or pipe.denoise, which know the integer level of every frame; for "
-                "model(...) itself set them: model.set_hook_ctx(noise_levels=k)."
-            )
+            raise ValueError(_NEEDS_LEVELS)
         levels = hook.ctx["noise_levels"]
         return torch.isin(levels, torch.tensor([int(level) for level in self.noise_levels], device=levels.device))
+
+    def frames_chosen(self, model: Any) -> Sequence[int] | None:
+        """The frames that it is limited to; None: all."""
+        return getattr(self, "frames", None)
+
+    def check_acts(self, model: Any, passes: Iterable[Pass]) -> None:
+        """Raise `ValueError` if none of these forward passes is one in which this can act."""
+        if self.steps is None and self.noise_levels is None:
+            return
+        what, frames, seen = type(self).__name__, self.frames_chosen(model), set()
+        wanted = self.noise_levels if isinstance(self.noise_levels, range) else frozenset(self.noise_levels or ())
+        for step, levels in passes:
+            if self.steps is not None and step is None:
+                raise ValueError(f"{what}: {_NEEDS_SAMPLER}")
+            if self.steps is not None and step not in self.steps:
+                continue
+            if self.noise_levels is None:
+                return
+            if levels is None:
+                raise ValueError(f"{what}: {_NEEDS_LEVELS}")
+            here = levels if frames is None else levels[:, [frame for frame in frames if frame < levels.shape[1]]]
+            there = here.unique().tolist()
+            if any(level in wanted for level in there):
+                return
+            seen.update(there)
+        if self.noise_levels is None:
+            raise ValueError(f"{what} never acts: none of its steps {_listed(self.steps or ())} happens here")
+        where = "no frame is" if frames is None else f"none of the frames {_listed(frames)} is"
+        when = "" if self.steps is None else f" at the steps {_listed(self.steps)}"
+        raise ValueError(
+            f"{what} never acts: {where} at the noise levels {_listed(self.noise_levels)}{when}; they are at "
+            f"{_listed(sorted(seen)) or 'none'} (-1 clean)"
+        )
 
     # Whose activations
 
@@ -144,18 +181,73 @@ def check_interventions(given: Any) -> tuple[Intervention, ...]:
     return tuple(given)
 
 
-def check_list(field: str, chosen: Any) -> None:
-    """Raise `ValueError` unless `chosen` is None or a collection that is not empty (an empty one would do nothing)."""
-    if chosen is not None and (not isinstance(chosen, Collection) or isinstance(chosen, str) or not len(chosen)):
-        raise ValueError(f"{field}={chosen!r}: give a list of one or more numbers, or None for all.")
+def hooks_of(interventions: Iterable[Intervention], model: Any) -> list[HookPair]:
+    """The hooks of several interventions, in their order, each checked against the model."""
+    return [pair for intervention in interventions for pair in intervention.hooks(model)]
+
+
+class Acting:
+    """Hooks of several interventions, and whether each of them ever changed anything."""
+
+    def __init__(self, interventions: Sequence[Intervention], model: Any) -> None:
+        self.interventions = interventions
+        self.called, self.acted = ([False] * len(interventions) for _ in range(2))
+        self.pairs: list[HookPair] = [
+            (name, self._noting(function, index) if self._is_limited(one, function) else function)
+            for index, one in enumerate(interventions)
+            for name, function in one.hooks(model)
+        ]
+
+    @staticmethod
+    def _is_limited(one: Intervention, function: Callable[..., Any]) -> bool:
+        """Whether it may leave a call as it is. A recorder, which alone has `listens`, never changes anything."""
+        return not (one.steps is None and one.noise_levels is None) and not hasattr(function, "listens")
+
+    def _noting(self, function: Callable[..., Any], index: int) -> Callable[..., Any]:
+        @wraps(function)
+        def call(activation: torch.Tensor, hook: Any) -> Any:
+            self.called[index] = True
+            returned = function(activation, hook=hook)
+            self.acted[index] |= returned is not None
+            return returned
+
+        return call
+
+    def warn_of_idle(self) -> None:
+        """Warn about interventions whose hooks were called and which changed nothing in any call."""
+        for one, called, acted in zip(self.interventions, self.called, self.acted, strict=True):
+            if called and not acted:
+                limits = ", ".join(f"{name}={value!r}" for name, value in one.when.items() if value is not None)
+                warnings.warn(f"{type(one).__name__}({limits}) never acted: no pass was one of these", stacklevel=4)
 
 
 def check_choice(field: str, chosen: Any, size: int, owner: str) -> None:
     """Raise `ValueError` unless `chosen` is None or a list of whole numbers in `range(size)` that is not empty."""
-    check_list(field, chosen)
+    check_indices(field, chosen)
     for value in () if chosen is None else chosen:
-        if not isinstance(value, Integral) or int(value) not in range(size):
+        if int(value) not in range(size):
             raise ValueError(f"{field} {value!r}: {owner} has {size} {field}, so 0..{size - 1}.")
+
+
+def check_site(site: Any) -> None:
+    """Raise `ValueError` unless `site` is a hook name, an alias, a key such as `("z", 3)`, a predicate, or a list."""
+    if callable(site) or (isinstance(site, str) and site):
+        return
+    given = () if not isinstance(site, (list, tuple)) else [site] if _is_key(site) else site
+    if not given or not all(_is_key(one) if isinstance(one, tuple) else isinstance(one, str) for one in given):
+        raise ValueError(f"site {site!r}: give a hook name, an alias such as 'z', a key such as ('z', 3), or a list")
+
+
+def _listed(numbers: Collection[int], most: int = 12) -> str:
+    if isinstance(numbers, range) and len(numbers) > most:
+        return repr(numbers)
+    shown = ", ".join(str(number) for number, _ in zip(numbers, range(most), strict=False))
+    return f"{shown}, .. ({len(numbers)} in all)" if len(numbers) > most else shown
+
+
+def _is_key(site: Any) -> bool:
+    whole = isinstance(site, tuple) and len(site) in (2, 3) and type(site[1]) is int
+    return whole and all(isinstance(part, str) for part in (site[0], *site[2:]))
 
 
 def check_run(field: str, run: Any) -> None:

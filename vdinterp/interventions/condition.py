@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from vdinterp.interventions.base import HookPair, Intervention, check_list
+from vdinterp.counts import check_indices
+from vdinterp.interventions.base import HookPair, Intervention
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed
 from vdinterp.interventions.stored import repeated
@@ -28,13 +29,14 @@ class SetNoiseLevel(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_list("frames", self.frames)
+        check_indices("frames", self.frames)
         if not isinstance(self.level, torch.Tensor):
             check_number("level", self.level)
         elif self.level.ndim > 2 or not self.level.numel() or not self.level.isfinite().all():
             raise ValueError(f"level {list(self.level.shape)}: give finite levels, one or [frame] or [batch frame].")
 
     def hooks(self, model: Any) -> list[HookPair]:
+        model.check_noise_levels(self.level, "level")
         if isinstance(self.level, torch.Tensor) and self.level.ndim:
             check_frames("level", self.level.shape[-1], model)
 
@@ -61,13 +63,15 @@ class SetCondition(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_list("frames", self.frames)
+        check_indices("frames", self.frames)
         action = self.action
         if action is None:
             return
         if not isinstance(action, torch.Tensor) or not 1 <= action.ndim <= 3 or not action.numel():
             shown = list(action.shape) if isinstance(action, torch.Tensor) else type(action).__name__
             raise ValueError(f"action is {shown}: give [d_action], [frame d_action], [batch frame d_action] or None.")
+        if action.is_complex():
+            raise ValueError(f"action is {action.dtype}: give real numbers")
         if not action.isfinite().all():
             raise ValueError("action holds NaN or infinity.")
 

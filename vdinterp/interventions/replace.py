@@ -12,7 +12,14 @@ import torch
 
 from vdinterp.interventions.base import Run, Site
 from vdinterp.interventions.site import SAMPLE_AXES, SiteIntervention, channel_axis
-from vdinterp.interventions.stored import check_broadcasts, check_holds, expanded, fitted
+from vdinterp.interventions.stored import (
+    check_broadcasts,
+    check_finite,
+    check_holds,
+    check_kind,
+    expanded,
+    fitted,
+)
 
 _REFERENCED = ("mean", "resample", "frozen")
 _MODES = ("zero", *_REFERENCED, "scaled")
@@ -22,10 +29,10 @@ _MODES = ("zero", *_REFERENCED, "scaled")
 class Ablate(SiteIntervention):
     """Take a component's information away.
 
-    `mode`: "zero"; "mean" (over the reference's clips, frames and positions, so one constant vector per head);
-    "resample" (another clip's activation: the reference's clips rolled by one); "frozen" (the reference's own);
+    `mode`: "zero" (None is that); "mean" (over the reference's clips, frames and positions, so one constant vector per
+    head); "resample" (another clip's activation: the reference's clips rolled by one); "frozen" (the reference's own);
     "scaled" (its own, times `factor`). Mean, resample and frozen need `reference`: an `ActivationCache` (or any mapping
-    from hook name to tensor), or the name of a run of a sweep.
+    from hook name to tensor), or the name of a run of a sweep; a reference without one of these modes raises.
     Mean ablation keeps what is always there and removes what varies; zero ablation removes both, which can hurt for
     reasons that have nothing to do with the information (Li & Janson 2024, arXiv 2409.09951).
     """
@@ -33,18 +40,22 @@ class Ablate(SiteIntervention):
     RUNS: ClassVar[tuple[str, ...]] = ("reference",)
 
     site: Site
-    mode: Literal["zero", "mean", "resample", "frozen", "scaled"] = "zero"
+    mode: Literal["zero", "mean", "resample", "frozen", "scaled"] | None = None
     reference: Run | None = None
     factor: float | int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mode is None:
+            if self.reference is not None:
+                raise ValueError("Ablate: reference= without mode= could mean any of 'mean', 'resample' and 'frozen'")
+            object.__setattr__(self, "mode", "zero")
         if self.mode not in _MODES:
-            raise ValueError(f"Unknown ablation mode {self.mode!r}; choose one of {', '.join(_MODES)}.")
+            raise ValueError(f"Unknown ablation mode {self.mode!r:.80}; choose one of {', '.join(_MODES)}.")
         if self.mode in _REFERENCED and self.reference is None:
             raise ValueError(f"mode={self.mode!r} needs reference=, a cache of what to ablate with.")
-        if self.mode not in _REFERENCED and isinstance(self.reference, str):
-            raise ValueError(f"mode={self.mode!r} uses no other run; leave reference={self.reference!r} out.")
+        if self.mode not in _REFERENCED and self.reference is not None:
+            raise ValueError(f"mode={self.mode!r} uses no other run; leave reference= out, or choose 'mean'")
         if (self.mode == "scaled") != (self.factor is not None):
             raise ValueError(f"mode={self.mode!r}, factor={self.factor!r}: factor= and mode='scaled' go together.")
         if self.factor is not None:
@@ -52,6 +63,8 @@ class Ablate(SiteIntervention):
 
     def _check(self, model: Any, name: str) -> None:
         super()._check(model, name)
+        if self.mode not in ("resample", "frozen"):
+            check_no_mask(model, name, f"Ablate(mode={self.mode!r})")
         if self.mode not in _REFERENCED or isinstance(self.reference, str):
             return
         assert self.reference is not None
@@ -111,13 +124,16 @@ class Freeze(SiteIntervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.value, (Real, torch.Tensor)):
-            raise ValueError(f"Freeze: value is {type(self.value).__name__}; give a number or a tensor.")
+        if not isinstance(self.value, (bool, torch.Tensor)):
+            check_number("Freeze: value", self.value, "a number or a tensor, finite")
 
     def _check(self, model: Any, name: str) -> None:
         super()._check(model, name)
-        if isinstance(self.value, torch.Tensor):
-            check_broadcasts(self.value, model, name, "Freeze: a value")
+        value, is_mask = torch.as_tensor(self.value), model.hook_dict[name].broadcasts
+        # whole numbers stand for what they are, other than in a mask
+        check_kind(value.float() if _is_whole(value) and not is_mask else value, model, name, "Freeze: the value")
+        check_broadcasts(value, model, name, "Freeze: a value")
+        check_finite(value, name, "Freeze: the value")
 
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
         value = torch.as_tensor(self.value, dtype=activation.dtype, device=activation.device)
@@ -148,6 +164,7 @@ class Steer(SiteIntervention):
 
     def _check(self, model: Any, name: str) -> None:
         super()._check(model, name)
+        check_no_mask(model, name, "Steer")
         check_broadcasts(self._laid(model.hook_dict[name].dims), model, name, "Steer: a direction")
 
     def _laid(self, dims: tuple[str, ...]) -> torch.Tensor:
@@ -171,6 +188,11 @@ class Custom(SiteIntervention):
     site: Site
     function: Callable[..., torch.Tensor | None]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.function):
+            raise ValueError(f"Custom: {self.function!r:.80} is no function (activation, hook) -> tensor")
+
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
         given = activation.clone()
         returned = self.function(given, hook)
@@ -179,10 +201,31 @@ class Custom(SiteIntervention):
         if not isinstance(returned, torch.Tensor) or returned.shape != activation.shape:
             shown = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
             raise ValueError(f"Custom: the function gave {shown} for {hook.name}, which is {list(activation.shape)}.")
+        if returned.dtype != activation.dtype:
+            raise ValueError(
+                f"Custom: the function gave {returned.dtype} for {hook.name}, which is {activation.dtype}; "
+                "return result.to(activation)"
+            )
         return returned
 
 
-def check_number(field: str, value: Any) -> None:
+def check_no_mask(model: Any, name: str, what: str) -> None:
+    """Raise `ValueError` for a mask, which has no numbers to average or to add to."""
+    if model.hook_dict[name].broadcasts:
+        raise ValueError(
+            f"{what}: {name} is a boolean mask; MaskAttention forbids attention, Freeze sets True or False"
+        )
+
+
+def check_number(field: str, value: Any, wanted: str = "a finite number") -> None:
     """Raise `ValueError` unless `value` is a finite number."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{field}={value!r}: give a finite number.")
+    try:
+        finite = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        finite = False
+    if not finite:
+        raise ValueError(f"{field}={value!r:.80}: give {wanted}")
+
+
+def _is_whole(value: torch.Tensor) -> bool:
+    return value.dtype != torch.bool and not value.is_floating_point() and not value.is_complex()

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float, Int
 
-from vdinterp.interventions.base import HookPair, Intervention, check_list, chosen_layers
+from vdinterp.counts import check_indices, check_seed
+from vdinterp.interventions.base import HookPair, Intervention, chosen_layers
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed
 
@@ -42,15 +43,15 @@ class RotateRope(Intervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in ("layers", "heads", "frames"):
-            check_list(field, getattr(self, field))
+            check_indices(field, getattr(self, field))
         for field, given, known in (("axis", self.axis, AXES), ("way", self.way, WAYS)):
             if given not in known:
                 raise ValueError(f"Unknown {field}={given!r}; choose one of {', '.join(known)}.")
         check_number("shift", self.shift)
         if self.way != "shifted" and self.shift != 1:
             raise ValueError(f"way={self.way!r} shifts nothing; leave shift={self.shift!r} out.")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r}: give a whole number that is not negative.")
+        if check_seed(self.seed) and self.way != "permuted":
+            raise ValueError(f"way={self.way!r} draws nothing; leave seed={self.seed!r} out")
 
     def hooks(self, model: Any) -> list[HookPair]:
         place = AXES.index(self.axis)

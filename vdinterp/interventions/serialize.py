@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vdinterp.counts import MOST, check_count
 from vdinterp.interventions.attention import MaskAttention, TransferAttention
 from vdinterp.interventions.base import Intervention, check_interventions
 from vdinterp.interventions.condition import SetCondition, SetNoiseLevel
@@ -46,11 +47,14 @@ def to_json(interventions: Sequence[Intervention]) -> str:
 def from_json(text: str) -> tuple[Intervention, ...]:
     """The interventions that `to_json` wrote.
 
-    Raises `ValueError` for other text, and for unknown kinds or fields with the closest ones.
+    Raises `ValueError` for other text, for unknown kinds or fields with the closest ones, and for values that `to_json`
+    does not write: tensors whose data are not those of their shape, names that occur twice, NaN in place of a number.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"interventions are read from a text, see to_json; got {type(text).__name__}")
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"These are no interventions: {error}") from error
     if not isinstance(data, list):
         raise ValueError(f"Interventions are written as a list, see to_json; this is {type(data).__name__}.")
@@ -90,8 +94,20 @@ def from_dict(data: Any) -> Intervention:
     given = {key: _decode(value, f"{name}.{key}") for key, value in data.items() if key != "kind"}
     try:
         return kind(**given)
-    except TypeError as error:  # of another type than the field has
+    except (TypeError, OverflowError, AttributeError) as error:  # of another type than the field has
         raise ValueError(f"{name} is not written as to_json does: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
+        raise ValueError(f"{twice!r} is given twice")
+    return data
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:
@@ -142,13 +158,17 @@ def _decode(value: Any, where: str) -> Any:
             if tag == "float":
                 return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[inner]
             if tag == "range":
-                return range(*inner)
+                if not isinstance(inner, list) or len(inner) != 3:
+                    raise ValueError(f"a range is [start, stop, step], not {inner!r:.80}")
+                return range(*(check_count("a range's parts", part, -MOST, MOST) for part in inner))
             if tag == "cache":
                 return {name: _decode_tensor(item) for name, item in inner.items()}
             if tag in ("tuple", "set", "frozenset"):
+                if not isinstance(inner, list):
+                    raise ValueError(f"a {tag} is written as a list, not {type(inner).__name__}")
                 kind = {"tuple": tuple, "set": set, "frozenset": frozenset}[tag]
                 return kind(_decode(item, where) for item in inner)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{where} is not written as to_json does: {error}") from error
     raise ValueError(f"{where} is not written as to_json does: an object with the keys {', '.join(value)}.")
 
@@ -162,8 +182,16 @@ def _encode_tensor(tensor: torch.Tensor, where: str) -> dict[str, Any]:
 
 
 def _decode_tensor(data: Mapping[str, Any]) -> torch.Tensor:
-    dtype, shape = _DTYPES[data["dtype"]], data["shape"]
-    raw = bytearray(base64.b64decode(data["tensor"], validate=True))
-    if not raw:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(raw, dtype=dtype).reshape(shape)
+    name, shape, text = data["dtype"], data["shape"], data["tensor"]
+    if not isinstance(name, str) or name not in _DTYPES:
+        raise ValueError(f"there is no dtype {name!r:.80}; there are {', '.join(_DTYPES)}")
+    if not isinstance(shape, list) or not isinstance(text, str):
+        raise ValueError("a tensor's shape is a list, its data are text")
+    sizes, dtype = [check_count("a size of a tensor", size, 0, 2**40) for size in shape], _DTYPES[name]
+    raw = bytearray(base64.b64decode(text, validate=True))
+    wanted = math.prod(sizes) * dtype.itemsize
+    if len(raw) != wanted:  # torch would take what happens to be in memory for the rest
+        raise ValueError(f"a {name} tensor {sizes} has {wanted} bytes, not {len(raw)}")
+    if dtype == torch.bool and any(byte > 1 for byte in raw):
+        raise ValueError("a boolean tensor holds 0 and 1 only")
+    return torch.frombuffer(raw, dtype=dtype).reshape(sizes) if raw else torch.zeros(sizes, dtype=dtype)

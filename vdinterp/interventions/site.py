@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 
-from vdinterp.interventions.base import HookPair, Intervention, Site, check_choice, check_list
+from vdinterp.counts import check_indices
+from vdinterp.interventions.base import HookPair, Intervention, Site, check_choice, check_site
 
 # Axes that a mean is taken over; what is left (head, d_model, d_head ...) tells the components apart.
 SAMPLE_AXES = ("batch", "frame", "pos", "query", "key", "row*col")
@@ -49,8 +50,9 @@ class SiteIntervention(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_site(self.site)  # type: ignore[attr-defined]
         for field in ("heads", "frames", "rows", "cols", "tokens", "channels"):
-            check_list(field, getattr(self, field))
+            check_indices(field, getattr(self, field))
         if self.subspace is not None:
             orthonormal(self.subspace)
             if self.channels is not None:
@@ -63,6 +65,12 @@ class SiteIntervention(Intervention):
     @property
     def sites(self) -> Site:
         return self.site  # type: ignore[attr-defined]
+
+    def frames_chosen(self, model: Any) -> Sequence[int] | None:
+        if self.tokens is None:
+            return self.frames
+        of_tokens = {int(token) // (model.cfg.n_rows * model.cfg.n_cols) for token in self.tokens}
+        return sorted(of_tokens if self.frames is None else of_tokens & {int(frame) for frame in self.frames})
 
     def hooks(self, model: Any) -> list[HookPair]:
         self.check_bound()
@@ -85,6 +93,8 @@ class SiteIntervention(Intervention):
             if not self.is_active(hook):
                 return None
             chosen = self.selection(activation, hook, model)
+            if self.noise_levels is not None and not bool(chosen.any()):
+                return None
             wanted = self.replacement(activation, hook).to(activation)
             if basis is not None:
                 wanted = within(basis, activation, wanted, channel_axis(hook.dims))

@@ -19,8 +19,11 @@ def check_holds(run: Mapping[str, torch.Tensor], model: Any, name: str, what: st
 
 
 def check_stored(stored: torch.Tensor, model: Any, name: str) -> None:
-    """Raise `ValueError` if a stored activation cannot be this hook's: other axes, heads or widths."""
+    """Raise `ValueError` if a stored activation cannot be this hook's: other axes, heads, widths or values."""
     dims, shape = model.hook_axes(name)
+    if not isinstance(stored, torch.Tensor):
+        raise ValueError(f"The stored {name} is {type(stored).__name__}; a tensor {list(shape)} is needed")
+    check_kind(stored, model, name, f"The stored {name}")
     free = (*SAMPLE_AXES, "1") if model.hook_dict[name].broadcasts else SAMPLE_AXES
     fixed = {axis: size for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)) if dim not in free}
     if stored.ndim != len(dims) or any(stored.shape[axis] != size for axis, size in fixed.items()):
@@ -28,6 +31,26 @@ def check_stored(stored: torch.Tensor, model: Any, name: str) -> None:
             f"The stored {name} is {list(stored.shape)}; {model.cfg.model_name} has {list(shape)} ({' '.join(dims)}). "
             "Is it of another model?"
         )
+    if 0 in stored.shape and not stored.is_meta:
+        raise ValueError(f"The stored {name} is {list(stored.shape)}: it holds nothing, so give some clips")
+    check_finite(stored, name, f"The stored {name}")
+
+
+def check_kind(value: torch.Tensor, model: Any, name: str, what: str) -> None:
+    """Raise `ValueError` unless a value is boolean for a mask, and floating point for other activations."""
+    if model.hook_dict[name].broadcasts and value.dtype != torch.bool:
+        raise ValueError(f"{what} is {value.dtype}: {name} is a boolean mask, True lets a query see a key")
+    if not model.hook_dict[name].broadcasts and not value.is_floating_point():
+        raise ValueError(f"{what} is {value.dtype}: activations of {name} are floating point, so use value.float()")
+
+
+def check_finite(value: torch.Tensor, name: str, what: str) -> None:
+    """Raise `ValueError` for NaN, and for infinity but in scores (-inf where attention is masked)."""
+    if value.is_meta or not value.is_floating_point():
+        return
+    ends = torch.stack(value.detach().aminmax())  # one pass and no copy; NaN comes through
+    if bool(ends.isnan().any()) or not (name.endswith("hook_attn_scores") or bool(ends.isfinite().all())):
+        raise ValueError(f"{what} holds NaN or infinity: whatever it is put into would be NaN as well")
 
 
 def fitted(stored: torch.Tensor, activation: torch.Tensor, hook: Any) -> torch.Tensor:

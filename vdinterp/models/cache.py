@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from vdinterp import store
 from vdinterp.grid import TokenGrid
 from vdinterp.models.decompose import Decomposition
+from vdinterp.models.habits import Habits
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
 from vdinterp.models.pattern import AttentionPattern
+from vdinterp.models.weights import marks, same_weights
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -25,21 +29,36 @@ if TYPE_CHECKING:
 Key = str | tuple[str, int] | tuple[str, int, str]
 
 
-class ActivationCache(Decomposition):
+class ActivationCache(Decomposition, Habits):
     """Activations of one forward pass.
 
     `cache["blocks.2.attn.hook_z"]`, `cache["z", 2]`, `cache["resid_post", -1]` (the last layer),
     `cache["mod.gate", 0, "mlp"]` (alias, layer, sublayer; without one the self-attention's is meant).
     `attn_scores` and `result` are computed on demand from what is there, unless they were recorded. So is `pattern`:
-    an `AttentionPattern`, which answers questions without the N x N matrix and gives it with `.materialize()`.
-    `accumulated_resid`, `decompose_resid`, `stack_head_results` take the residual stream apart. `inputs`: the `latents`
-    and `noise_levels` that the model was given, where the cache was made by running it.
+    an `AttentionPattern`, which answers questions without the N x N matrix: `cache["pattern", 2][clip, head]` computes
+    one head's, `.materialize()` all.
+    `accumulated_resid`, `decompose_resid`, `stack_head_results` take the residual stream apart. `cache[:4]` is the
+    cache of the first clips. `inputs`: the `latents` and `noise_levels` that the model was given, where the cache was
+    made by running it. `edited`: the activations that hooks changed in that run. `weights`: what told the model's
+    weights from others (`vdinterp.models.weights.marks`), None where that is not known; what needs weights raises where
+    the model has others.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None) -> None:
         self.tensors, self.grid, self.model = tensors, grid, model
-        self.edited: set[str] = set()  # what a hook changed and was not recorded
+        self.edited: set[str] = set()
         self.inputs: dict[str, torch.Tensor] = {}
+        self.weights: torch.Tensor | None = None
+        self.has_batch_dim = True
+
+    @classmethod
+    def of_run(
+        cls, model: HookedVideoDiT, latents: torch.Tensor, noise_levels: torch.Tensor, weights: torch.Tensor
+    ) -> ActivationCache:
+        """An empty cache for a forward pass of `model`, whose weights are `marks(model)`."""
+        cache = cls({}, model.grid(latents.shape[1]), model)
+        cache.inputs, cache.weights = {"latents": latents, "noise_levels": noise_levels}, weights
+        return cache
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -48,7 +67,9 @@ class ActivationCache(Decomposition):
         return len(self.tensors)
 
     def __repr__(self) -> str:
-        return f"ActivationCache({len(self)} activations, {self.nbytes / 2**20:.1f} MiB, grid {self.grid.shape})"
+        clips = f"{self.n_clips} clips" if self.has_batch_dim else "one clip"
+        size = f"{self.nbytes / 2**20:.1f} MiB"
+        return f"ActivationCache({len(self)} activations of {clips}, {size}, grid {self.grid.shape})"
 
     def __contains__(self, key: object) -> bool:
         """Whether this one activation was recorded; what is computed on demand is not counted."""
@@ -58,12 +79,24 @@ class ActivationCache(Decomposition):
             return False
         return True
 
-    def __getitem__(self, key: Key) -> Any:
-        """An activation, by full name or `(alias, layer[, sublayer])`. Raises `KeyError` saying what would work."""
+    def __getitem__(self, key: Any) -> Any:
+        """An activation, by full name or `(alias, layer[, sublayer])`; with a slice (or a list) of clips the cache of
+        these. Raises `KeyError` saying what would work."""
+        if isinstance(key, (slice, list, torch.Tensor)):
+            return self.apply_slice_to_batch_dim(key)
         if key not in self and (derived := self._derived(key)) is not None:
-            self._check_edited(key)
             return derived()
+        return self._shown(self._get(key))
+
+    def _get(self, key: Key) -> torch.Tensor:
+        """A recorded activation, with its batch axis whatever `remove_batch_dim` shows."""
         return self.tensors[self._find(key)]
+
+    def _shown(self, value: Any, axis: int = 0) -> Any:
+        """What a user sees of it: without a batch axis if that was removed."""
+        if self.has_batch_dim:
+            return value
+        return replace(value, has_batch_dim=False) if isinstance(value, AttentionPattern) else value.select(axis, 0)
 
     def _find(self, key: Key) -> str:
         names = self._matches(key, self.tensors)
@@ -80,7 +113,10 @@ class ActivationCache(Decomposition):
         if isinstance(key, str):
             return [key] if key in names else match_alias(key, names)
         if not is_key(key):
-            raise KeyError(f"{key!r} is no key; use a hook name or (alias, layer[, sublayer]), e.g. ('z', 3).")
+            raise KeyError(
+                f"{key!r} is no key; use a hook name or (alias, layer[, sublayer]), e.g. ('z', 3), or cache[:4] for "
+                "clips."
+            )
         return match_key(key, names, self.n_layers)
 
     def _written(self, key: Key) -> str:
@@ -146,15 +182,32 @@ class ActivationCache(Decomposition):
             raise ValueError(f"{purpose} needs the model's weights: set cache.model, or load the cache with model=.")
         return self.model
 
+    def _weights(self, purpose: str) -> HookedVideoDiT:
+        """The model, whose weights are those of the run. Raises `ValueError` where they are others or missing."""
+        model = self._model(purpose)
+        if self.weights is not None and not same_weights(self.weights, marks(model)):
+            raise ValueError(
+                f"{purpose}: {model.cfg.model_name} has other weights than those that this cache was made with "
+                "(another checkpoint, or changed or cast since then); take the model as it was, or run it again"
+            )
+        return model
+
+    def check_weights(self, purpose: str) -> None:
+        """Raise `ValueError`, beginning with `purpose`, where the model has other weights than those of the run."""
+        self._weights(purpose)
+
     def attn_scores(self, layer: int, sublayer: str = "attn") -> Float[torch.Tensor, "*batch head query key"]:
         """Scaled dot products from the cached `rot_q`, `rot_k`; masked ones are -inf. Shapes as `hook_attn_scores`.
 
         The mask is the model's own, or the one that interventions put there while the cache was made.
         """
+        self._check_edited(("attn_scores", layer, sublayer))
         attention = self._model("An attention pattern").sublayer(self._layer(layer), sublayer)
-        scores = attention.scores(self["rot_q", layer, sublayer], self["rot_k", layer, sublayer], self.grid)
+        scores = attention.scores(
+            self._get(("rot_q", layer, sublayer)), self._get(("rot_k", layer, sublayer)), self.grid
+        )
         hooked = ("mask", layer, sublayer)
-        return scores.masked_fill(~self[hooked].bool(), -torch.inf) if hooked in self else scores
+        return self._shown(scores.masked_fill(~self._get(hooked).bool(), -torch.inf) if hooked in self else scores)
 
     def pattern(self, layer: int, sublayer: str = "attn") -> AttentionPattern:
         """The pattern behind the cached `rot_q`, `rot_k`: answers questions about it, never holding it whole.
@@ -162,10 +215,12 @@ class ActivationCache(Decomposition):
         The mask is the model's own, or the one that interventions put there while the cache was made. Where a hook
         edited scores or pattern this raises ValueError: record `pattern` itself.
         """
+        self._check_edited(("pattern", layer, sublayer))
         attention = self._model("An attention pattern").sublayer(self._layer(layer), sublayer)
         hooked = ("mask", layer, sublayer)
-        mask = self[hooked].bool() if hooked in self else None
-        return attention.pattern(self["rot_q", layer, sublayer], self["rot_k", layer, sublayer], self.grid, mask)
+        mask = self._get(hooked).bool() if hooked in self else None
+        q, k = self._get(("rot_q", layer, sublayer)), self._get(("rot_k", layer, sublayer))
+        return self._shown(attention.pattern(q, k, self.grid, mask))
 
     def head_results(self, layer: int, sublayer: str = "attn", gated: bool = True) -> torch.Tensor:
         """What each head adds to the stream, `[batch pos head d_model]`: `z` through W_O, times the gate.
@@ -173,23 +228,41 @@ class ActivationCache(Decomposition):
         With the gate (the default) the heads and the gated bias sum to `attn_out`; without it they are `result`,
         which sums to `out` less the bias.
         """
-        model = self._model("A head's result")
-        result = model.sublayer(self._layer(layer), sublayer).head_results(self["z", layer, sublayer])
-        name = f"blocks.{self._layer(layer)}.{sublayer}.mod.hook_gate"
+        model, layer = self._weights("A head's result"), self._layer(layer)
+        self._check_edited(("result", layer, sublayer))
+        after = {f"blocks.{layer}.{sublayer}.hook_out", f"blocks.{layer}.hook_{sublayer}_out"}
+        if gated and (changed := self.edited & after):
+            raise ValueError(
+                f"a hook changed {', '.join(sorted(changed))} in this run: heads did not add what z through W_O makes; "
+                "run again without it"
+            )
+        result, name = self._result(layer, sublayer), f"blocks.{layer}.{sublayer}.mod.hook_gate"
         if not gated or name not in model.hook_dict:
-            return result
-        gate = self["mod.gate", layer, sublayer].repeat_interleave(self.grid.tokens_per_frame, dim=1)
-        return result * gate.unsqueeze(2)
+            return self._shown(result)
+        gate = self._get(name).repeat_interleave(self.grid.tokens_per_frame, dim=1)
+        return self._shown(result * gate.unsqueeze(2))
+
+    def _result(self, layer: int, sublayer: str) -> torch.Tensor:
+        return self._model("A head's result").sublayer(layer, sublayer).head_results(self._get(("z", layer, sublayer)))
 
     # Whole-cache operations
 
-    def stack(self, alias: str, sublayer: str | None = None) -> Float[torch.Tensor, "layer ..."]:
-        """The activation `alias` of every layer that has it, stacked in front.
+    def stack_activation(
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
+    ) -> Float[torch.Tensor, "layer ..."]:
+        """An activation (`"z"`) of every layer that has it, stacked in front. `layer`: only of layers before that one;
+        None, -1 and `n_layers` are all.
 
         Raises `KeyError` if no layer's was cached, `ValueError` if the layers' shapes differ (scores over space and
         over time) or for patterns that were not recorded as tensors.
         """
-        keys: list[Any] = [(alias, layer, sublayer) if sublayer else (alias, layer) for layer in range(self.n_layers)]
+        alias, sublayer = activation_name, sublayer_type
+        stop = self.n_layers if layer is None or layer == -1 else layer
+        if not 1 <= stop <= self.n_layers:
+            raise KeyError(
+                f"No layers before {layer}: there are {self.n_layers}, so 1..{self.n_layers}; None or -1: all."
+            )
+        keys: list[Any] = [(alias, at, sublayer) if sublayer else (alias, at) for at in range(stop)]
         found = [self[key] for key in keys if key in self]
         if not found and self._derived(keys[0]) is not None:
             found = [self[key] for key in keys]
@@ -204,17 +277,27 @@ class ActivationCache(Decomposition):
             raise ValueError(f"{alias!r} has another shape in other layers ({shapes}); take them one by one.")
         return torch.stack(found)
 
+    def stack(self, alias: str, sublayer: str | None = None) -> Float[torch.Tensor, "layer ..."]:
+        """`stack_activation` of all layers."""
+        return self.stack_activation(alias, sublayer_type=sublayer)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ActivationCache:
         """The same activations on another device or in another floating dtype."""
         moved = {
             name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
             for name, tensor in self.tensors.items()
         }
-        cache = ActivationCache(moved, self.grid, self.model)
-        cache.inputs = {
+        inputs = {
             name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
             for name, value in self.inputs.items()
         }
+        return self._like(moved, inputs)
+
+    def _like(self, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> ActivationCache:
+        """Other tensors of the same run."""
+        cache = ActivationCache(tensors, self.grid, self.model)
+        cache.inputs, cache.edited, cache.weights = inputs, set(self.edited), self.weights
+        cache.has_batch_dim = self.has_batch_dim
         return cache
 
     @property
@@ -224,22 +307,28 @@ class ActivationCache(Decomposition):
         return sum(storages.values())
 
     def save(self, path: str | Path) -> None:
-        """Write `path.safetensors` and `path.json` (grid, model name, shapes)."""
+        """Write `path.safetensors` and `path.json` (grid, model name, what tells its weights from others, shapes)."""
         path = _stem(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.clone().contiguous() for name, tensor in self.tensors.items()}, f"{path}.safetensors")
         about: dict[str, Any] = {"grid": list(self.grid.shape)}
         about["model_name"] = self.model.cfg.model_name if self.model is not None else None
+        about["weights"] = None if self.weights is None else " ".join(f"{mark:.9g}" for mark in self.weights.tolist())
+        about["edited"], about["has_batch_dim"] = sorted(self.edited), self.has_batch_dim
         about["shapes"] = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
-        Path(f"{path}.json").write_text(json.dumps(about, indent=1))
+        files = {
+            f"{path.name}.safetensors": store.tensors_file(self.tensors),
+            f"{path.name}.json": json.dumps(about, indent=1),
+        }
+        store.write_files(path.parent, files)
 
     @classmethod
     def load(cls, path: str | Path, model: HookedVideoDiT | None = None) -> ActivationCache:
         """Read what `save` wrote. `model` is needed only for what is computed on demand.
 
-        Raises `FileNotFoundError` when there is none, `ValueError` when it is of another model or cut short.
+        Raises `FileNotFoundError` when there is none, `ValueError` when it is of another model or of other weights, or
+        cut short.
         """
         path = _stem(path)
+        store.settle(path.parent)
         for part in (f"{path}.json", f"{path}.safetensors"):
             if not Path(part).exists():
                 raise FileNotFoundError(f"No cache at {path}: cache.save() writes {path}.json and {path}.safetensors.")
@@ -249,7 +338,13 @@ class ActivationCache(Decomposition):
             raise ValueError(f"The cache at {path} is not complete: {error}") from error
         if model is not None and about["model_name"] != model.cfg.model_name:
             raise ValueError(f"This cache is of model {about['model_name']!r}, not {model.cfg.model_name!r}.")
-        return cls(tensors, TokenGrid(*about["grid"]), model)
+        cache = cls(tensors, TokenGrid(*about["grid"]), model)
+        cache.edited, cache.has_batch_dim = set(about.get("edited", ())), about.get("has_batch_dim", True)
+        if about.get("weights") is not None:  # older files do not say
+            cache.weights = torch.tensor([float(mark) for mark in about["weights"].split()])
+        if model is not None:
+            cache._weights(f"The cache at {path}")
+        return cache
 
 
 def _stem(path: str | Path) -> Path:

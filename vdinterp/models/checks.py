@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vdinterp.grid import TokenGrid
 from vdinterp.models.config import VideoDiTConfig
+from vdinterp.models.hooks import Names
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -25,6 +27,8 @@ def check_inputs(
     """Raise `ValueError` when a shape or a dtype does not fit the model."""
     cfg = model.cfg
     wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
+    if not isinstance(latents, torch.Tensor):
+        raise ValueError(f"latents are {type(latents).__name__}: {cfg.model_name} takes a tensor {wanted}")
     if latents.ndim != 5 or latents.shape[2:] != (cfg.in_channels, cfg.height, cfg.width):
         raise ValueError(f"latents {list(latents.shape)} do not fit {cfg.model_name}: it takes {wanted}.")
     if not 1 <= latents.shape[1] <= cfg.n_frames:
@@ -42,6 +46,7 @@ def check_inputs(
         raise ValueError(
             f"noise_levels {list(noise_levels.shape)}: one level per frame is needed, [{batch}, {frames}]."
         )
+    check_timesteps(model, noise_levels)
     if cond is not None and not cfg.d_action:
         raise ValueError(f"{cfg.model_name} takes no actions; leave cond out.")
     if cond is not None and cond.shape != (batch, frames, cfg.d_action):
@@ -54,6 +59,33 @@ def check_inputs(
     if needs_text and (text is None or text.ndim != 3 or (len(text), text.shape[-1]) != (batch, cfg.d_text)):
         given = None if text is None else list(text.shape)
         raise ValueError(f"text {given}: {cfg.model_name} needs text embeddings [{batch}, tokens, {cfg.d_text}].")
+
+
+def check_timesteps(model: HookedVideoDiT, given: Any, name: str = "noise_levels") -> None:
+    """Raise `ValueError` unless a network can have been trained to be told these: real, finite numbers, and where it
+    is known to have K whole levels (`model.n_levels`) whole ones from -1 (clean) to K - 1.
+
+    `given`: a tensor or a number. Values cannot be looked at inside compiled code or a captured CUDA graph.
+    """
+    levels = given.detach() if isinstance(given, torch.Tensor) else torch.as_tensor(given)
+    if levels.dtype == torch.bool or levels.is_complex():
+        raise ValueError(f"{name}: {levels.dtype} are no noise levels; {model.cfg.model_name} takes real numbers")
+    unseen = torch.compiler.is_compiling() or levels.device.type == "meta" or not levels.numel()
+    if unseen or (levels.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    values = levels.float()
+    low, high = (float(end) for end in torch.aminmax(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name}: NaN or infinity among them; {model.cfg.model_name} takes finite numbers")
+    n_levels = model.n_levels
+    if n_levels is None or (low >= -1 and high < n_levels and bool((values == values.round()).all())):
+        return
+    takes = f"{model.cfg.model_name} takes whole levels k, -1 (clean) to {n_levels - 1}"
+    if low >= 0 and high <= 1:
+        share = float(values[values != values.round()].max())
+        raise ValueError(f"{name}: {share:.3g} is a share of noise; {takes}: give k = {round(share * n_levels) - 1}")
+    other = values[(values < -1) | (values >= n_levels) | (values != values.round())]
+    raise ValueError(f"{name}: got {float(other[0]):.6g}; {takes}")
 
 
 def check_resume(
@@ -82,3 +114,29 @@ def check_resume(
             raise ValueError(f"known {name!r}: it is of a sublayer of block start_at_layer, and goes with resid_pre.")
         if tuple(added.shape) != wanted:
             raise ValueError(f"known {name!r} is {list(added.shape)}; a sublayer adds {list(wanted)} to the stream.")
+
+
+# What TransformerLens calls otherwise
+
+
+def asked_names(names: Names | None, names_filter: Names | None) -> Names | None:
+    """What to cache, under either name. Raises `ValueError` for both."""
+    if names is not None and names_filter is not None:
+        raise ValueError("names= and names_filter= are the same: give one of them")
+    return names if names_filter is None else names_filter
+
+
+def asked_stop(cfg: VideoDiTConfig, stop: int | None) -> int | None:
+    """The block to stop before, counted from the start."""
+    return stop + cfg.n_layers if stop is not None and -cfg.n_layers <= stop < 0 else stop
+
+
+def check_habits(pos_slice: Any, remove_batch_dim: bool, latents: torch.Tensor) -> None:
+    """Raise `ValueError` for arguments of `run_with_cache` that cannot mean here what they mean there."""
+    if pos_slice is not None:
+        raise ValueError(
+            "pos_slice= is not for running: a pattern needs all keys; choose tokens afterwards, "
+            "cache['z', 0][:, cache.grid.tokens(frames=[..])] or cache.decompose_resid(pos_slice=..)"
+        )
+    if remove_batch_dim and len(latents) != 1:
+        raise ValueError(f"remove_batch_dim=True with {len(latents)} clips: it is for one, e.g. latents[:1]")

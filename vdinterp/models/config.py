@@ -6,23 +6,18 @@ Published families are one block with different settings: a `VideoDiTConfig` say
 
 from __future__ import annotations
 
+import logging
 from dataclasses import MISSING, asdict, dataclass, field
-from dataclasses import fields as fields_of
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
+
+from vdinterp.settings import build, check_fields
 
 Axis = Literal["3d", "space", "time"]
 
+logger = logging.getLogger(__name__)
 
-def _check_literals(instance: Any) -> None:
-    """Raise if a field annotated `Literal[...]` (or `Literal[...] | None`) holds anything else."""
-    for name, hint in get_type_hints(type(instance)).items():
-        options = [choice for part in (hint, *get_args(hint)) for choice in get_args(part) if isinstance(choice, str)]
-        if not options:
-            continue
-        value = getattr(instance, name)
-        optional = type(None) in get_args(hint)
-        if value not in options and not (value is None and optional):
-            raise ValueError(f"{type(instance).__name__}.{name} is {value!r}; choose one of {options}.")
+MOST_LAYERS, MOST_SLOTS = 1_000, 1_000
+MOST = 2**20  # of anything else that is counted: beyond every network there is, below what hangs a machine
 
 
 @dataclass(frozen=True)
@@ -37,11 +32,13 @@ class Sublayer:
     mod: tuple[int, int, int] | None = (0, 1, 2)
 
     def __post_init__(self) -> None:
-        _check_literals(self)
+        check_fields(self)
         if self.norm == "mod" and self.mod is None:
             raise ValueError("Sublayer(norm='mod') needs mod=(shift, scale, gate) slots, e.g. (0, 1, 2).")
-        if self.mod is not None and (len(self.mod) != 3 or min(self.mod) < -1):
-            raise ValueError(f"Sublayer.mod is three slots (shift, scale, gate), -1 for none; got {self.mod}.")
+        if self.mod is not None and not -1 <= min(self.mod) <= max(self.mod) < MOST_SLOTS:
+            raise ValueError(
+                f"Sublayer.mod is three slots (shift, scale, gate) below {MOST_SLOTS}, -1 for none; got {self.mod}."
+            )
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,8 @@ class BlockSpec:
     causal_block: int = 0
 
     def __post_init__(self) -> None:
-        _check_literals(self)
-        if self.causal_block < 0:
+        check_fields(self)
+        if not 0 <= self.causal_block <= MOST:
             raise ValueError(f"causal_block is a number of frames, 0 for bidirectional; got {self.causal_block}.")
         if self.causal_block and self.axis == "space":
             raise ValueError("causal_block masks time; spatial attention never sees another frame. Use 0.")
@@ -99,14 +96,13 @@ class Rope:
     over: Literal["head", "model"] = "head"
 
     def __post_init__(self) -> None:
-        _check_literals(self)
-        if len(self.dims) != 3 or any(dim < 0 or dim % 2 for dim in self.dims):
+        check_fields(self)
+        if any(dim < 0 or dim % 2 for dim in self.dims):
             raise ValueError(f"Rope.dims are three even channel counts (frame, row, col), 0 for none; got {self.dims}.")
         if not sum(self.dims):
             raise ValueError("Rope.dims rotate nothing; leave this rope out of the config instead.")
-        for name in ("theta", "scale"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"Rope.{name} has one number an axis (frame, row, col); got {getattr(self, name)}.")
+        if min(self.theta) <= 0:
+            raise ValueError(f"Rope.theta is the base of each axis's frequencies, above 0; got {self.theta}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +111,8 @@ class VideoDiTConfig:
 
     Field names follow TransformerLens. Sizes `height`, `width`, `n_frames` are those of the latents the model was
     trained on; shorter clips run as they are. `period` is repeated `n_layers / len(period)` times.
+    Positions come from `rope` and `abs_pos`; a configuration that leaves an axis without any is logged as a warning,
+    unless `abs_pos="none"` says that it is meant.
     """
 
     model_name: str = "custom"
@@ -142,7 +140,7 @@ class VideoDiTConfig:
     mlp_bias: bool = True
     modulation: Literal["mlp", "table"] = "mlp"
     rope: dict[str, Rope] = field(default_factory=dict)
-    abs_pos: Literal["learned_spatial"] | None = None
+    abs_pos: Literal["learned_spatial", "none"] | None = None
     noise_embed: Literal["sinusoidal", "fourier"] = "sinusoidal"
     noise_embed_dim: int = 256
     d_text: int = 0
@@ -151,17 +149,23 @@ class VideoDiTConfig:
     unpatch_order: Literal["pqc", "cpq"] = "pqc"
 
     def __post_init__(self) -> None:
-        _check_literals(self)
+        check_fields(self)
         sizes = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "in_channels", "out_channels", "n_frames")
         for name in (*sizes, "height", "width", "noise_embed_dim"):
+            most = MOST_LAYERS if name == "n_layers" else MOST
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}, more than any network has; at most {most} is read")
         if not self.period or self.n_layers % len(self.period):
             raise ValueError(f"n_layers is {self.n_layers}, no multiple of the period's {len(self.period)} blocks.")
         for name in ("d_text", "d_action"):
+            if not 0 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name} must not be negative, 0 for none, at most {MOST}; got {getattr(self, name)}.")
+        for name in ("norm_eps", "qk_norm_eps"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, 0 for none; got {getattr(self, name)}.")
-        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
+                raise ValueError(f"{name} is added to a variance and must not be negative; got {getattr(self, name)}")
+        if min(self.patch_size) < 1:
             raise ValueError(
                 f"patch_size is (frames, rows, cols) of one patch, each at least 1; got {self.patch_size}."
             )
@@ -170,6 +174,12 @@ class VideoDiTConfig:
             raise ValueError(f"patch_size {self.patch_size}: noise is per frame, so a patch spans one frame (1, h, w).")
         if self.height % patch_h or self.width % patch_w:
             raise ValueError(f"Latents of {self.height}x{self.width} do not divide into {patch_h}x{patch_w} patches.")
+        for what, size in (
+            ("n_heads * d_head", self.n_heads * self.d_head),
+            ("values of a patch", max(self.in_channels, self.out_channels) * patch_h * patch_w),
+        ):
+            if size > MOST:
+                raise ValueError(f"{what}: {size} are more than any network has; at most {MOST} are read")
         axes = {block.axis for block in self.period}
         for axis, rope in self.rope.items():
             if axis not in get_args(Axis) or axis not in axes:
@@ -179,11 +189,42 @@ class VideoDiTConfig:
                 raise ValueError(f"rope[{axis!r}].dims {rope.dims} need {sum(rope.dims)} channels; there are {room}.")
         if any(block.cross_attn for block in self.period) and not self.d_text:
             raise ValueError("A block with cross-attention needs d_text, the width of the text embedding.")
+        if blind := self.unplaced_axes:
+            logger.warning(
+                "%s sees no positions along its %s: permuting them permutes the prediction. rope={'3d': Rope(...)} or "
+                "abs_pos='learned_spatial' gives it some; abs_pos='none' says that this is meant",
+                self.model_name,
+                ", ".join(blind),
+            )
+
+    @property
+    def unplaced_axes(self) -> list[str]:
+        """Axes along which nothing tells one place from another, unless `abs_pos="none"` says that it is meant."""
+        if self.abs_pos == "none":
+            return []
+        names = ("frames", "rows", "columns")
+        placed = {name for name, size in zip(names, (self.n_frames, self.n_rows, self.n_cols), strict=True) if size < 2}
+        if self.abs_pos == "learned_spatial":
+            placed |= {"rows", "columns"}
+        if any(block.causal_block for block in self.period):  # later frames see more
+            placed.add("frames")
+        for rope in self.rope.values():
+            placed |= {name for name, dims in zip(names, rope.dims, strict=True) if dims}
+        return [name for name in names if name not in placed]
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """One spec per layer."""
         return self.period * (self.n_layers // len(self.period))
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, a line a field; `to_dict()` has everything."""
+        lines = []
+        for name, known in type(self).__dataclass_fields__.items():
+            default = known.default if known.default_factory is MISSING else known.default_factory()
+            if getattr(self, name) != default:
+                lines.append(f"    {name}={getattr(self, name)!r},\n")
+        return f"{type(self).__name__}(\n{''.join(lines)})"
 
     @property
     def n_rows(self) -> int:
@@ -193,34 +234,18 @@ class VideoDiTConfig:
     def n_cols(self) -> int:
         return self.width // self.patch_size[2]
 
+    def _repr_html_(self) -> str:
+        """What has no default, and what differs from it."""
+        from vdinterp.plotting import settings
+
+        return settings(self, self.model_name)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able data; `from_dict` is its inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> VideoDiTConfig:
-        """Rebuild a config from `to_dict` output, JSON lists included. Raises `ValueError` for unknown fields."""
-        fields = dict(data)
-        if "period" in fields:
-            fields["period"] = tuple(_block_from(block) for block in fields["period"])
-        if "rope" in fields:
-            fields["rope"] = {axis: _build(Rope, rope) for axis, rope in fields["rope"].items()}
-        return _build(cls, fields)
-
-
-def _block_from(data: dict[str, Any]) -> BlockSpec:
-    parts = {
-        name: _build(Sublayer, value) if name in ("attn", "cross_attn", "mlp") and value is not None else value
-        for name, value in data.items()
-    }
-    return _build(BlockSpec, parts)
-
-
-def _build(kind: type[Any], data: dict[str, Any]) -> Any:
-    """One of the dataclasses here from plain data, whose lists become tuples."""
-    known = {field.name: field for field in fields_of(kind)}
-    required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
-    for what, names in (("unknown", data.keys() - known.keys()), ("missing", required - data.keys())):
-        if names:
-            raise ValueError(f"{kind.__name__}: {what} {', '.join(sorted(names))}.")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        """Rebuild a config from `to_dict` output, JSON lists included. Raises `ValueError` for fields that are unknown,
+        missing or of another type."""
+        return build(cls, data)

@@ -1,231 +1,288 @@
-"""Decomposition: the residual stream as a sum of what each component wrote, as it has been carried on."""
+"""Decomposition: the residual stream as a sum of what each component wrote, by TransformerLens's methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 
-if TYPE_CHECKING:
-    from vdinterp.grid import TokenGrid
-    from vdinterp.models.hooked_video_dit import HookedVideoDiT
+from vdinterp.models.stream import Part, Slice, StreamParts, is_head
 
-Part = tuple[str, Float[torch.Tensor, "batch pos d_model"]]
 Stack = Float[torch.Tensor, "component batch pos d_model"]
-Labelled = tuple[Stack, list[str]]
+Stacked = Any  # a Stack; with return_labels a Stack and the names of its components
 
 
-class Decomposition(Mapping[Any, Any]):
-    """What a cache knows of the stream's parts. All of it is exactly linear: LayerNorm's scale is held at what it was.
+@dataclass(frozen=True)
+class _Reading:
+    """Where the stream is read: before block `stop` or its MLP, some tokens, and what is done to each part there."""
 
-    In the usual stream a component's output stays as it was written. In DFoT's (`residual="normed"`) every later
-    sublayer centres, rescales and modulates what is carried, and adds a shift, which is a part of its own.
+    stop: int
+    mlp_input: bool
+    chosen: Any
+    finish: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Decomposition(StreamParts):
+    """TransformerLens's names and meanings for a stream taken apart. What all methods share:
+
+    `layer`: the stream before that block; None, -1 or `n_layers`: all of it, what the final layer reads (so -1 is not
+    the last layer here, as it is in `cache["z", -1]`). `mlp_input`: before that block's MLP instead. `pos_slice`: only
+    these tokens (a number, which drops the axis, a slice, a tuple as in `slice(*t)`, a list). `apply_ln`: parts go
+    through the norm that stands there, its scale held, and sum to its `ln.hook_normalized` (before shift and scale).
+    `return_labels`: also the names of the components. Parts are as they have been carried on to that place, gates
+    included.
+
+    Raises `KeyError` for layers that do not exist and activations that were not kept; `ValueError` for tokens that do
+    not exist, for other weights than the run's, and where a hook changed the stream so that parts would not add up.
     """
 
-    model: HookedVideoDiT | None
-    grid: TokenGrid
-    _model: Callable[[str], Any]
-
-    @overload
-    def accumulated_resid(
-        self, layer: int | None = ..., incl_mid: bool = ..., return_labels: Literal[False] = ...
-    ) -> Stack: ...
-
-    @overload
-    def accumulated_resid(
-        self, layer: int | None = ..., incl_mid: bool = ..., *, return_labels: Literal[True]
-    ) -> Labelled: ...
+    has_batch_dim: bool
+    tensors: dict[str, torch.Tensor]
+    _layer: Callable[[int], int]
+    _result: Callable[[int, str], torch.Tensor]
 
     def accumulated_resid(
-        self, layer: int | None = None, incl_mid: bool = False, return_labels: bool = False
-    ) -> Stack | Labelled:
-        """The carried stream before blocks 0 .. `layer` (None: also the one that the final layer reads).
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: Slice = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Stacked:
+        """The carried streams before blocks 0 .. `layer`. `incl_mid`: those between attention and MLP, too.
 
-        `incl_mid`: those between attention and MLP, too. As in TransformerLens, with `return_labels` also their names.
+        `apply_ln`: through the final norm, each with its own statistics (as in a lens), where the whole stream is asked
+        for; else through the norm before `layer`, its scale held.
         """
-        model = self._model("An accumulated stream")
-        last = model.cfg.n_layers if layer is None else self._checked(layer)
-        found = []
-        for index in range(last + 1):
-            if index == model.cfg.n_layers:
-                found.append(("final", self["resid_post", index - 1]))
+        stop = self._checked(layer, mlp_input)
+        n_layers = self._model("An accumulated stream").cfg.n_layers
+        found: list[tuple[str, Any]] = []
+        for index in range(stop + 1):
+            if index == n_layers:
+                found.append(("final", ("resid_post", index - 1)))
                 continue
-            found.append((f"{index}.pre", self["resid_pre", index]))
-            if incl_mid and index < last and ("resid_mid", index) in self:
-                found.append((f"{index}.mid", self["resid_mid", index]))
-        return _stacked(found, return_labels)
+            found.append((f"{index}.pre", ("resid_pre", index)))
+            mid = (incl_mid and index < stop and ("resid_mid", index) in self) or (mlp_input and index == stop)
+            found += [(f"{index}.mid", ("resid_mid", index))] * mid
+        norm = apply_ln and stop == n_layers
+        reading = self._reading(stop, mlp_input, pos_slice, apply_ln and not norm)
+        own = self._norm_of("final").unhooked if norm else (lambda stream: stream)
+        streams = [(name, own(self._get(key)[:, reading.chosen])) for name, key in found]
+        return self._stacked(streams, reading, return_labels)
 
-    @overload
-    def decompose_resid(self, layer: int | None = ..., return_labels: Literal[False] = ...) -> Stack: ...
-
-    @overload
-    def decompose_resid(self, layer: int | None = ..., *, return_labels: Literal[True]) -> Labelled: ...
-
-    def decompose_resid(self, layer: int | None = None, return_labels: bool = False) -> Stack | Labelled:
-        """What sums to the stream before block `layer` (None: what the final layer reads), a part a sublayer.
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: Literal["all", "mlp", "attn"] = "all",
+        apply_ln: bool = False,
+        pos_slice: Slice = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Stacked:
+        """What sums to the stream before block `layer`, a part a sublayer.
 
         Parts: `embed` (patches), `pos_embed`, and of every earlier sublayer what it adds (`1.attn_out`, `1.mlp_out`)
-        and, in a normed stream, its shift (`1.attn.shift`). `get_full_resid_decomposition` goes on to single heads.
+        and, in a normed stream, its shift (`1.attn.shift`). `mode`: "attn" leaves out MLPs, "mlp" attentions, both all
+        shifts; `incl_embeds=False` the embeddings. `get_full_resid_decomposition` goes on to single heads.
         """
+        if mode not in ("all", "mlp", "attn"):
+            raise ValueError(f"mode {mode!r}; choose 'all', 'mlp' or 'attn'")
+        reading = self._reading(layer, mlp_input, pos_slice, apply_ln)
         parts: dict[str, torch.Tensor] = {}
-        for name, part in self.stream_parts(layer):
+        for name, part in self._parts(reading.stop, reading.mlp_input, reading.chosen):
             of = _sublayer_of(name)
-            parts[of] = parts[of] + part if of in parts else part
-        return _stacked(parts.items(), return_labels)
-
-    @overload
-    def get_full_resid_decomposition(
-        self, layer: int | None = ..., expand_neurons: bool = ..., return_labels: Literal[False] = ...
-    ) -> Stack: ...
-
-    @overload
-    def get_full_resid_decomposition(
-        self, layer: int | None = ..., expand_neurons: bool = ..., *, return_labels: Literal[True]
-    ) -> Labelled: ...
+            embeds = not of.partition(".")[2]
+            if (embeds and incl_embeds) or (not embeds and (mode == "all" or of.endswith(f"{mode}_out"))):
+                parts[of] = parts[of] + part if of in parts else part
+        return self._stacked(parts.items(), reading, return_labels)
 
     def get_full_resid_decomposition(
-        self, layer: int | None = None, expand_neurons: bool = True, return_labels: bool = False
-    ) -> Stack | Labelled:
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Slice = None,
+        return_labels: bool = False,
+        project_output_onto: torch.Tensor | None = None,
+    ) -> Stacked:
         """As `decompose_resid`, head by head (`1.0`, `cross.1.0`, `1.attn.bias`) and neuron by neuron (`mlp.1.17`).
 
-        Without `expand_neurons` an MLP is one part (`mlp.1`, bias included). Takes memory for all parts at once;
+        Without `expand_neurons` an MLP is one part (`mlp.1`, bias included). `project_output_onto`: only what each part
+        has along a direction `[d_model]`, or several `[d_model n]`. Without it this takes memory for all parts at once;
         `stream_parts` gives one after the other.
         """
-        return _stacked(self.stream_parts(layer, neurons=expand_neurons), return_labels)
-
-    @overload
-    def stack_head_results(
-        self, layer: int | None = ..., tokens: Sequence[int] | None = ..., return_labels: Literal[False] = ...
-    ) -> Stack: ...
-
-    @overload
-    def stack_head_results(
-        self, layer: int | None = ..., tokens: Sequence[int] | None = ..., *, return_labels: Literal[True]
-    ) -> Labelled: ...
+        reading = self._reading(layer, mlp_input, pos_slice, apply_ln, project_output_onto)
+        parts = self._parts(reading.stop, reading.mlp_input, reading.chosen, expand_neurons)
+        return self._stacked(parts, reading, return_labels)
 
     def stack_head_results(
-        self, layer: int | None = None, tokens: Sequence[int] | None = None, return_labels: bool = False
-    ) -> Stack | Labelled:
-        """What the heads of all earlier blocks have in the stream before block `layer`, gates included. `tokens`: only
-        these. Raises `ValueError` before layer 0."""
-        heads = [(name, part) for name, part in self.stream_parts(layer, tokens) if is_head(name)]
-        if not heads:
-            raise ValueError("No head writes before layer 0.")
-        return _stacked(heads, return_labels)
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: Slice = None,
+        apply_ln: bool = False,
+    ) -> Stacked:
+        """What the heads of all earlier blocks have in the stream before block `layer` (`1.0`, `cross.1.0`).
 
-    def stream_parts(
-        self, layer: int | None = None, tokens: Sequence[int] | None = None, neurons: bool = False
-    ) -> Iterator[Part]:
-        """The parts of `get_full_resid_decomposition`, one after the other. `tokens`: only these. `neurons`: every MLP
-        neuron (`mlp.1.17`) and the MLP's bias (`mlp.1.bias`) for themselves."""
-        model = self._model("The stream's parts")
-        sites = self._sites(model.cfg.n_layers if layer is None else self._checked(layer))
-        chosen = slice(None) if tokens is None else torch.as_tensor(list(tokens))
-        first = self["hook_patch_embed"]
-        yield "embed", self._carried(first[:, chosen], 0, sites, chosen)
-        if model.cfg.abs_pos is not None:
-            position = self["hook_pos_embed"].expand_as(first)
-            yield "pos_embed", self._carried(position[:, chosen], 0, sites, chosen)
-        for index, site in enumerate(sites):
-            if model.cfg.residual == "normed" and (shift := self._shift(site, chosen)) is not None:
-                yield f"{_name(site)}.shift", self._carried(shift, index + 1, sites, chosen)
-            for name, part in self._parts_of(site, chosen, neurons):
-                yield name, self._carried(part, index + 1, sites, chosen)
+        `incl_remainder`: the rest of the stream as a last part. Raises `ValueError` before layer 0.
+        """
+        reading = self._reading(layer, False, pos_slice, apply_ln)
+        parts = self._parts(reading.stop, False, reading.chosen)
+        return self._some("head", is_head, parts, reading, incl_remainder, return_labels)
 
-    # One sublayer
+    def stack_neuron_results(
+        self,
+        layer: int | None = -1,
+        pos_slice: Slice = None,
+        neuron_slice: Slice = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+        project_output_onto: torch.Tensor | None = None,
+        mlp_input: bool = False,
+    ) -> Stacked:
+        """What MLP neurons of all earlier blocks have in the stream before block `layer` (`mlp.1.17`).
 
-    def _parts_of(self, site: str, chosen: Any, neurons: bool) -> Iterator[Part]:
-        """What a sublayer adds, after its gate: heads and bias, or MLP."""
-        _, layer, name = site.split(".")
-        module = self._model("A sublayer's output").sublayer(int(layer), name)
+        `neuron_slice`: only these of each MLP. `project_output_onto` as in `get_full_resid_decomposition`. Raises
+        `ValueError` before layer 0.
+        """
+        reading = self._reading(layer, mlp_input, pos_slice, apply_ln, project_output_onto)
+        numbers = self._neurons(neuron_slice)[0]
+        wanted = {str(number) for number in numbers.tolist()}
+        parts = self._parts(reading.stop, mlp_input, reading.chosen, neurons=True)
+        return self._some(
+            "neuron",
+            lambda name: name.startswith("mlp.") and name.split(".")[2] in wanted,
+            parts,
+            reading,
+            incl_remainder,
+            return_labels,
+        )
+
+    def get_neuron_results(
+        self,
+        layer: int,
+        neuron_slice: Slice = None,
+        pos_slice: Slice = None,
+        project_output_onto: torch.Tensor | None = None,
+    ) -> Float[torch.Tensor, "..."]:
+        """What each neuron of a layer's MLP adds to the stream, its gate included: `[batch pos neuron d_model]`.
+
+        Takes `d_mlp * d_model` numbers a token; `project_output_onto` (`[d_model]` or `[d_model n]`) only those.
+        """
+        model = self._weights("What neurons write")
+        layer = self._layer(layer)
+        site, chosen = f"blocks.{layer}.mlp", self._chosen(pos_slice)
+        numbers, flat = self._neurons(neuron_slice)
+        post, weight = self._get(f"{site}.hook_post")[:, chosen][..., numbers], model.sublayer(layer, "mlp").W_out
         gate = self._gate(site, chosen)
-        if name != "mlp":
-            z, prefix = self[f"{site}.hook_z"][:, chosen], "cross." if name == "cross_attn" else ""
-            for head in range(module.n_heads):
-                yield f"{prefix}{layer}.{head}", z[:, :, head] @ module.W_O[head].detach() * gate
-            if module.b_O is not None:
-                yield f"{_name(site)}.bias", (module.b_O.detach() * gate).expand(len(z), z.shape[1], -1)
-        elif neurons:
-            post = self[f"{site}.hook_post"][:, chosen]
-            for neuron in range(post.shape[-1]):
-                yield f"mlp.{layer}.{neuron}", post[..., neuron, None] * module.W_out[neuron].detach() * gate
-            if module.b_out is not None:
-                yield f"mlp.{layer}.bias", (module.b_out.detach() * gate).expand(len(post), post.shape[1], -1)
-        else:
-            yield f"mlp.{layer}", self[f"blocks.{layer}.hook_mlp_out"][:, chosen]
+        found = post[..., None] * weight[numbers].detach() * (gate.unsqueeze(-2) if gate.ndim else gate)
+        found = found if project_output_onto is None else found @ project_output_onto.to(found)
+        found = found.squeeze(2) if flat else found
+        return self._shown(found.squeeze(1) if isinstance(pos_slice, int) else found)
 
-    def _gate(self, site: str, chosen: Any) -> torch.Tensor:
-        """`[batch pos d_model]`, or 1."""
-        name = f"{site}.mod.hook_gate"
-        return self._by_token(self[name], chosen) if name in self else torch.ones(())
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Float[torch.Tensor, "component ... d_model"],
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: Slice = None,
+        recompute_ln: bool = False,
+    ) -> Float[torch.Tensor, "component ... d_model"]:
+        """Streams, or parts of one, through the norm that stands before `layer`, with the run's own scale held.
 
-    def _shift(self, site: str, chosen: Any) -> torch.Tensor | None:
-        """What a sublayer's entrance adds to every token: its shift, and the norm's own bias through the scale."""
-        ln = getattr(self._norm_of(site), "bias", None)
-        found = None
-        if f"{site}.mod.hook_shift" in self:
-            found = self._by_token(self[f"{site}.mod.hook_shift"], chosen)
-        if ln is not None:
-            bias = ln.detach() * self._scale(site, chosen)
-            found = bias if found is None else found + bias
-        return found
+        `pos_slice`: the tokens that the stack is of, if not all. `recompute_ln`: each with its own statistics, affine
+        weights of the norm included, as a lens needs it. What comes out is before shift and scale:
+        `cache.entered_part(site, part)` has the scale too.
+        """
+        stop = self._checked(layer, mlp_input)
+        site = self._site(stop, mlp_input)
+        if recompute_ln:
+            norm = self._norm_of(site)
+            return residual_stack if norm is None else norm.unhooked(residual_stack)
+        flat = isinstance(pos_slice, int)
+        stack = residual_stack.unsqueeze(-2) if flat else residual_stack
+        stack = stack if self.has_batch_dim else stack.unsqueeze(1)
+        stack = torch.stack([self.normalized_part(site, part, self._chosen(pos_slice)) for part in stack])
+        return self._shown(stack.squeeze(-2) if flat else stack, axis=1)
 
-    def _scale(self, site: str, chosen: Any) -> torch.Tensor:
-        name = f"{site}.mod.hook_scale"
-        return 1 + self._by_token(self[name], chosen) if name in self else torch.ones(())
+    def compute_head_results(self) -> None:
+        """Keep every layer's `result` (head outputs after W_O, before the gate), which is computed on demand anyway."""
+        for layer in range(self._weights("A head's result").cfg.n_layers):
+            self.tensors[f"blocks.{layer}.attn.hook_result"] = self._result(layer, "attn")
 
-    def _norm_of(self, site: str) -> Any:
-        model = self._model("A norm")
-        return (model.final if site == "final" else model.sublayer(int(site.split(".")[1]), site.split(".")[2])).ln
+    # Shared
 
-    def entered_part(self, site: str, part: torch.Tensor, chosen: Any = slice(None)) -> torch.Tensor:
-        """A part of the stream as it stands at a sublayer's entrance (`final`: the final layer's), without shift."""
-        norm = self._norm_of(site)
-        if norm is not None:
-            if norm.kind == "layer":
-                part = part - part.mean(-1, keepdim=True)
-            part = part / self[f"{site}.ln.hook_scale"][:, chosen]
-            if norm.weight is not None:
-                part = part * norm.weight.detach()
-        return part * self._scale(site, chosen)
+    def _site(self, stop: int, mlp_input: bool) -> str:
+        """The entrance that the stream is read at."""
+        if stop == self._model("A stream").cfg.n_layers:
+            return "final"
+        return f"blocks.{stop}.{'mlp' if mlp_input else 'attn'}"
 
-    def entrance_shift(self, site: str, chosen: Any = slice(None)) -> torch.Tensor | None:
-        """What an entrance adds to every token, whatever the stream holds."""
-        return self._shift(site, chosen)
+    def _reading(
+        self,
+        layer: int | None,
+        mlp_input: bool,
+        pos_slice: Slice,
+        apply_ln: bool = False,
+        onto: torch.Tensor | None = None,
+    ) -> _Reading:
+        stop, chosen = self._checked(layer, mlp_input), self._chosen(pos_slice)
+        site, flat = self._site(stop, mlp_input), isinstance(pos_slice, int)
 
-    def _carried(self, part: torch.Tensor, start: int, sites: Sequence[str], chosen: Any) -> torch.Tensor:
-        if self._model("A part").cfg.residual == "normed":
-            for site in sites[start:]:
-                part = self.entered_part(site, part, chosen)
-        return part
+        def finish(part: torch.Tensor) -> torch.Tensor:
+            part = self.normalized_part(site, part, chosen) if apply_ln else part
+            part = part.squeeze(1) if flat else part
+            return self._shown(part if onto is None else part @ onto.to(part))
 
-    def _by_token(self, values: torch.Tensor, chosen: Any) -> torch.Tensor:
-        """`[batch frame d_model]` for every (chosen) token."""
-        return values.repeat_interleave(self.grid.tokens_per_frame, dim=1)[:, chosen]
+        return _Reading(stop, mlp_input, chosen, finish)
 
-    def _sites(self, n_layers: int) -> list[str]:
-        """All sublayers before a layer, in order."""
-        blocks = self._model("The stream's parts").cfg.blocks
-        return [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in blocks[layer].sublayers]
+    def _stacked(self, parts: Iterable[Part], reading: _Reading, return_labels: bool) -> Stacked:
+        found = [(name, reading.finish(part)) for name, part in parts]
+        if not found:
+            raise ValueError("nothing is left of the stream: layer 0 holds the embeddings only")
+        stack = torch.stack([part for _, part in found])
+        return (stack, [name for name, _ in found]) if return_labels else stack
 
-    def _checked(self, layer: int) -> int:
-        n_layers = self._model("A stream").cfg.n_layers
-        if not -n_layers <= layer < n_layers:
-            raise KeyError(f"No layer {layer}: there are {n_layers}, so 0..{n_layers - 1} or negative; None is all.")
-        return layer % n_layers
+    def _some(
+        self,
+        what: str,
+        chosen: Callable[[str], bool],
+        parts: Iterable[Part],
+        reading: _Reading,
+        incl_remainder: bool,
+        return_labels: bool,
+    ) -> Stacked:
+        """The chosen parts, and all others as one."""
+        found, rest = [], None
+        for name, part in parts:
+            if chosen(name):
+                found.append((name, part))
+            else:
+                rest = part if rest is None else rest + part
+        if not found:
+            raise ValueError(f"No {what} writes before layer {reading.stop}.")
+        if incl_remainder and rest is not None:
+            found.append(("remainder", rest))
+        return self._stacked(found, reading, return_labels)
 
-
-def is_head(name: str) -> bool:
-    """Whether a part is a head's: `1.0` or `cross.1.0`."""
-    return name.removeprefix("cross.").replace(".", "", 1).isdigit()
-
-
-def _stacked(parts: Iterable[Part], return_labels: bool) -> Stack | Labelled:
-    names, tensors = zip(*parts, strict=True)
-    stack = torch.stack(tensors)
-    return (stack, list(names)) if return_labels else stack
+    def _neurons(self, neuron_slice: Slice) -> tuple[torch.Tensor, bool]:
+        """Neurons as numbers, and whether a single one was asked for without its axis."""
+        n = self._model("Neurons").cfg.d_mlp
+        index = slice(*neuron_slice) if isinstance(neuron_slice, tuple) else neuron_slice
+        if index is None or isinstance(index, slice):
+            return torch.arange(n)[slice(None) if index is None else index], False
+        numbers = torch.atleast_1d(torch.as_tensor(index))
+        if numbers.ndim != 1 or numbers.is_floating_point() or bool(((numbers < -n) | (numbers >= n)).any()):
+            raise ValueError(f"neuron_slice {neuron_slice!r}: an MLP here has neurons 0..{n - 1}")
+        return numbers % n, isinstance(neuron_slice, int)
 
 
 def _sublayer_of(name: str) -> str:
@@ -235,8 +292,3 @@ def _sublayer_of(name: str) -> str:
     if is_head(name):
         return f"{name.split('.')[1]}.cross_attn_out" if name.startswith("cross.") else f"{name.split('.')[0]}.attn_out"
     return f"{name.removesuffix('.bias')}_out" if name.endswith(".bias") else name
-
-
-def _name(site: str) -> str:
-    """`1.attn` of `blocks.1.attn`."""
-    return site.removeprefix("blocks.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class HookDescriptions:
-    """The hook table and the cache estimate of a `HookedVideoDiT`."""
+    """What a `HookedVideoDiT` is in a few lines, its hook table and the cache estimate."""
 
     cfg: VideoDiTConfig
     hook_dict: dict[str, HookPoint]
@@ -30,6 +30,24 @@ class HookDescriptions:
     resolve_names: Callable[[Names], list[str]]
     cacheable_names: Callable[[Names | None], list[str]]
     dtype: torch.dtype
+    device: torch.device
+    parameters: Callable[[], Iterable[torch.Tensor]]
+
+    def described(self) -> str:
+        """Name, size and shape of the model, in a few lines; `print(model.cfg)` and `describe_hooks()` say more."""
+        cfg, grid = self.cfg, self.grid()
+        size = sum(parameter.numel() for parameter in self.parameters())
+        kinds = dict.fromkeys((block.axis, *block.sublayers) for block in cfg.period)
+        blocks = ", then ".join(f"{' + '.join(sublayers)} over {axis}" for axis, *sublayers in kinds)
+        patch = " x ".join(map(str, cfg.patch_size[1:]))
+        return (
+            f"HookedVideoDiT {cfg.model_name}: {size:,} parameters, {self.dtype} on {self.device}\n"
+            f"  latents: {cfg.n_frames} frames, {cfg.in_channels} channels, {cfg.height} x {cfg.width}; patches of "
+            f"{patch}, so {' x '.join(map(str, grid.shape))} tokens\n"
+            f"  {cfg.n_layers} blocks ({blocks}), residual {cfg.residual!r}: d_model {cfg.d_model}, {cfg.n_heads} "
+            f"heads of {cfg.d_head}, d_mlp {cfg.d_mlp}\n"
+            f"  {len(self.hook_dict)} hooks: describe_hooks()"
+        )
 
     def describe_hooks(self) -> pd.DataFrame:
         """A table of all hooks: name (`{i}` for a layer), shape, meaning, which layers, and whether on demand only."""
@@ -75,6 +93,20 @@ class HookDescriptions:
             "part": grid.n_frames, "channel": cfg.out_channels, "height": cfg.height, "width": cfg.width,
         }  # fmt: skip
         return tuple(sizes[dim] for dim in self.hook_dict[name].dims)
+
+    def names_before(self, stop: int | None, names: list[str]) -> list[str]:
+        """Those of some hooks that fire in a pass that stops before a block (None: all). ValueError if none does."""
+        if stop is None:
+            return names
+
+        def fires(name: str) -> bool:
+            layer = re.match(r"blocks\.(\d+)\.", name)
+            return int(layer[1]) < stop if layer else not name.startswith(("final.", "hook_pred"))
+
+        found = [name for name in names if fires(name)]
+        if not found:
+            raise ValueError(f"stop_at_layer={stop} ends the pass before {names[0]} and all else that is to be kept")
+        return found
 
     def estimate_cache(
         self, names: Names | None = None, batch: int = 1, n_frames: int | None = None, n_text: int = 0

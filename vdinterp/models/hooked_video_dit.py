@@ -16,9 +16,16 @@ from torch import nn
 
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
-from vdinterp.interventions import Intervention, check_interventions
+from vdinterp.interventions import Acting, Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
-from vdinterp.models.checks import check_inputs, check_resume
+from vdinterp.models.checks import (
+    asked_names,
+    asked_stop,
+    check_habits,
+    check_inputs,
+    check_resume,
+    check_timesteps,
+)
 from vdinterp.models.compiled import run_uncompiled
 from vdinterp.models.components import (
     ActionEmbed,
@@ -38,8 +45,11 @@ from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
 from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
-from vdinterp.models.scopes import Call, Scope, current_call, in_backward, run_in
-from vdinterp.models.weights import WeightViews
+from vdinterp.models.scopes import Call, Scope, current_call, run_in
+from vdinterp.models.stream import CARRIED
+from vdinterp.models.weights import WeightViews, marks
+
+DERIVED = (".hook_attn_scores", ".hook_pattern", ".hook_result")  # what a cache computes on demand
 
 
 class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
@@ -49,6 +59,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     `describe_hooks()` lists the activations; `run_with_cache`, `run_with_hooks`, `hooks`, `intervene` and `record`
     read and change them.
     """
+
+    n_levels: int | None = None
+    """K, for a network trained on whole levels 0..K-1, which then refuses others; a `VideoDiffusion` around it says so.
+    None: not known, or trained on continuous ones."""
 
     def __init__(self, cfg: VideoDiTConfig) -> None:
         super().__init__()
@@ -69,6 +83,9 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self.hook_pred = HookPoint("batch frame channel height width", "the prediction, as latents")
         initialize(self)
         self.setup()  # names every hook point
+
+    def __repr__(self) -> str:
+        return self.described()
 
     def forward(
         self,
@@ -109,7 +126,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         latents, noise_levels = inputs[:2]
         call = Call()
         for scope in self.scopes.of_thread(self.scopes.hooking):
-            if scope.at_call is not None and not in_backward():  # else activation checkpointing runs it again
+            if scope.at_call is not None and not scope.is_repeated:
                 scope.at_call(call, latents, noise_levels)
         pred = run_in(call, partial(run_uncompiled, self, self._forward), *inputs)
         if call.suspects and not bool(latents.isnan().any()):
@@ -148,7 +165,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def _embed(self, latents: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
         """The stream before the first block."""
         x = self.hook_patch_embed(self.patch_embed(latents))
-        if self.cfg.abs_pos is not None:
+        if self.cfg.abs_pos == "learned_spatial":
             position = self.pos_embed.repeat(grid.n_frames, 1).expand(len(latents), -1, -1)
             x = x + self.hook_pos_embed(position)
         return x
@@ -162,6 +179,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         if self.has_live_hooks:
             warnings.warn("Hooks are set: this call runs uncompiled, so that they fire.", stacklevel=2)
         return self._run(*inputs)
+
+    def check_noise_levels(self, given: Any, name: str = "noise_levels") -> None:
+        """Raise `ValueError` unless the network can have been trained to be told these levels, a tensor or a number."""
+        check_timesteps(self, given, name)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -193,28 +214,38 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         text: Float[torch.Tensor, "batch key d_text"] | None = None,
         *,
         names: Names | None = None,
+        names_filter: Names | None = None,
         device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        pos_slice: Any = None,
+        stop_at_layer: int | None = None,
         incl_bwd: bool = False,
         loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, ActivationCache]:
         """The prediction and the activations behind it.
 
-        `names`: what to keep: names, aliases ("z": every layer's), keys (`("z", 3)`), or a predicate; None keeps
-        everything but the N x N tensors and per-head results: `pattern`, `attn_scores` and `result` the cache computes
-        on demand. `device`: where to keep it. `incl_bwd`: also run `loss(pred).backward()` and keep gradients as
-        `NAME_grad`; `loss` must give a scalar. Gradients of parameters accumulate, as ever.
+        `names` (or `names_filter`, as TransformerLens says): what to keep: names, aliases ("z": every layer's), keys
+        (`("z", 3)`), or a predicate; None keeps everything but the N x N tensors and per-head results: `pattern`,
+        `attn_scores` and `result` the cache computes on demand. `device`: where to keep it. `remove_batch_dim`: without
+        the batch axis, of one clip. `stop_at_layer`: run and keep only what comes before that block (negative: counted
+        from the end), and give the stream before it in place of a prediction. `incl_bwd`: also run
+        `loss(pred).backward()` and keep gradients as `NAME_grad`; `loss` must give a scalar. Gradients of parameters
+        accumulate, as ever.
+        Raises `ValueError` for `pos_slice`: a pattern needs all keys, so tokens are chosen afterwards.
         """
         if incl_bwd != (loss is not None):
             raise ValueError("incl_bwd=True and loss=..., a function of the prediction giving one number, go together.")
+        names, stop = asked_names(names, names_filter), asked_stop(self.cfg, stop_at_layer)
+        check_habits(pos_slice, remove_batch_dim, latents)
         if loss is not None:
             check_gradients("run_with_cache(incl_bwd=True)")
         graded = torch.is_grad_enabled()
         with (
-            self._recording(names, device, incl_bwd) as recording,
+            self._recording(self.names_before(stop, self.cacheable_names(names)), device, incl_bwd) as recording,
             keep_grad_mode(),
             torch.set_grad_enabled(graded or incl_bwd),
         ):
-            pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text)
+            pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text, stop_at_layer=stop)
             if loss is not None:
                 value = loss(pred)
                 if value.numel() != 1:
@@ -223,7 +254,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                     raise ValueError("loss does not depend on the prediction by anything that has a gradient")
                 value.backward()
         first = next(iter(recording.values()))  # a hook that calls the model makes further ones
-        return (pred if graded else pred.detach()), first
+        return (pred if graded else pred.detach()), first.remove_batch_dim() if remove_batch_dim else first
 
     def run_with_stats(
         self,
@@ -269,11 +300,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
     def _recording(self, names: Names | None, device: torch.device | str | None, incl_bwd: bool = False) -> Scope:
         """A block that gives the `Recording` of its calls, of their gradients too with `incl_bwd`."""
-        recording, caches, wanted = Recording(), {}, self.cacheable_names(names)
+        recording, caches, wanted, weights = Recording(), {}, self.cacheable_names(names), marks(self)
 
         def begin(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor) -> None:
-            caches[call] = ActivationCache({}, self.grid(latents.shape[1]), self)
-            caches[call].inputs = {"latents": latents, "noise_levels": noise_levels}
+            caches[call] = ActivationCache.of_run(self, latents, noise_levels, weights)
             recording.begin(self.hook_pred.ctx.get("step"), caches[call])
 
         def current() -> ActivationCache | None:
@@ -290,40 +320,51 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one; and that note
         which activations a hook edited, so that the cache does not compute them anew as if none had."""
         masks = [name.replace("hook_rot_q", "hook_mask") for name in wanted if name.endswith(".hook_rot_q")]
-        derived = [
-            name for name in self.hook_dict if name.endswith((".hook_attn_scores", ".hook_pattern", ".hook_result"))
-        ]
+        derived = [name for name in self.hook_dict if name.endswith(DERIVED)]
+        if "hook_patch_embed" in wanted:  # the stream may be taken apart
+            derived += [name for name in self.hook_dict if name.endswith(CARRIED)]
+        kept = set(wanted)
 
         def note(_: torch.Tensor, hook: HookPoint) -> None:
             if (cache := current()) is not None:
                 cache.note(hook)
 
         listening = [
-            ([name for name in masks if name not in wanted], _into(current, device, listens=True)),
-            ([name for name in derived if name not in wanted], Recorder(note, listens=True)),
+            ([name for name in masks if name not in kept], _into(current, device, listens=True)),
+            ([name for name in derived if name not in kept], Recorder(note, listens=True)),
         ]
         return [(wanted, _into(current, device)), *((names, recorder) for names, recorder in listening if names)]
 
     def intervene(self, *interventions: Intervention) -> Scope:
-        """Apply interventions to every call inside the block. Each is checked against the model first."""
-        return self.hooks(
-            [pair for intervention in check_interventions(interventions) for pair in intervention.hooks(self)]
-        )
+        """Apply interventions to every call inside the block. Each is checked against the model first.
+
+        Warns at the end about those limited to `steps` or `noise_levels` that no call came by.
+        """
+        acting = Acting(check_interventions(interventions), self)
+        scope = self.hooks(acting.pairs)
+        of_hooks = scope.at_end
+
+        def at_end() -> None:
+            if of_hooks is not None:
+                of_hooks()
+            acting.warn_of_idle()
+
+        scope.at_end = at_end
+        return scope
 
     @classmethod
     def from_state_dict(
-        cls, family: str, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]
+        cls, family: str, config: Mapping[str, Any] | str, state_dict: Mapping[str, torch.Tensor]
     ) -> HookedVideoDiT:
-        """Convert reference weights. Every key is consumed, or `ValueError` names those that are not.
+        """Convert reference weights. Every key is consumed, or `ValueError` names those that are not, and those that
+        hold no weights (NaN, integers).
 
-        `family`: "dfot" or "oasis"; `config`: the reference's own settings (see `vdinterp.models.loading`).
+        `family`: "dfot" or "oasis"; `config`: the reference's own settings (see `vdinterp.models.loading`), or the name
+        of a published one ("K600", "MCRAFT", "OASIS_500M").
         """
-        from vdinterp.models.loading import convert
+        from vdinterp.models.loading import assemble, convert
 
-        cfg, weights = convert(family, config, state_dict)
-        model = cls(cfg)
-        model.load_state_dict(weights)
-        return model.eval()
+        return assemble(*convert(family, config, state_dict))
 
 
 def _into(
@@ -339,6 +380,8 @@ def _into(
         if cache is None:
             return False
         keeper(lambda: cache.tensors, device, suffix)(activation, hook)
+        if not suffix:
+            cache.note(hook)
         return True
 
     return Recorder(keep, listens)

@@ -20,6 +20,7 @@ from transformer_lens import FactoredMatrix as FactoredMatrix
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle
+from transformer_lens.utilities.matrix import composition_scores as composition_scores
 
 from vdinterp.models.hook_functions import GuardedHook, HookFn, Recorder, warn_at_end
 from vdinterp.models.hook_names import Names as Names

@@ -22,7 +22,7 @@ def initialize(model: HookedVideoDiT) -> None:
         for module in embedding.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-    if model.cfg.abs_pos is not None:
+    if model.cfg.abs_pos == "learned_spatial":
         nn.init.normal_(model.pos_embed, std=0.02)
     modulations = [block.modulation for block in model.blocks] + [model.final.modulation, model.shared_modulation]
     zeroed = [modulation.linear for modulation in modulations if modulation is not None] + [model.final.linear]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from vdinterp.grid import TokenGrid
 from vdinterp.models.memory import check_fits
-from vdinterp.models.query_keys import QueryKeys, at_a_time, fused
+from vdinterp.models.query_keys import QueryKeys, at_a_time, fused, narrowed
 from vdinterp.models.relations import Relation, Tokens, listed, related
 
 Partition = Int[torch.Tensor, " _"] | Literal["frame"]
@@ -292,6 +292,50 @@ class AttentionPattern(QueryKeys):
                 raise ValueError(f"The relation {name!r} relates no query to any key that this attention sees.")
         return {name: total[name] / count[name] for name in relations}
 
+    @property
+    def shape(self) -> torch.Size:
+        """That of `hook_pattern`, which indexing and `materialize` give: `[batch head query key]`, or with the groups
+        `[batch group head query key]` where attention is over space or time."""
+        batch, groups, heads, queries, _ = self.q.shape
+        grouped = () if self.axis == "3d" or self.cross else (groups,)
+        whole = (batch, *grouped, heads, queries, self.k.shape[-2])
+        return torch.Size(whole if self.has_batch_dim else whole[1:])
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Float[torch.Tensor, "..."]:
+        """What `materialize()[index]` gives (float32), computing only the clips, heads and queries that are asked for:
+        `pattern[clip, head]` is one head's `[query key]`.
+
+        Raises IndexError as tensors do, and MemoryError with the byte count where what is asked for would take more
+        than half of the free memory.
+        """
+        asked, shape = index if isinstance(index, tuple) else (index,), self.shape
+        given = sum(step is not None and step is not Ellipsis for step in asked)
+        if given > len(shape):
+            raise IndexError(f"{given} indices for a pattern of {len(shape)} axes, {list(shape)}")
+        if not any(step is Ellipsis for step in asked):
+            asked = (*asked, Ellipsis)
+        place = next(at for at, step in enumerate(asked) if step is Ellipsis)
+        asked = (*asked[:place], *[slice(None)] * (len(shape) - given), *asked[place + 1 :])
+        narrow: list[torch.Tensor | slice] = []
+        rest: list[Any] = []  # the same index, of what is left
+        for step in asked:
+            if step is None or len(narrow) == len(shape) - 1:  # of the keys all are needed
+                rest.append(step)
+                continue
+            kept, left = narrowed(step, shape[len(narrow)])
+            narrow.append(kept)
+            rest.append(left)
+        batch, *groups, heads, queries = narrow if self.has_batch_dim else (slice(None), *narrow)
+        small = self._part(batch, groups[0] if groups else slice(None), heads, queries)
+        return small.materialize()[tuple(rest)]
+
     def materialize(self, force: bool = False) -> Float[torch.Tensor, "*group head query key"]:
         """The whole pattern, in the shape of `hook_pattern` (float32).
 
@@ -301,4 +345,5 @@ class AttentionPattern(QueryKeys):
             hint = "rows, mass, pairs, entropy, top_keys and displacement_kernel need no such matrix"
             check_fits(self.dense_bytes, self.q.device, "The pattern", f"{hint}; materialize(force=True) tries anyway.")
         dense = torch.cat([part for _, part in self.chunks()], -2)
-        return dense.squeeze(1) if self.axis == "3d" or self.cross else dense
+        dense = dense.squeeze(1) if self.axis == "3d" or self.cross else dense
+        return dense if self.has_batch_dim else dense.squeeze(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,21 @@ def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor 
     return F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale)[..., : v.shape[-1]]
 
 
+def narrowed(step: Any, size: int) -> tuple[slice | torch.Tensor, Any]:
+    """One axis' index as what is kept of the axis, and the same index of that. IndexError for what lies outside."""
+    if isinstance(step, slice):
+        return step, slice(None)
+    index = torch.as_tensor(step)
+    if index.dtype == torch.bool:
+        if index.shape != (size,):
+            raise IndexError(f"a mask of {list(index.shape)} for an axis of {size}")
+        index = index.nonzero()[:, 0]
+    if index.is_floating_point() or bool(((index < -size) | (index >= size)).any()):
+        raise IndexError(f"index {step!r} for an axis of {size}")
+    kept = (index % size).flatten()
+    return kept, torch.arange(len(kept)).view(index.shape) if index.ndim else 0
+
+
 @dataclass(frozen=True, eq=False)
 class QueryKeys:
     """What `AttentionPattern` is made of; its arguments are described there."""
@@ -44,6 +59,7 @@ class QueryKeys:
     grid: TokenGrid
     axis: Literal["3d", "space", "time"] = "3d"
     cross: bool = False
+    has_batch_dim: bool = True  # of what is indexed and materialised; answers always have it
 
     def __repr__(self) -> str:
         batch, groups, heads, queries, _ = self.q.shape
@@ -107,6 +123,15 @@ class QueryKeys:
         chosen = token_indices(heads, self.n_heads, "head", self.q.device)
         mask = self.mask if self.mask is None or self.mask.shape[2] == 1 else self.mask[:, :, chosen]
         return replace(self, q=self.q[:, :, chosen], k=self.k[:, :, chosen], mask=mask)
+
+    def _part(self, batch: Any, group: Any, head: Any, query: Any) -> Self:
+        """Some clips, groups, heads and queries, axes kept: good for probabilities only, not for places."""
+        mask = self.mask
+        if mask is not None:
+            for axis, chosen in enumerate((batch, group, head, query)):
+                mask = mask if mask.shape[axis] == 1 else mask[(slice(None),) * axis + (chosen,)]
+        q = self.q[batch][:, group][:, :, head][:, :, :, query]
+        return replace(self, q=q, k=self.k[batch][:, group][:, :, head], mask=mask)
 
     def uniform(self) -> Self:
         """Attention that is the same over all keys the mask allows: what any statistic of it says is chance."""

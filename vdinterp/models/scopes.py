@@ -91,12 +91,17 @@ class Scope:
         self.scopes, self.value, self.says = scopes, value, dict(says or {})
         self.hooks: Mapping[Side, Mapping[str, Any]] = hooks or {}
         self.at_call, self.at_end = at_call, at_end
-        self.entered, self.thread = False, 0
+        self.entered, self.thread, self.task = False, 0, -1
         self.held: weakref.ref[Any] | None = None
 
     @property
     def is_open(self) -> bool:
         return self.entered and (self.held is None or self.held() is not None)
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether what runs now is computed again, by activation checkpointing, for a backward pass begun inside."""
+        return torch._C._current_graph_task_id() != self.task
 
     def __enter__(self) -> Any:
         key = next(_COUNT)
@@ -110,6 +115,7 @@ class Scope:
                     opened.pop(old, None)
         if self.held is not None and self.held() is None:
             self.held = None  # no `with` statement: somebody looked at `__exit__` and calls the two by hand
+        self.task = torch._C._current_graph_task_id()
         self.thread, self.entered = threading.get_ident(), True
         for opened in kinds:
             opened[key] = weakref.ref(self)

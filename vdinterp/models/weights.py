@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from torch import nn
+
+from vdinterp.models.components.linear import PLAIN, applied
+from vdinterp.models.config import VideoDiTConfig
+from vdinterp.models.hooks import FactoredMatrix, composition_scores
+
+CLOSE = 1e-5  # relative: what is further apart is of other weights
+SAMPLES = 4  # values of each parameter that are compared, about
 
 Stacked = Float[torch.Tensor, "layer ..."]
 
@@ -15,10 +23,12 @@ class WeightViews:
 
     Stacked copies: to edit weights, edit `model.blocks[layer].attn.W_Q`, which is a view of what is stored.
     Nothing is folded or centred: gates and modulations make TransformerLens's weight processing invalid here.
-    A model some of whose blocks have no MLP raises `ValueError` for `W_in` and its kin.
+    A model some of whose blocks have no MLP raises `ValueError` for `W_in` and its kin; so does one whose linear layers
+    were replaced or wrapped so that something else than the stored weight is applied, naming the layer.
     """
 
     blocks: Any
+    cfg: VideoDiTConfig
 
     def _stacked(self, sublayer: str, name: str) -> Stacked:
         parts = [getattr(block, sublayer) for block in self.blocks]
@@ -75,3 +85,94 @@ class WeightViews:
     @property
     def b_out(self) -> Float[torch.Tensor, "layer d_model"]:
         return self._stacked("mlp", "b_out")
+
+    # Products of weights, as TransformerLens has them
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """`W_V W_O` of every head, `[layer head d_model d_model]`, low rank.
+
+        Weights alone. Misleads where modulation matters: AdaLN's scale stands before it, the gate after it, both set by
+        the noise level; `vd.circuits.ov(model, layer, head, noise_level)` has them.
+        """
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """`W_Q W_K^T` of every head, `[layer head d_model d_model]`, low rank.
+
+        Weights alone: without modulation, biases and 1 / sqrt(d_head), and with rotary positions what a token looks for
+        at its own place; `vd.circuits.qk(model, layer, head, noise_level, displacement)` has them.
+        Raises `ValueError` where weights do not say what attention does (qk-norm, rotation over all heads at once).
+        """
+        if reason := undetermined(self):
+            raise ValueError(
+                f"{self.cfg.model_name}: {reason}; measure it: vd.circuits.qk_activations(model, cache, layer, head)"
+            )
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def all_head_labels(self) -> list[str]:
+        """`0.0`, `0.1` ..: heads as they are written here, layer by layer."""
+        return [f"{layer}.{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+
+    def all_composition_scores(
+        self, mode: Literal["Q", "K", "V"]
+    ) -> Float[torch.Tensor, "layer head receiver_layer receiver_head"]:
+        """`|W_OV W| / (|W_OV| |W|)` of the products of weights alone (`OV`, `QK`), 0 where the sender is not earlier.
+
+        Chance is about `1 / sqrt(d_model)`. Misleads as `OV` and `QK` do: modulation, rotation and, in a normed stream,
+        what lies between are left out; `vd.circuits.composition(model, noise_level)` folds them in, with chance.
+        Raises `ValueError` for "Q" and "K" where weights do not say what attention does (qk-norm).
+        """
+        if mode not in ("Q", "K", "V"):
+            raise ValueError(f"mode {mode!r}; choose 'Q', 'K' or 'V'")
+        right = self.OV if mode == "V" else self.QK if mode == "Q" else self.QK.T
+        scores = composition_scores(self.OV, right)
+        layers = torch.arange(len(self.blocks), device=scores.device)
+        return torch.where(layers[:, None, None, None] < layers[:, None], scores, 0.0)
+
+
+def undetermined(model: Any) -> str:
+    """Why weights alone do not say what a model's heads look at; empty where they do."""
+    cfg = model.cfg
+    if cfg.qk_norm is not None:
+        return f"queries and keys are normalised ({cfg.qk_norm}), so products of weights do not say what attention does"
+    if any(rope.over == "model" for rope in cfg.rope.values()):
+        return "rotation runs over all heads together, so one head's weights do not say what it matches"
+    return ""
+
+
+# Which weights these are
+
+
+@torch.no_grad()
+def marks(model: nn.Module) -> Float[torch.Tensor, " _"]:
+    """What tells these weights from others: the norm and a few values of every parameter that is in memory."""
+    held = [parameter.detach() for parameter in model.parameters() if not parameter.is_meta and parameter.numel()]
+    if not held:
+        return torch.zeros(0)
+    held = [each if each.is_floating_point() else each.float() for each in held]
+    norms = [torch.linalg.vector_norm(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in held]
+    few = [each.flatten()[:: max(1, each.numel() // SAMPLES)] for each in held]
+    return torch.cat([part.flatten().to(held[0].device, torch.float32) for part in (*norms, *few)])  # may be spread
+
+
+def same_weights(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two `marks` are of the same weights, wherever they were and whatever their device rounds."""
+    return one.shape == other.shape and torch.allclose(one.cpu(), other.cpu(), rtol=CLOSE, atol=1e-12, equal_nan=True)
+
+
+def check_saves(model: Any) -> None:
+    """Raise `ValueError` unless a model's tensors alone make it again; an adapter or a hook would be lost."""
+    with torch.device("meta"):
+        wanted = {name: value.shape for name, value in type(model)(model.cfg).state_dict().items()}
+    found = {name: getattr(value, "shape", None) for name, value in model.state_dict().items()}
+    if differing := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
+        raise ValueError(
+            f"{model.cfg.model_name} has other tensors than its configuration makes ({', '.join(differing[:3])} ..): "
+            "it could not be loaded again; merge or remove what replaced its layers first (peft: merge_and_unload())"
+        )
+    for name, layer in model.named_modules():
+        if isinstance(layer, PLAIN):
+            applied(layer, name)

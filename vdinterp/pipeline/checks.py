@@ -2,11 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import torch
 
+from vdinterp.counts import check_indices
+from vdinterp.diffusion import DiffusionConfig
+from vdinterp.diffusion.schedule import NoiseSchedule
+from vdinterp.models import HookedVideoDiT
 from vdinterp.models.config import VideoDiTConfig
+from vdinterp.vae import VAE, LatentStats
+
+
+def check_parts(model: Any, vae: Any, diffusion: Any, latent_stats: Any) -> None:
+    """Raise `ValueError` unless these are the parts of a pipeline, and fit together."""
+    whole = getattr(model, "_orig_mod", model)  # torch.compile wraps it
+    if not isinstance(whole, HookedVideoDiT):
+        kind = type(model)
+        raise ValueError(
+            f"model is a {kind.__module__}.{kind.__qualname__}; a pipeline needs a HookedVideoDiT, whose activations "
+            "have names. Weights of the families in vdinterp.list_families() become one: "
+            "HookedVideoDiT.from_state_dict(family, config, state_dict)"
+        )
+    if vae is not None and not isinstance(vae, VAE):
+        raise ValueError(
+            f"vae is a {type(vae).__name__}; None, or something with encode, decode, config and latent_channels is "
+            "needed: an autoencoder of diffusers as vdinterp.vae.DiffusersVAE(module)"
+        )
+    if not isinstance(diffusion, DiffusionConfig):
+        raise ValueError(f"diffusion is a {type(diffusion).__name__}; a vdinterp.DiffusionConfig is needed")
+    if latent_stats is not None and not isinstance(latent_stats, LatentStats):
+        raise ValueError(f"latent_stats is a {type(latent_stats).__name__}; a vdinterp.vae.LatentStats is needed")
+    if latent_stats is not None and len(latent_stats.mean) not in (1, whole.cfg.in_channels):
+        raise ValueError(
+            f"latent_stats are of {len(latent_stats.mean)} channels; {whole.cfg.model_name} takes latents of "
+            f"{whole.cfg.in_channels}"
+        )
+
+
+def check_device(device: Any) -> torch.device:
+    """A device that is there. `ValueError` for one that is not."""
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch's way to say that it was built without it
+        found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        found += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(f"device {str(device)!r} is not to be had here; there are {', '.join(found)}") from error
+    return target
+
+
+def check_noise_levels(levels: Any, batch: int, frames: int, schedule: NoiseSchedule) -> torch.Tensor:
+    """`levels` as `[batch frame]` long. Raises `ValueError` for what is no tensor of such whole levels."""
+    if not isinstance(levels, torch.Tensor):
+        raise ValueError(
+            f"noise levels are a {type(levels).__name__}: a tensor of whole levels k is needed, [batch frame] = "
+            f"[{batch} {frames}]"
+        )
+    if tuple(levels.shape) != (batch, frames):
+        raise ValueError(f"noise levels of shape {list(levels.shape)}: expected [batch frame] = [{batch} {frames}]")
+    if not levels.is_floating_point() and not levels.is_complex() and levels.dtype != torch.bool:
+        levels = levels.long()  # an index into a schedule: of 8-bit ones torch would make a mask
+    schedule.check_levels(levels)
+    return levels
 
 
 def check_latents(latents: torch.Tensor, cfg: VideoDiTConfig, what: str = "latents") -> None:
@@ -48,6 +107,8 @@ def check_cond_mask(cond_mask: torch.Tensor | None, batch: int) -> None:
 def check_mask(mask: torch.Tensor | Sequence[int], batch: int, frames: int) -> torch.Tensor:
     """`mask` as `[batch frame]` long. Raises `ValueError` for other shapes or values outside -1, 0, 1, 2."""
     mask = torch.as_tensor(mask)
+    if mask.is_complex() or (mask.is_floating_point() and not bool((mask == mask.round()).all())):
+        raise ValueError("mask values are whole: -1 (padding), 0 (generate), 1 (ground truth), 2 (generated history)")
     if mask.ndim == 1:
         mask = mask[None].expand(batch, -1)
     if mask.shape != (batch, frames):
@@ -61,14 +122,17 @@ def check_mask(mask: torch.Tensor | Sequence[int], batch: int, frames: int) -> t
 
 
 def check_steps_used(at_steps: Iterable[int] | None, n_steps: int, what: str = "at_steps") -> frozenset[int] | None:
-    """`at_steps` as a set. Raises `ValueError` if it names a step that does not happen; a range may reach beyond the
-    last step, as in `range(4, 1000)`."""
+    """`at_steps` as a set. Raises `ValueError` unless it is None or holds whole numbers, at least one, and if it names
+    a step that does not happen; a range may reach beyond the last step, as in `range(4, 1000)`."""
     if at_steps is None:
         return None
-    if not isinstance(at_steps, Iterable):
+    if not isinstance(at_steps, Iterable) or isinstance(at_steps, (str, bytes)):
         raise ValueError(f"{what} is {at_steps!r}; give a list or a range of steps, 0 the noisiest")
+    if not isinstance(at_steps, Collection):
+        at_steps = list(at_steps)
+    check_indices(what, at_steps)
     wanted = frozenset(int(step) for step in at_steps)
     outside = sorted(step for step in wanted if not 0 <= step < n_steps)
     if outside and (not isinstance(at_steps, range) or len(outside) == len(wanted)):
-        raise ValueError(f"{what} names the steps {outside}; this run has steps 0 to {n_steps - 1}")
+        raise ValueError(f"{what} names the steps {outside[:12]}; this run has steps 0 to {n_steps - 1}")
     return wanted

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,7 +15,10 @@ from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.loading import FAMILIES, read_checkpoint
 from vdinterp.pipeline.bundle import SETTINGS, WEIGHTS, bundle_checkpoints, load_bundle
+from vdinterp.pipeline.checks import check_device
+from vdinterp.pipeline.hub import download
 from vdinterp.pipeline.video_diffusion import VideoDiffusion
+from vdinterp.settings import read_json
 from vdinterp.vae import VAE, LatentStats
 
 MODELS = Path(__file__).parent.parent / "assets" / "models"
@@ -52,7 +55,7 @@ def load(
     family: str | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
     filename: str | None = None,
-    vae: VAE | None = None,
+    vae: VAE | Literal["hub"] | None = None,
     diffusion: DiffusionConfig | None = None,
     latent_stats: LatentStats | None = None,
     device: str | torch.device | None = None,
@@ -61,43 +64,62 @@ def load(
 
     Args:
         name: a bundled model (`list_models`), a folder written by `save_bundle`, a reference checkpoint
-            file, or a Hugging Face hub repository `owner/repo` that holds either.
+            file, or a Hugging Face hub repository `owner/repo` that holds either. What is on this disk never goes to
+            the network; a name does only where neither it nor its first part is found here, and the log says so.
         checkpoint: training step, for models with checkpoints along training; None is the finished model.
-        family, config: for reference checkpoints: the converter (`list_families`) and the reference's
-            configuration, as a dictionary or the path of a JSON file.
+        family, config: for reference checkpoints: the converter (`list_families`) and the reference's configuration:
+            a dictionary, the path of a JSON file, or the name of a published one ("K600", "MCRAFT"; "OASIS_500M").
         filename: which file of a hub repository is the reference checkpoint.
         vae, diffusion, latent_stats: take these instead of the stored ones (reference checkpoints store none; their
-            family's published settings are the default, without a VAE).
+            family's published settings are the default, without a VAE). `vae="hub"` fetches the VAE that a folder only
+            names.
         device: where to put it.
 
     Raises:
         KeyError: an unknown name or training step; says which are close.
         FileNotFoundError: no such path, or no network where a hub name needs it.
-        ValueError: a truncated file, unknown keys, or a checkpoint of another architecture.
+        ValueError: a truncated file, unknown keys, weights that are none (NaN, integers), a checkpoint of another
+            architecture, or a device that is not there.
     """
     if not isinstance(name, (str, Path)):
         raise ValueError(f"name is {name!r}; give a model's name or path, for example {list_models()[0]!r}")
+    target = None if device is None else check_device(device)
     text = str(name)
     path = Path(name).expanduser()
     if isinstance(name, str) and text in list_models():
-        pipe = _bundle(MODELS / text, checkpoint, family, config)
+        pipe = _bundle(MODELS / text, checkpoint, family, config, vae)
     elif path.is_dir():
-        pipe = _bundle(path, checkpoint, family, config)
+        pipe = _bundle(path, checkpoint, family, config, vae)
     elif path.is_file():
-        pipe = _reference(path, checkpoint, family, config)
-    elif path.suffix.lower() in _CHECKPOINT_SUFFIXES or path.is_absolute() or text.startswith((".", "~")):
-        raise FileNotFoundError(f"there is no file or folder {path}; bundled models are {list_models()}")
+        pipe = _reference(path, checkpoint, family, config, vae)
+    elif _is_local(text):
+        raise _not_there(path)
     elif _HUB_NAME.match(text):
-        pipe = _hub(text, checkpoint, family, config, filename)
+        pipe = _hub(text, checkpoint, family, config, filename, vae)
     else:
         raise _unknown(text)
-    if vae is not None:
-        pipe.vae = vae
-    if latent_stats is not None:
-        pipe.latent_stats = latent_stats
-    if diffusion is not None:
-        pipe = VideoDiffusion(pipe.model, pipe.vae, diffusion, pipe.latent_stats, pipe.meta)
-    return pipe if device is None else pipe.to(device)
+    if latent_stats is not None or diffusion is not None:
+        stats = pipe.latent_stats if latent_stats is None else latent_stats
+        pipe = VideoDiffusion(
+            pipe.model, pipe.vae, pipe.diffusion if diffusion is None else diffusion, stats, pipe.meta
+        )
+    return pipe if target is None else pipe.to(target)
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name that nothing here has is one of a file or folder nonetheless: it is written as a path, ends as a
+    checkpoint does, or begins with a folder that is here."""
+    path = Path(name).expanduser()
+    if path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1:
+        return True
+    return path.suffix.lower() in _CHECKPOINT_SUFFIXES or (len(path.parts) > 1 and Path(path.parts[0]).exists())
+
+
+def _not_there(path: Path) -> FileNotFoundError:
+    around = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, around, n=3, cutoff=0.5)
+    hint = f"{path.parent} has {' and '.join(close)}; " if close else ""
+    return FileNotFoundError(f"there is no file or folder {path}; {hint}bundled models are {list_models()}")
 
 
 def _unknown(name: str) -> KeyError:
@@ -110,14 +132,46 @@ def _unknown(name: str) -> KeyError:
     )
 
 
-def _bundle(path: Path, checkpoint: int | None, family: str | None, config: object) -> VideoDiffusion:
+def _bundle(
+    path: Path, checkpoint: int | None, family: str | None, config: object, vae: VAE | Literal["hub"] | None
+) -> VideoDiffusion:
+    if not (path / SETTINGS).is_file():
+        raise _no_bundle(path)
     if family is not None or config is not None:
         raise ValueError(f"{path.name} states its own architecture; family and config are for reference checkpoints")
-    return load_bundle(path, checkpoint)
+    return load_bundle(path, checkpoint, vae)
+
+
+def _no_bundle(path: Path) -> ValueError | FileNotFoundError:
+    """What to say of a folder that `save_bundle` did not write."""
+    families = ", ".join(f"{family} (config= a mapping, or {', '.join(m.PRESETS)})" for family, m in FAMILIES.items())
+    for name in ("model_index.json", "config.json"):
+        if not (path / name).is_file():
+            continue
+        settings = read_json(path / name)
+        kind = settings.get("_class_name") if isinstance(settings, Mapping) else None
+        if kind is not None:
+            return ValueError(
+                f"{path} is a diffusers folder of class {kind}: no converter yet; there are converters for checkpoint "
+                f"files of {families}"
+            )
+    names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _CHECKPOINT_SUFFIXES)
+    files = [name for name in names if name != WEIGHTS]
+    if files:
+        return ValueError(
+            f"{path} holds no {SETTINGS}, which a model folder has, but the checkpoint file {files[0]}"
+            + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+            + f": load that by its own path, with family= and config=; there are converters for {families}"
+        )
+    return FileNotFoundError(f"{path} holds no {SETTINGS}; a model folder has {SETTINGS} and {WEIGHTS}")
 
 
 def _reference(
-    path: Path, checkpoint: int | None, family: str | None, config: Mapping[str, Any] | str | Path | None
+    path: Path,
+    checkpoint: int | None,
+    family: str | None,
+    config: Mapping[str, Any] | str | Path | None,
+    vae: VAE | Literal["hub"] | None,
 ) -> VideoDiffusion:
     if checkpoint is not None:
         raise ValueError("checkpoint=... chooses a training step of a model folder; a checkpoint file is one already")
@@ -127,20 +181,35 @@ def _reference(
             f"load(path, family={' or '.join(map(repr, list_families()))}, config={{...}}). A model folder is loaded "
             "by its folder's name"
         )
+    if vae == "hub":
+        raise ValueError(f"{path.name} names no VAE; give one, for example vae=vdinterp.vae.DiffusersVAE(module)")
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}; converters exist for {list_families()}")
-    if not isinstance(config, Mapping):
-        file = Path(config).expanduser()
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no configuration file {file}")
-        config = json.loads(file.read_text())
-    reference: Mapping[str, Any] = config  # type: ignore[assignment]
+    reference = _configuration(family, config)
     state = read_checkpoint(path)
     model = HookedVideoDiT.from_state_dict(family, reference, state)
     stats = _stats(state, reference)
-    return VideoDiffusion(
-        model.eval(), None, _family_diffusion(family, model), stats, {"name": path.stem, "family": family}
-    )
+    return VideoDiffusion(model, vae, _family_diffusion(family, model), stats, {"name": path.stem, "family": family})
+
+
+def _configuration(family: str, config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    """A reference configuration that is given as such, as a published one's name, or as a JSON file."""
+    presets = FAMILIES[family].PRESETS
+    if isinstance(config, Mapping):
+        return config
+    if not isinstance(config, str | Path):
+        raise ValueError(f"config is a {type(config).__name__}; a dictionary, a JSON file or one of {list(presets)}")
+    if isinstance(config, str) and config in presets:
+        return presets[config]
+    file = Path(config).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"there is no configuration file {file}; published configurations of {family} are {list(presets)}"
+        )
+    settings = read_json(file)
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{file} holds a {type(settings).__name__}; a configuration is a dictionary")
+    return settings
 
 
 def _family_diffusion(family: str, model: HookedVideoDiT) -> DiffusionConfig:
@@ -154,11 +223,23 @@ def _family_diffusion(family: str, model: HookedVideoDiT) -> DiffusionConfig:
 
 def _stats(state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> LatentStats:
     """Latent statistics that a checkpoint or its configuration states; otherwise latents are taken as they are."""
-    for source in (state, config):
-        if "data_mean" in source and "data_std" in source:
-            mean, std = (torch.as_tensor(source[key]).flatten().tolist() for key in ("data_mean", "data_std"))
-            return LatentStats(tuple(mean), tuple(std))
+    for where, source in (("the checkpoint", state), ("the configuration", config)):
+        given = [key for key in ("data_mean", "data_std") if key in source]
+        if len(given) == 1:
+            other = "data_std" if given == ["data_mean"] else "data_mean"
+            raise ValueError(f"{where} has {given[0]} but no {other}; latents are normalised by both, or by neither")
+        if given:
+            return LatentStats(_channels(source, "data_mean"), _channels(source, "data_std"))
     return LatentStats()
+
+
+def _channels(source: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    """One number a channel, however deep they lie in lists."""
+    try:
+        values = torch.as_tensor(source[key]).flatten()
+        return tuple(map(float, values.tolist()))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{key} is {reprlib.repr(source[key])}; one number a channel is wanted") from error
 
 
 def _hub(
@@ -167,31 +248,15 @@ def _hub(
     family: str | None,
     config: Mapping[str, Any] | str | Path | None,
     filename: str | None,
+    vae: VAE | Literal["hub"] | None,
 ) -> VideoDiffusion:
     if family is not None and filename is None:
         raise ValueError(f"which file of {name} is the checkpoint? Pass filename='...'")
     if family is not None and filename is not None:
-        return _reference(_download(name, filename), checkpoint, family, config)
+        return _reference(download(name, [filename])[0], checkpoint, family, config, vae)
     files = [SETTINGS, WEIGHTS]
     if checkpoint is not None:
         files.append(f"checkpoints/step-{checkpoint:05d}.safetensors")
-    paths = [_download(name, file) for file in files]
-    pipe = load_bundle(paths[0].parent, checkpoint)
+    pipe = load_bundle(download(name, files)[0].parent, checkpoint, vae)
     pipe.meta["name"] = name
     return pipe
-
-
-def _download(name: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(name, file))
-    except HFValidationError as error:
-        raise _unknown(name) from error
-    except (OSError, HfHubHTTPError) as error:  # offline, no such repository, no such file
-        raise FileNotFoundError(
-            f"{name}/{file} could not be fetched from the Hugging Face hub ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no answer'}). {name!r} is no local path "
-            f"either. Without a network these work: bundled models {list_models()}, or a downloaded folder or file"
-        ) from error

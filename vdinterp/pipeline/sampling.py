@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
+from vdinterp.counts import check_between, check_count, check_seed
 from vdinterp.diffusion import (
     GivenNoise,
     Guidance,
@@ -23,7 +24,7 @@ from vdinterp.diffusion import (
     with_mask,
 )
 from vdinterp.gradient_state import keep_grad_mode
-from vdinterp.interventions import Intervention, check_interventions
+from vdinterp.interventions import Intervention, Pass, check_interventions, hooks_of
 from vdinterp.models import ActivationCache
 from vdinterp.pipeline.checks import (
     check_cond,
@@ -35,6 +36,8 @@ from vdinterp.pipeline.checks import (
 
 if TYPE_CHECKING:
     from vdinterp.pipeline.video_diffusion import VideoDiffusion
+
+MOST_CLIPS = 65_536  # generated at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +91,16 @@ class SampleResult:
         recorded = f", recorded at {len(self.record)} steps" if self.record else ""
         return f"SampleResult(latents {list(self.latents.shape)}{recorded})"
 
+    def _repr_html_(self) -> str | None:
+        """The first clips, playing; None without a VAE, so that the text is shown."""
+        from vdinterp.plotting.moving import ACROSS
+        from vdinterp.plotting.playing import playing_html
+
+        if self.pipe.vae is None:
+            return None
+        with torch.no_grad():
+            return playing_html(self.pipe.decode(self.latents[:ACROSS]), repr(self))
+
     @property
     def video(self) -> torch.Tensor:
         """The latents decoded: `[batch frame channel height width]` in [0, 1]."""
@@ -103,6 +116,7 @@ class SamplingPlan:
     mask: torch.Tensor
     matrix: torch.Tensor
     noise: NoiseSource
+    n_levels: int
     n_frames: int
     guidances: tuple[Guidance, ...]
     cond: torch.Tensor | None
@@ -112,8 +126,30 @@ class SamplingPlan:
     at_steps: frozenset[int] | None
     record: Any
 
+    def passes(self) -> Iterator[Pass]:
+        """Every step at which interventions are applied, with the integer levels that the network is told: of all
+        guidance branches, one after the other."""
+        for step, rows in enumerate(self.matrix[:-1]):
+            if self.at_steps is None or step in self.at_steps:
+                mask = torch.where((self.mask == 0) & (rows == -1), 2, self.mask)
+                branches = make_branches(self.guidances, mask, self.n_levels, has_cond=self.cond is not None)
+                yield step, torch.cat([torch.where(mask >= 1, branch.levels, rows) for branch in branches])
 
-def make_plan(
+
+def make_plan(pipe: VideoDiffusion, context: Any, n_frames: int | None = None, **options: Any) -> SamplingPlan:
+    """Check every argument of `VideoDiffusion.sample` and lay out the run; no forward pass happens here."""
+    plan = lay_out(pipe, context, n_frames, **options)
+    check_acting(pipe, [plan])
+    return plan
+
+
+def check_acting(pipe: VideoDiffusion, plans: Sequence[SamplingPlan]) -> None:
+    """Raise `ValueError` if one of the interventions acts in no step of these runs, which share their options."""
+    for intervention in plans[0].interventions:
+        intervention.check_acts(pipe.model, (one for plan in plans for one in plan.passes()))
+
+
+def lay_out(
     pipe: VideoDiffusion,
     context: Float[torch.Tensor, "batch frame channel height width"] | None,
     n_frames: int | None = None,
@@ -136,22 +172,21 @@ def make_plan(
     keys: Sequence[tuple[int, ...]] | None = None,
     pad: bool | None = None,
 ) -> SamplingPlan:
-    """Check every argument of `VideoDiffusion.sample` and lay out the run; no forward pass happens here."""
+    """`make_plan` without the question whether every intervention acts, which several windows answer together."""
     cfg, device, dtype = pipe.model.cfg, pipe.device, pipe.dtype
-    frames = cfg.n_frames if n_frames is None else n_frames
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-        raise ValueError(f"n_frames must be a positive integer, got {n_frames!r}")
+    n_levels = pipe.diffusion.n_levels
+    steps = check_count("steps", steps, high=n_levels, why="the model's noise levels")
+    seed, first_index = check_seed(seed), check_seed(first_index, "first_index")
+    frames = cfg.n_frames if n_frames is None else check_count("n_frames", n_frames)
     if frames > cfg.n_frames:
         raise ValueError(
             f"n_frames={frames}: {cfg.model_name} sees at most {cfg.n_frames} frames at once; "
             "longer clips: pipe.rollout(context, n_frames, ...)"
         )
     if context is None:
-        batch = 1 if batch is None else batch
+        batch = 1 if batch is None else check_count("batch", batch, high=MOST_CLIPS)
         if mask is not None:
             raise ValueError("a mask says which context frames are known: pass context with it")
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch must be a positive integer, got {batch!r}")
         known = torch.zeros(batch, frames, dtype=torch.long)
         full = torch.zeros(batch, frames, cfg.in_channels, cfg.height, cfg.width, dtype=dtype)
     else:
@@ -192,12 +227,17 @@ def make_plan(
         cond = torch.cat([cond, cond[:, -1:].expand(-1, missing, -1)], dim=1) if missing > 0 else cond[:, :horizon]
         cond = cond.to(device=device, dtype=dtype)
 
-    n_levels = pipe.diffusion.n_levels
+    uncertainty = check_between("uncertainty", uncertainty, 0, n_levels, "steps per frame")
     if isinstance(matrix, str):
         rows = make_matrix(matrix, frames, steps, n_levels, uncertainty)
     else:
-        rows = torch.as_tensor(matrix).long()
-        if rows.ndim != 2 or rows.shape[1] != frames:
+        rows = torch.as_tensor(matrix)
+        if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+            raise ValueError(
+                f"a scheduling matrix holds integer noise levels in [-1, {n_levels - 1}], not {rows.dtype}"
+            )
+        rows = rows.long()
+        if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] != frames:
             raise ValueError(f"a scheduling matrix is [step frame] with {frames} frames, got {list(rows.shape)}")
         if bool((rows[0] != n_levels - 1).any()) or bool((rows[-1] != -1).any()):
             raise ValueError(f"a scheduling matrix starts at pure noise ({n_levels - 1}) and ends clean (-1)")
@@ -205,8 +245,7 @@ def make_plan(
         rows = torch.cat([rows, rows.new_full((rows.shape[0], padding), n_levels - 1)], dim=1)
     known = known.to(device)
     rows = with_mask(rows, known, n_levels)
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1] (0 DDIM, 1 DDPM), got {eta!r}")
+    eta = check_between("eta", eta, 0, 1, "0 DDIM, 1 DDPM")
 
     guidances = as_guidances(guidance, has_cond=cond is not None)
     make_branches(guidances, known, n_levels, has_cond=cond is not None)  # raises for history frames that do not exist
@@ -216,8 +255,6 @@ def make_plan(
         check_steps_used(intervention.steps, len(rows) - 1, f"{type(intervention).__name__}(steps=...)")
     if record is not None:
         pipe.model.resolve_names(record)
-    if isinstance(first_index, bool) or not isinstance(first_index, int) or first_index < 0:
-        raise ValueError(f"first_index must be a non-negative integer, got {first_index!r}")
     source: NoiseSource = SeededNoise(seed, keys or [(first_index + i,) for i in range(batch)])
     if isinstance(noise, torch.Tensor):
         check_latents(noise, cfg, "noise")
@@ -233,6 +270,7 @@ def make_plan(
         mask=known,
         matrix=rows,
         noise=source,
+        n_levels=n_levels,
         n_frames=frames,
         guidances=guidances,
         cond=cond,
@@ -273,7 +311,7 @@ def run_plan(
             keep_grad_mode(),
             torch.no_grad(),
             model.hook_ctx(step=step, noise_levels=noise_levels),
-            model.intervene(*active),
+            model.hooks(hooks_of(active, model)),
             recorded as recording,
         ):
             pred = model(latents, schedule.network_level(noise_levels), cond=cond, cond_mask=cond_mask, **inside)

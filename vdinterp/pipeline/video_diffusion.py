@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
-from torch import nn
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 
 from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
 from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import windows
-from vdinterp.pipeline.checks import check_cond, check_cond_mask, check_latents
+from vdinterp.pipeline.checks import (
+    check_cond,
+    check_cond_mask,
+    check_device,
+    check_latents,
+    check_noise_levels,
+    check_parts,
+)
 from vdinterp.pipeline.sampling import SampleResult, StepState, collect, make_plan, run_plan
 from vdinterp.vae import VAE, LatentStats
+from vdinterp.vae.protocol import evaluating, vae_module
 
 
 class VideoDiffusion:
@@ -29,7 +37,10 @@ class VideoDiffusion:
         meta: data, recipe, figures, licence ... of a trained model.
 
     Latents are always normalised, `[batch frame channel height width]`; noise levels are integers `[batch frame]`
-    with -1 for clean frames.
+    with -1 for clean frames. The model is told how many there are (`model.n_levels`), and refuses others by itself.
+
+    ValueError for a model that is no `HookedVideoDiT`, a VAE that cannot encode and decode, or statistics of other
+    channels than the model's.
     """
 
     def __init__(
@@ -40,7 +51,9 @@ class VideoDiffusion:
         latent_stats: LatentStats | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
+        check_parts(model, vae, diffusion, latent_stats)
         self.model = model
+        self.model.n_levels = diffusion.n_levels if diffusion.told_k else None
         self.vae = vae
         self.diffusion = diffusion
         self.schedule = make_schedule(diffusion)
@@ -54,6 +67,25 @@ class VideoDiffusion:
             f"{cfg.in_channels}x{cfg.height}x{cfg.width} latents, {self.diffusion.objective}-prediction, "
             f"{self.diffusion.n_levels} {self.diffusion.schedule} levels)"
         )
+
+    def _repr_html_(self) -> str:
+        from vdinterp.plotting import facts
+
+        cfg, diffusion = self.model.cfg, self.diffusion
+        n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        driven = {"action channels": cfg.d_action, "text channels": cfg.d_text}
+        rows = {
+            "network": f"{cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}; "
+            f"{n_parameters:,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+            "latents": f"{cfg.n_frames} frames of {cfg.in_channels}x{cfg.height}x{cfg.width}, patches of "
+            f"{'x'.join(map(str, cfg.patch_size))}",
+            "VAE": "none: latents only" if self.vae is None else type(self.vae).__name__,
+            "diffusion": f"{diffusion.objective}-prediction, {diffusion.n_levels} {diffusion.schedule} levels",
+            "condition": ", ".join(["noise level", *(f"{n} {what}" for what, n in driven.items() if n)]),
+        }
+        known = ("checkpoint", "clips", "license")
+        rows |= {name: self.meta[name] for name in known if self.meta.get(name) is not None}
+        return facts(f"VideoDiffusion: {cfg.model_name}", rows)
 
     @property
     def clip_kind(self) -> str | None:
@@ -69,10 +101,12 @@ class VideoDiffusion:
         return next(self.model.parameters()).dtype
 
     def to(self, *args: Any, **kwargs: Any) -> VideoDiffusion:
-        """Move model and VAE to a device or dtype; returns the pipeline."""
+        """Move model and VAE to a device or dtype; returns the pipeline. ValueError for a device that is not there."""
+        for given in (*args, kwargs.get("device")):
+            if isinstance(given, str | torch.device):
+                check_device(given)
         self.model.to(*args, **kwargs)
-        module = self.vae if isinstance(self.vae, nn.Module) else getattr(self.vae, "vae", None)
-        if isinstance(module, nn.Module):
+        if (module := vae_module(self.vae)) is not None:
             module.to(*args, **kwargs)
         return self
 
@@ -90,7 +124,7 @@ class VideoDiffusion:
         """Video in [0, 1] to normalised latents `[batch frame channel height width]`.
 
         Raises:
-            ValueError: another shape, type or range, or a pipeline without VAE.
+            ValueError: another shape, type or range, NaN, or a pipeline without VAE.
         """
         vae = self._need_vae()
         if not isinstance(video, torch.Tensor) or video.ndim != 5:
@@ -98,11 +132,17 @@ class VideoDiffusion:
             raise ValueError(f"a video is a tensor [batch frame channel height width] in [0, 1], got {shape}")
         if not video.is_floating_point():
             raise ValueError(f"a video is floating point in [0, 1], got {video.dtype}; divide 8-bit video by 255")
-        if video.numel() and (float(video.min()) < -1e-3 or float(video.max()) > 1 + 1e-3):
-            raise ValueError(
-                f"a video is in [0, 1], got values in [{float(video.min()):.3g}, {float(video.max()):.3g}]"
-            )
-        return self.latent_stats.normalize(vae.encode(video.to(device=self.device, dtype=self.dtype)))
+        if not video.numel():
+            raise ValueError(f"a video of shape {list(video.shape)} is empty")
+        low, high = (float(end) for end in torch.aminmax(video))
+        if math.isnan(low):
+            spoilt = video.isnan().flatten(2).any(-1).nonzero()[0].tolist()
+            raise ValueError(f"a video is in [0, 1], got NaN, first in clip {spoilt[0]}, frame {spoilt[1]}")
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise ValueError(f"a video is in [0, 1], got values in [{low:.3g}, {high:.3g}]")
+        with evaluating(vae_module(vae)):
+            latents = vae.encode(video.to(device=self.device, dtype=self.dtype))
+        return self.latent_stats.normalize(latents)
 
     def decode(
         self, latents: Float[torch.Tensor, "batch frame channel height width"]
@@ -110,21 +150,24 @@ class VideoDiffusion:
         """Normalised latents to video `[batch frame channel height width]` in [0, 1]."""
         vae = self._need_vae()
         check_latents(latents, self.model.cfg)
-        return vae.decode(self.latent_stats.unnormalize(latents.to(self.device))).clamp(0, 1)
+        with evaluating(vae_module(vae)):
+            return vae.decode(self.latent_stats.unnormalize(latents.to(self.device))).clamp(0, 1)
 
     def add_noise(
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Int[torch.Tensor, "batch frame"],
+        noise_levels: Integer[torch.Tensor, "batch frame"],
         noise: Float[torch.Tensor, "batch frame channel height width"],
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Diffuse every frame to its own integer level; frames at -1 stay bitwise the same."""
-        return self.schedule.add_noise(latents, noise, noise_levels)
+        check_latents(latents, self.model.cfg)
+        k = check_noise_levels(noise_levels, len(latents), latents.shape[1], self.schedule)
+        return self.schedule.add_noise(latents, noise, k)
 
     def denoise(
         self,
         noisy: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Int[torch.Tensor, "batch frame"],
+        noise_levels: Integer[torch.Tensor, "batch frame"],
         cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
         cond_mask: Bool[torch.Tensor, "batch"] | None = None,
         **resume: Any,
@@ -141,14 +184,10 @@ class VideoDiffusion:
         cfg = self.model.cfg
         check_latents(noisy, cfg)
         batch, frames = noisy.shape[:2]
-        if tuple(noise_levels.shape) != (batch, frames):
-            raise ValueError(
-                f"noise levels of shape {list(noise_levels.shape)}: expected [batch frame] = [{batch} {frames}]"
-            )
-        self.schedule.check_levels(noise_levels)
+        k = check_noise_levels(noise_levels, batch, frames, self.schedule)
         check_cond(cond, cfg, batch, frames, frames)
         check_cond_mask(cond_mask, batch)
-        noisy, k = noisy.to(device=self.device, dtype=self.dtype), noise_levels.to(self.device)
+        noisy, k = noisy.to(device=self.device, dtype=self.dtype), k.to(self.device)
         with self.model.hook_ctx(noise_levels=k):
             pred = self.model(noisy, self.schedule.network_level(k), cond=cond, cond_mask=cond_mask, **resume)
         if self.diffusion.objective == "eps":

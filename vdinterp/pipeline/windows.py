@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
-from tqdm.auto import tqdm
 
+from vdinterp.counts import check_count, check_seed
 from vdinterp.pipeline.checks import check_cond, check_latents
-from vdinterp.pipeline.sampling import SampleResult, collect, make_plan
+from vdinterp.pipeline.sampling import SampleResult, SamplingPlan, check_acting, collect, lay_out, make_plan
+from vdinterp.progress import bar
 
 if TYPE_CHECKING:
     from vdinterp.pipeline.video_diffusion import VideoDiffusion
+
+MOST_FRAMES = 100_000  # of a rollout
 
 
 def rollout(
@@ -44,23 +47,25 @@ def rollout(
             whichever is more. `window - 1` generates one frame at a time.
         cond: one action for each of the `n_frames` frames.
         options: those of `VideoDiffusion.sample` except `mask`, `batch`, `noise` and `keep_states`.
+
+    Raises:
+        ValueError, KeyError: anything that does not fit, in any of the windows, before any compute.
     """
     cfg = pipe.model.cfg
     _refuse(options, ("mask", "batch", "noise", "keys", "keep_states"), "rollout")
     check_latents(context, cfg, "context")
-    window = cfg.n_frames if window is None else window
-    if not 2 <= window <= cfg.n_frames:
-        raise ValueError(f"window must be in [2, {cfg.n_frames}], got {window!r}")
+    n_frames, first_index = check_count("n_frames", n_frames, high=MOST_FRAMES), check_seed(first_index, "first_index")
+    longest = f"{cfg.model_name} sees {cfg.n_frames} frames"
+    window = cfg.n_frames if window is None else check_count("window", window, 2, cfg.n_frames, longest)
     n_clips, n_context = context.shape[:2]
     if overlap is None:
         overlap = max(window // 2, min(n_context, window - 1))
-    if not 1 <= overlap < window:
-        raise ValueError(f"overlap must be in [1, {window - 1}] (the window has {window} frames), got {overlap!r}")
+    overlap = check_count("overlap", overlap, 1, window - 1, f"the window has {window} frames")
     if n_frames <= n_context:
         raise ValueError(f"n_frames={n_frames} counts the {n_context} context frames: nothing is left to generate")
     check_cond(cond, cfg, n_clips, n_frames, n_frames)
 
-    windows = []  # (first frame, length) of each
+    windows = []  # (first frame, frames seen, length) of each
     done = n_context
     while done < n_frames:
         seen = min(overlap, done)
@@ -68,13 +73,13 @@ def rollout(
         windows.append((done - seen, seen, length))
         done += length - seen
 
-    clip = context.detach().to(device=pipe.device, dtype=pipe.dtype)
-    record: dict[Any, Any] = {}
-    for index, (start, seen, length) in enumerate(tqdm(windows, desc="rollout", disable=not progress)):
+    def window_plan(index: int, history: torch.Tensor) -> SamplingPlan:
+        """What one window does; `history` begins with the frames that it sees."""
+        start, seen, length = windows[index]
         mask = torch.zeros(length, dtype=torch.long)
         mask[:seen] = torch.where(torch.arange(start, start + seen) < n_context, 1, 2)
-        full = torch.cat([clip[:, start:], clip.new_zeros(n_clips, length - seen, *clip.shape[2:])], dim=1)
-        plan = make_plan(
+        full = torch.cat([history[:, :seen], history.new_zeros(n_clips, length - seen, *history.shape[2:])], dim=1)
+        return lay_out(
             pipe,
             full,
             length,
@@ -83,7 +88,14 @@ def rollout(
             keys=[(first_index + i, index) if index else (first_index + i,) for i in range(n_clips)],
             **options,
         )
-        result = collect(pipe, plan)
+
+    clip = context.detach().to(device=pipe.device, dtype=pipe.dtype)
+    blank = clip.new_zeros(n_clips, window, *clip.shape[2:])
+    alike = {(min(n_context - start, seen), seen, length): i for i, (start, seen, length) in enumerate(windows)}
+    check_acting(pipe, [window_plan(index, blank) for index in alike.values()])
+    record: dict[Any, Any] = {}
+    for index, (start, seen, _) in enumerate(bar(windows, desc="rollout", show=progress)):
+        result = collect(pipe, window_plan(index, clip[:, start:]))
         record.update({(index, step): cache for step, cache in result.record.items()})
         clip = torch.cat([clip, result.latents[:, seen:]], dim=1)
     return SampleResult(clip, record, None, pipe)
@@ -99,8 +111,7 @@ def interpolation_plan(known: Sequence[bool], window: int) -> list[list[list[int
     Raises:
         ValueError: the first or last frame is not known, or `window` is below 3.
     """
-    if window < 3:
-        raise ValueError(f"interpolation needs a window of at least 3 frames, got {window}")
+    check_count("window", window, 3, why="between two known frames")
     filled = [bool(k) for k in known]
     if len(filled) < 2 or not (filled[0] and filled[-1]):
         raise ValueError("the first and the last frame must be known to interpolate")
@@ -162,11 +173,15 @@ def interpolate(
         mask = torch.zeros(n_frames, dtype=torch.bool)
         mask[[0, -1]] = True
     else:
-        mask = torch.as_tensor(known).bool().cpu()
+        mask = torch.as_tensor(known).cpu()
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError("known holds True or False for every frame, not the numbers of the known frames")
+        mask = mask.bool()
         if mask.shape != (n_frames,):
             raise ValueError(f"known of shape {list(mask.shape)}: expected [frame] = [{n_frames}]")
     if bool(mask.all()):
         raise ValueError("every frame is known: there is nothing to interpolate")
+    first_index = check_seed(first_index, "first_index")
     clip = latents.detach().to(device=pipe.device, dtype=pipe.dtype).clone()
     window = cfg.n_frames
     if not (mask[0] and mask[-1]):
@@ -179,13 +194,12 @@ def interpolate(
         plan = make_plan(pipe, clip, n_frames, mask=mask.long(), cond=cond, keys=keys, **options)
         return collect(pipe, plan)
 
-    state = mask.long()  # 1 known, 2 generated by an earlier round
-    record: dict[Any, Any] = {}
     rounds = interpolation_plan(mask.tolist(), window)
-    for index, chunks in enumerate(tqdm(rounds, desc="interpolate", disable=not progress)):
-        padded = [frames + frames[-1:] * (window - len(frames)) for frames in chunks]
-        # rows: (chunk 0, clip 0), (chunk 0, clip 1), ... (chunk 1, clip 0), ...
-        plan = make_plan(
+
+    def round_plan(index: int, state: torch.Tensor) -> SamplingPlan:
+        """One round: its windows side by side in the batch, `(chunk 0, clip 0), (chunk 0, clip 1), ...`."""
+        padded = [frames + frames[-1:] * (window - len(frames)) for frames in rounds[index]]
+        return lay_out(
             pipe,
             torch.cat([clip[:, frames] for frames in padded]),
             window,
@@ -194,13 +208,20 @@ def interpolate(
             keys=[(first_index + i, index, j) for j in range(len(padded)) for i in range(n_clips)],
             **options,
         )
-        result = collect(pipe, plan)
+
+    states = [mask.long()]  # before every round: 1 known, 2 generated by an earlier one
+    for chunks in rounds:
+        states.append(states[-1].clone())
+        for frames in chunks:
+            states[-1][frames] = torch.where(states[-1][frames] == 0, 2, states[-1][frames])
+    check_acting(pipe, [round_plan(index, states[index]) for index in range(len(rounds))])
+    record: dict[Any, Any] = {}
+    for index, chunks in enumerate(bar(rounds, desc="interpolate", show=progress)):
+        result = collect(pipe, round_plan(index, states[index]))
         record.update({(index, step): cache for step, cache in result.record.items()})
         for frames, filled in zip(chunks, result.latents.chunk(len(chunks)), strict=True):
-            new = [position for position, frame in enumerate(frames) if state[frame] == 0]
+            new = [position for position, frame in enumerate(frames) if states[index][frame] == 0]
             clip[:, [frames[position] for position in new]] = filled[:, new]
-        for frames in chunks:
-            state[frames] = torch.where(state[frames] == 0, 2, state[frames])
     return SampleResult(clip, record, None, pipe)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from vdinterp.plotting.template import INK, finish
 
 GAP = 6  # pixels of the canvas between two frames
+BOXED = "#D55E00"
 SHOWN_WIDTH = 980  # pixels a browser gives the figure in a report, labels and all
 LABEL_WIDTH = 7.2  # pixels of one character of a row's label
 LARGEST_FRAME = 120  # shown pixels of a frame's longer side
@@ -108,11 +109,13 @@ def filmstrip(
     frame_labels: Sequence[str] | None = None,
     upscale: int | None = None,
     x_title: str = "frame",
+    boxed: Mapping[str, Sequence[int]] | None = None,
 ) -> go.Figure:
     """Clips under one another, one row each, labelled with the mapping's keys, frame by frame.
 
     A clip is [frame channel height width] in [0, 1] with 1 or 3 channels; all have one size. `n_context` marks the
     first frames as given. Pixels are enlarged without smoothing, `upscale` times or to about 120 pixels a frame.
+    `boxed` puts a box around some frames of a row, by the row's label.
     """
     if not clips:
         raise ValueError("no clip to show")
@@ -126,7 +129,7 @@ def filmstrip(
     if frame_labels is not None and len(frame_labels) != n_frames:
         raise ValueError(f"{len(frame_labels)} frame labels for {n_frames} frames")
     factor = enlargement(n_frames, height, width) if upscale is None else upscale
-    return strip_figure(
+    figure = strip_figure(
         [enlarge(row, factor) for row in rows.values()],
         list(rows),
         title=title,
@@ -134,3 +137,13 @@ def filmstrip(
         n_context=0 if n_context == n_frames else n_context,
         x_title=x_title,
     )
+    for name, frames in (boxed or {}).items():
+        top = list(rows).index(name) * (height * factor + GAP)
+        for frame in frames:
+            left = frame * (width * factor + GAP)
+            corner = {"x0": left - 0.5, "y0": top - 0.5}
+            figure.add_shape(
+                type="rect", **corner, x1=corner["x0"] + width * factor, y1=corner["y0"] + height * factor,
+                line={"color": BOXED, "width": 2.5},
+            )  # fmt: skip
+    return figure

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
+from vdinterp import wording
 from vdinterp.plotting.template import DIVERGING, SEQUENTIAL, color_bar, finish
 
 MOST_CELLS_WITH_TEXT = 240
+COLORS = 33  # of a diverging scale, from which it is interpolated
 
 
 def heatmap(
@@ -25,12 +28,13 @@ def heatmap(
     diverging: bool | None = None,
     zmin: float | None = None,
     zmax: float | None = None,
-    number_format: str = ".2g",
+    number_format: str | None = None,
 ) -> go.Figure:
     """A heatmap of `values` [row column] (array-like) with `y` labels for rows, top first, and `x` for columns.
 
-    NaN is drawn as an empty cell. `diverging` colours around 0 with symmetric limits; `None` decides it by whether
-    both signs occur. `value_title` names the colour bar, with its unit. Numbers stand in the cells when they fit.
+    NaN is drawn as an empty cell. `diverging` colours around 0 with symmetric limits, of which the part that occurs is
+    shown; `None` decides it by whether both signs occur. `value_title` names the colour bar, with its unit. Numbers
+    stand in the cells when they fit, with two digits that matter, or in `number_format`.
     """
     values = np.asarray(values, dtype=float)
     if values.shape != (len(y), len(x)):
@@ -40,8 +44,14 @@ def heatmap(
         raise ValueError("no finite value to draw")
     if diverging is None:
         diverging = bool(finite.min() < 0 < finite.max())
-    limit = float(np.abs(finite).max()) or 1.0
-    low, high = (-limit, limit) if diverging else (float(finite.min()), float(finite.max()))
+    ends: dict[str, Any] = {
+        "zmin": float(finite.min()) if zmin is None else zmin,
+        "zmax": float(finite.max()) if zmax is None else zmax,
+        "colorscale": SEQUENTIAL,
+    }
+    if diverging:
+        limit = max(abs(end) for end in (zmin, zmax) if end is not None) if (zmin, zmax) != (None, None) else None
+        ends = diverging_ends(finite, limit)
     text = None
     if values.size <= MOST_CELLS_WITH_TEXT:
         text = [[number(value, number_format) for value in row] for row in values]
@@ -51,9 +61,7 @@ def heatmap(
             z=values,
             x=[str(label) for label in x],
             y=[str(label) for label in y],
-            zmin=low if zmin is None else zmin,
-            zmax=high if zmax is None else zmax,
-            colorscale=DIVERGING if diverging else SEQUENTIAL,
+            **ends,
             text=text,
             texttemplate="%{text}" if text is not None else None,
             hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}: %{{z:.4g}}<extra></extra>",
@@ -69,10 +77,34 @@ def heatmap(
     return figure
 
 
-def number(value: float, number_format: str) -> str:
+def diverging_ends(values: np.ndarray, limit: float | None = None) -> dict[str, Any]:
+    """`zmin zmax colorscale` of colours around 0 (white), full at `limit` (default: the largest size) on either side.
+
+    Only the part between the smallest and the largest value, and 0, is shown: a colour that no value has would make
+    the rest harder to tell apart. The same value has the same colour in all figures of one limit.
+    """
+    limit = (float(np.abs(values).max()) or 1.0) if limit is None else limit
+    low, high = max(-limit, min(0.0, float(values.min()))), min(limit, max(0.0, float(values.max())))
+    if low == high:
+        low, high = -limit, limit
+    shares = np.linspace(0, 1, COLORS)
+    places = (low + shares * (high - low) + limit) / (2 * limit)
+    colors = sample_colorscale(DIVERGING, [float(np.clip(place, 0, 1)) for place in places])
+    return {
+        "zmin": low,
+        "zmax": high,
+        "colorscale": [[float(at), color] for at, color in zip(shares, colors, strict=True)],
+    }
+
+
+def number(value: float, number_format: str | None) -> str:
     """A cell's text: nothing for NaN, and no minus sign before a zero."""
     if not np.isfinite(value):
         return ""
+    if number_format is None and float(value).is_integer():
+        return str(int(value))
+    if number_format is None:
+        return "0" if abs(value) < 5e-4 else wording.number(value, digits=2, decimals=3)
     shown = f"{value:{number_format}}"
     return shown.lstrip("-") if float(shown.rstrip("%")) == 0 else shown
 

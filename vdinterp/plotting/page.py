@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vdinterp import store
+
 
 def offline_page(*, title: str, style: str, body: str, data_id: str, data: Any, script: str) -> str:
     """HTML with `body` (HTML), then `data` as JSON in the element `data_id`, then the module `script`."""
-    # A label may hold a closing script tag; in JSON the slash may as well be escaped.
-    packed = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    packed = embedded_json(data)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
@@ -20,11 +21,17 @@ def offline_page(*, title: str, style: str, body: str, data_id: str, data: Any, 
     )
 
 
+def embedded_json(data: Any) -> str:
+    """JSON that may stand inside a script element, whatever texts it holds.
+
+    Such an element ends at a closing script tag and, after `<!--<script`, not even there: without a `<` no text can do
+    either. In JSON it may as well be escaped.
+    """
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
 def written(page: str, path: str | Path | None) -> str | Path:
     """The page itself, or with a path the path that it was written to."""
     if path is None:
         return page
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return store.write(path, page)

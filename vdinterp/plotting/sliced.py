@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from vdinterp.plotting.heatmap import heatmap, number
+from vdinterp.plotting.heatmap import diverging_ends, heatmap, number
 
 
 def sliced_heatmap(values: Any, *, slices: Sequence[str], title: str, **options: Any) -> go.Figure:
@@ -25,13 +25,18 @@ def sliced_heatmap(values: Any, *, slices: Sequence[str], title: str, **options:
     low, high = float(finite.min()), float(finite.max())
     diverging = options.pop("diverging", None)
     diverging = low < 0 < high if diverging is None else diverging
-    limit = max(abs(low), abs(high)) or 1.0
-    options = {"zmin": -limit if diverging else low, "zmax": limit if diverging else high, **options}
+    ends: dict[str, Any] = {}
+    if diverging:
+        given = [abs(options[end]) for end in ("zmin", "zmax") if options.get(end) is not None]
+        ends = diverging_ends(finite, max(given) if given else None)
+    else:
+        options = {"zmin": low, "zmax": high, **options}
     strongest = int(np.nanargmax(np.nanmax(np.abs(np.where(np.isfinite(values), values, 0)), axis=(1, 2))))
     blank = np.where(np.isfinite(values[0]), values[0], 0.0)  # a slice without any number is drawn empty
     figure = heatmap(blank, title=title, diverging=diverging, **options)
     drawn: Any = figure.data[0]
-    number_format = options.get("number_format", ".2g")
+    drawn.update(ends)  # one scale for all slices
+    number_format = options.get("number_format")
     pictures = []
     for index, slice_ in enumerate(values):
         trace = go.Heatmap(drawn)

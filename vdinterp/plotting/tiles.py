@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from vdinterp.plotting.template import DIVERGING, SEQUENTIAL, color_bar, finish
+from vdinterp.plotting.heatmap import diverging_ends
+from vdinterp.plotting.template import SEQUENTIAL, color_bar, finish
 
 GAP = 0.12  # of a tile's longer side, between tiles
-TILE = 92  # shown pixels of a tile's longer side, where there is room
-WIDTH = 960  # shown pixels of all tiles side by side
+TILE = 240  # shown pixels of a tile's longer side at most
+WIDTH, HEIGHT = 860, 700  # shown pixels of all tiles, which they fill
 
 
 def tiles(
@@ -60,19 +61,29 @@ def tiles(
                 [f"{rows[i]}, {columns[j]}<br>{cell_names[0]} {y}, {cell_names[1]} {x}" for x in cell_x] for y in cell_y
             ]
     top = float(np.nanmax(np.abs(values))) or 1.0 if zmax is None else zmax
-    scale = min(TILE / max(height, width), WIDTH / canvas.shape[1])
+    ends: dict[str, Any] = {"zmin": 0.0, "zmax": top, "colorscale": SEQUENTIAL}
+    if diverging:
+        ends = diverging_ends(values[np.isfinite(values)], top)
+    scale = min(TILE / max(height, width), WIDTH / canvas.shape[1], HEIGHT / canvas.shape[0])
     shown = int(canvas.shape[0] * scale)
-    height_of_figure = max(260, shown + 150)
+    height_of_figure = max(220, shown + 130)
+    right = min(1.0, canvas.shape[1] * scale / WIDTH)  # of the figure's width: the colour bar stands beside the tiles
+    bar = color_bar(value_title, height_of_figure) | {
+        "x": right,
+        "xpad": 12,
+        "lenmode": "pixels",
+        "y": 1,
+        "yanchor": "top",
+    }
+    bar["len"] = max(120, shown)
     figure = go.Figure(
         go.Heatmap(
             z=canvas,
             text=hover,
             hovertemplate="%{text}: %{z:.3g}<extra></extra>",
             hoverongaps=False,
-            zmin=-top if diverging else 0.0,
-            zmax=top,
-            colorscale=DIVERGING if diverging else SEQUENTIAL,
-            colorbar=color_bar(value_title, height_of_figure),
+            **ends,
+            colorbar=bar,
         )
     )
     finish(figure, title=title, x_title=x_title, y_title=y_title, height=height_of_figure)
@@ -82,7 +93,8 @@ def tiles(
         tickvals=[j * step_x + (width - 1) / 2 for j in range(n_columns)],
         ticktext=[str(label) for label in columns],
         range=[-0.5, canvas.shape[1] - 0.5],
-        constraintoward="left",
+        domain=[0, right],
+        constraintoward="right",
     )
     figure.update_yaxes(
         **plain,

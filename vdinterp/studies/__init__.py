@@ -12,7 +12,7 @@ from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.heads import HeadStudy, heads
 from vdinterp.studies.labels import Labels, label_names, labels_of
 from vdinterp.studies.ledger import Ledger
-from vdinterp.studies.registry import NAMES, run, study
+from vdinterp.studies.registry import NAMES, find, run, study
 from vdinterp.studies.result import StudyResult, build, tabulate
 from vdinterp.sweep import fingerprint
 
@@ -32,6 +32,7 @@ __all__ = [
     "StudyResult",
     "ablations",
     "build",
+    "find",
     "fingerprint",
     "heads",
     "held_out_clips",

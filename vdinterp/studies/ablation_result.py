@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,32 +11,14 @@ import pandas as pd
 
 from vdinterp import plotting
 from vdinterp.results import Section
-from vdinterp.studies import wording
-from vdinterp.studies.result import UNITS, StudyResult
+from vdinterp.studies import ablation_text, wording
+from vdinterp.studies.result import COLUMNS_MEAN, UNITS, StudyResult
+from vdinterp.wording import caution
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 ORDER = ("no transformer", "one step", "no AdaLN", "no attention", "no MLP")
-METHOD = {
-    "no transformer": "Without any model: `VAE round trip` encodes and decodes the true video (in latents its error is "
-    "0 by definition; its PSNR is the best that any latents can reach), `decoded noise` decodes the noise that "
-    "sampling starts from, `copy last frame` repeats the last context frame.",
-    "one step": "The same model and noise, with fewer denoising steps (deterministic DDIM over evenly spaced levels).",
-    "no AdaLN": "Every sublayer's input is scaled and shifted, and its output gated, by vectors made from the frame's "
-    "noise level (and action).\n"
-    "- `identity`: shift 0, scale 0, gate 1.\n"
-    "- `constant`: one vector per site, the mean over reference clips, frames and steps; `constant in attn`, `mlp`, "
-    "`final`: in those sublayers only.\n"
-    "- `same at every step`: each frame's own modulation, averaged over the steps: only the progress of the denoising "
-    "is taken away. `frozen at the first step`, `frozen half-way`: held at that step's noise level.\n"
-    "- `gates only`: shift and scale constant, gates vary; `shift and scale only`: the reverse.\n"
-    "- `no action`: the action's embedding is left out; `another clip's action`: actions of the next clip.",
-    "no attention": "`all off`: the output of every attention is 0; `all at their mean`: its mean over the reference "
-    "clips. `own frame only` and `same position only` forbid attention to other frames, or to other places. `context "
-    "to target cut`: target frames do not see the context (context frames still see everything).",
-    "no MLP": "The output of every MLP, or of a single one, is replaced by 0 or by its mean over the reference clips.",
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +35,22 @@ class AblationResult(StudyResult):
         there = set(self.table["ablation"])
         return [ablation for ablation in ORDER if ablation in there]
 
+    @property
+    def model(self) -> str:
+        return str(self.meta.get("model", "the model"))
+
+    @property
+    def round_trip(self) -> float | None:
+        """PSNR (dB) of the true video encoded and decoded; None for a model of pixels."""
+        if "VAE round trip" not in set(self.table["variant"]):
+            return None
+        return float(self.pick("PSNR", variant="VAE round trip")["value"].iloc[0])
+
+    def check(self, ablation: str) -> None:
+        """Raise KeyError for an ablation that is not in this result."""
+        if ablation not in self.ablations:
+            raise KeyError(f"no ablation is called {ablation!r}; this result has {', '.join(self.ablations)}")
+
     def plot(self) -> dict[str, go.Figure]:
         """All figures by caption: the overview, then those of each ablation."""
         figures = self.overview()
@@ -61,20 +60,20 @@ class AblationResult(StudyResult):
 
     def overview(self) -> dict[str, go.Figure]:
         """Bars of the x0 error of every sampled condition."""
-        model = self.meta.get("model", "the model")
         rows = self.pick(ablation=list(self.ablations), protocol=["sample", "given"])
         rows = rows[~rows["variant"].isin(["VAE round trip", "decoded noise"]) & (rows["ablation"] != "one step")]
         few = self.pick(ablation="one step").head(1)
         rows = pd.concat([rows[rows["ablation"] == "no transformer"], few, rows[rows["ablation"] != "no transformer"]])
         rows = rows.assign(condition=[f"{a}: {v}" for a, v in zip(rows["ablation"], rows["variant"], strict=True)])
-        return self._bars(rows, f"{model}: x0 error under every ablation, mean over target frames", reference_copy=True)
+        rows = rows.sort_values("value", ascending=False, kind="stable")
+        title = f"{self.model}: x0 error under every ablation, mean over target frames"
+        return self._bars(rows, title, reference_copy=True)
 
     def figures(self, ablation: str) -> dict[str, go.Figure]:
         """The figures of one ablation. KeyError for one that is not in this result."""
-        if ablation not in self.ablations:
-            raise KeyError(f"no ablation is called {ablation!r}; this result has {', '.join(self.ablations)}")
+        self.check(ablation)
         rows = self.pick(ablation=ablation, protocol=["sample", "given"])
-        model = self.meta.get("model", "the model")
+        model = self.model
         figures: dict[str, go.Figure] = {}
         if ablation == "one step":
             figures |= self._step_curves(rows, model)
@@ -181,118 +180,33 @@ class AblationResult(StudyResult):
     # Text
 
     def summary(self) -> str:
-        """What was done, and what each ablation costs at its worst."""
-        base, still, meta = wording.intact(self), wording.copy(self), self.meta
-        noise = wording.only(self.pick(variant="decoded noise"))
-        lines = [
-            line for ablation in self.ablations[1:] if (line := self._cost_of(ablation, base["value"], still["value"]))
-        ]
-        steps = f"{meta.get('steps')} step{'s' if meta.get('steps') != 1 else ''}"
-        return (
-            f"`{meta.get('model')}` continues {meta.get('clips')} from {meta.get('context frames')} of "
-            f"{meta.get('frames')} frames. Intact, in {steps}, its x0 error is {wording.with_interval(base)}; the mean "
-            f"frame scores 1.\n\n- **no transformer**: copying the last context frame scores "
-            f"{wording.with_interval(still)}, decoded noise {wording.number(noise['value'])}.\n" + "\n".join(lines)
-        )
-
-    def _cost_of(self, ablation: str, base: float, still: float) -> str:
-        """One line of the summary: what one ablation costs at its worst; one step is what it is."""
-        table = wording.rises(self, ablation=ablation, protocol="sample")
-        if ablation == "one step":
-            table = table[table["variant"] == "1 step"]
-        if not len(table):
-            return ""
-        worst = table.iloc[0]
-        if not worst["clear"] and ablation != "one step":
-            return f"- **{ablation}**: no variant raises the x0 error measurably."
-        beside = "worse" if worst["error"] > still else "better"
-        lead = "" if ablation == "one step" else f"{wording.name(worst)} costs most: "
-        return (
-            f"- **{ablation}**: {lead}x0 error {wording.number(worst['error'])}, {wording.times(worst['error'], base)} "
-            f"and {beside} than a still picture."
-        )
+        """The finding, and what each ablation costs at its worst."""
+        return ablation_text.summary(self)
 
     def method(self) -> str:
         """How the numbers were made."""
-        meta = self.meta
-        target = (int(meta["frames"]) - int(meta["context frames"])) * int(str(meta["clips"]).split()[0])
-        judged = ""
-        if meta["judged frames"] < target:
-            judged = (
-                f" Only frames that follow from the context are judged ({meta['judged frames']} of {target}): what "
-                "comes as a surprise in the clip cannot be generated by any model."
-            )
-        levels = wording.listing([f"{level:g}" for level in meta["levels"]])
-        return (
-            f"**Same for all conditions**: clips, context, initial noise (seed {meta['seed']}), full-sequence schedule "
-            f"of {meta['steps']} DDIM steps.{judged} Single layers and heads are judged in one forward pass instead, "
-            f"all target frames noised to level {levels} (averaged), so that nothing accumulates over steps.\n\n"
-            "**Scores**, per target frame, against the truth and against the intact model's output: x0 error (mean "
-            "squared error of the latents over their variance around the mean frame; 0 perfect, 1 the mean frame), "
-            "motion error (the same of frame differences; 1 is standing still), PSNR and SSIM of pixels. `rise` is the "
-            "x0 error minus the intact model's on the same clips. Intervals: 95 % bootstrap over clips.\n\n"
-            f"**Replacements**: `mean` averages over {meta.get('means over', 'the reference clips')} "
-            f"({meta.get('reference', '')}); `zero` also removes what is always there, which can hurt for reasons that "
-            "have nothing to do with information; `resample` takes another clip's activation, `frozen` this clip's at "
-            "the noisiest step."
-        )
+        return ablation_text.method(self)
 
     def chapter(self, ablation: str) -> str:
         """What was removed, and what that does. KeyError for an ablation that is not in this result."""
-        if ablation not in self.ablations:
-            raise KeyError(f"no ablation is called {ablation!r}; this result has {', '.join(self.ablations)}")
-        base, still = wording.intact(self), wording.copy(self)
-        parts = [METHOD[ablation]]
-        if ablation == "no transformer":
-            best, noise = (self.pick("PSNR", variant=v)["value"].iloc[0] for v in ("VAE round trip", "decoded noise"))
-            own = self.pick("PSNR", ablation="intact", protocol="sample")["value"].iloc[0]
-            gap = wording.only(self.pick(reference="rise", variant="copy last frame"))  # paired, clip by clip
-            lead = "better than" if gap["low"] > 0 else "worse than" if gap["high"] < 0 else "not measurably unlike"
-            parts.append(
-                f"The model's x0 error of {wording.with_interval(base)} is {lead} that of "
-                f"a still picture, {wording.with_interval(still)}. In pixels, the round trip alone reaches {best:.1f} "
-                f"dB, the model {own:.1f} dB, decoded noise {noise:.1f} dB."
-            )
-        elif ablation == "one step":
-            parts.append(self._steps_text(base))
-        else:
-            parts.append(" ".join(wording.ranking(self, ablation=ablation)))
-            site = {"no attention": ("layer", "head"), "no MLP": ("layer",)}.get(ablation, ())
-            singles = [wording.components(self, ablation, one, mode) for one in site for mode in self.modes]
-            if any(singles):
-                parts.append("One at a time:\n" + "\n".join(f"- {single}" for single in singles if single))
-        return "\n\n".join(part for part in parts if part)
+        return ablation_text.chapter(self, ablation)
 
-    def _steps_text(self, base: Any) -> str:
-        table = wording.rises(self, ablation="one step")
-        table = table.assign(steps=[int(v.split()[0]) for v in table["variant"]]).sort_values("steps")
-        one, motion = table.iloc[0], self.pick("motion error", variant=table.iloc[0]["variant"])["value"].iloc[0]
-        full = self.pick("motion error", ablation="intact", protocol="sample")["value"].iloc[0]
-        enough = next((row["steps"] for _, row in table.iterrows() if not row["clear"]), None)
-        text = (
-            f"With {one['steps']} step the x0 error is {wording.number(one['error'])}, "
-            f"{wording.times(one['error'], base['value'])} with {table['steps'].max()}; the motion error is "
-            f"{wording.number(motion)} against {wording.number(full)}."
-        )
-        if enough is not None:
-            text += f" More than {enough} step{'s' if enough > 1 else ''} do not lower the x0 error measurably."
-        lowest = table.loc[table["error"].idxmin()]
-        if lowest["high"] < 0:
-            text += (
-                f" It is lowest with {lowest['steps']} step{'s' if lowest['steps'] > 1 else ''}: squared error rewards "
-                "the average of all possible futures, which few steps give, over one sharp one."
-            )
-        return text
+    # Report
 
     def sections(self) -> list[Section]:
-        """A chapter for the model, a subsection for each ablation; the summary table first."""
+        """The finding with its pictures first; the table; how it was measured; a subsection for each ablation."""
+        strip = self.headline_strip()
         first = Section(
             title=self.title,
             text=self.summary(),
-            tables={f"{self.meta.get('model')}: every sampled condition": self.wide(protocol=["sample", "given"])},
+            moving=self.headline_clip(),
+            figures={**strip, **self.overview()},
+            tables={
+                f"Every sampled condition. {self.model}, the largest rise first. {COLUMNS_MEAN}": by_effect(
+                    self.wide(protocol=["sample", "given"])
+                )
+            },
         )
-        side_by_side = Section(title="All ablations side by side", figures=self.overview(), level=3)
-        method = Section(title="How it was measured", text=self.method(), level=3)
         chapters = [
             Section(
                 title=ablation[0].upper() + ablation[1:],
@@ -303,10 +217,97 @@ class AblationResult(StudyResult):
             )
             for ablation in self.ablations
         ]
-        return [first, side_by_side, method, *chapters]
+        return [first, Section(title="How it was measured", text=self.method(), level=3), *chapters]
+
+    @classmethod
+    def compare(cls, results: Sequence[AblationResult]) -> list[Section]:
+        """Several models: the finding of each, and one figure of what the same ablations cost them all."""
+        text = "\n\n".join(caution(one.meta) + ablation_text.finding(one) for one in results)
+        moving = {caption: clip for one in results for caption, clip in one.headline_clip().items()}
+        return [Section(title="At a glance", text=text, moving=moving, figures=compared(results))]
+
+    def headline(self) -> dict[str, Any]:
+        """One clip: the truth, what the intact model makes of it, and the most costly variant of every ablation."""
+        chosen: dict[str, Any] = {}
+        for ablation, clips in self.strips.items():
+            worst = ablation_text.costliest(self, ablation)
+            variant = "1 step" if ablation == "one step" else None if worst is None else worst["variant"]
+            if variant in clips:
+                chosen |= {name: clips[name] for name in ("truth", "intact") if name in clips}
+                chosen[_named(ablation, str(variant))] = clips[variant]
+        return chosen
+
+    def headline_strip(self) -> dict[str, go.Figure]:
+        """The headline as a film strip, by caption; empty without strips."""
+        clips = self.headline()
+        return self._film(f"{self.model}: the most costly variant of every ablation", clips) if clips else {}
+
+    def headline_clip(self) -> dict[str, str]:
+        """The headline as a moving picture, by caption; empty without strips."""
+        clips = {name: clip.numpy() / np.float32(255) for name, clip in self.headline().items()}
+        if not clips:
+            return {}
+        caption = f"{self.model}: the true clip, what the intact model makes of it, and the most costly ablations"
+        moving = plotting.moving_clips(clips, n_context=int(self.meta.get("context frames", 0)))
+        return {f"{caption}. {self.why_shown}": moving}
 
     def _singles(self, ablation: str) -> dict[str, pd.DataFrame]:
         if not len(self.pick(ablation=ablation, protocol="denoise")):
             return {}
-        caption = f"{self.meta.get('model')}, {ablation}: one layer or head at a time, single forward passes"
-        return {caption: self.wide(ablation=ablation, protocol="denoise")}
+        caption = (
+            f"One at a time. {self.model}, {ablation}: one layer or head replaced in single forward passes, the "
+            f"largest rise first. `mode`: what it is replaced with. {COLUMNS_MEAN}"
+        )
+        return {caption: by_effect(self.wide(ablation=ablation, protocol="denoise"))}
+
+
+def compared(results: Sequence[AblationResult]) -> dict[str, go.Figure]:
+    """Bars of what an ablation costs each model, beside what needs no model: of every ablation the variant, among those
+    that all models have, that costs most (of "one step" the single step)."""
+    chosen = []
+    for ablation in results[0].ablations[1:]:
+        variants = dict.fromkeys(results[0].pick(ablation=ablation, protocol="sample")["variant"])
+        shared = [
+            name for name in variants
+            if all(len(one.pick(ablation=ablation, variant=name, protocol="sample")) for one in results)
+            and (ablation != "one step" or name == "1 step")
+        ]  # fmt: skip
+        if shared:
+            chosen.append((ablation, max(shared, key=lambda name: _mean_error(results, ablation, name))))
+    models = [one.model for one in results]
+    rows = []
+    for index, one in enumerate(results):
+        model = one.model if models.count(one.model) == 1 else f"{one.model} ({index + 1})"
+        scores = {"intact": wording.intact(one), "still picture (no model)": wording.copy(one)}
+        scores |= {_named(*name): wording.only(_sampled(one, *name)) for name in chosen}
+        rows += [
+            {"condition": name, "model": model, **{end: score[end] for end in ("value", "low", "high")}}
+            for name, score in scores.items()
+        ]
+    title = "x0 error of every model: intact, a still picture, and the most costly variant of every ablation"
+    figure = plotting.bars(
+        pd.DataFrame(rows), x="condition", y="value", low="low", high="high", color="model", title=title,
+        y_title=UNITS["x0 error"], x_title="condition", reference={"mean frame": 1.0}, log=True,
+    )  # fmt: skip
+    return {f"{title}. Lines: 95 % intervals over clips": figure}
+
+
+def _sampled(result: AblationResult, ablation: str, variant: str) -> Any:
+    return result.pick(ablation=ablation, variant=variant, protocol="sample")
+
+
+def _named(ablation: str, variant: str) -> str:
+    return variant if ablation == "one step" else f"{ablation}: {variant}"
+
+
+def _mean_error(results: Sequence[AblationResult], ablation: str, variant: str) -> float:
+    """Of one variant over the models, each in units of its still picture's error."""
+    errors = [
+        wording.only(_sampled(one, ablation, variant))["value"] / wording.copy(one)["value"] for one in results
+    ]  # fmt: skip
+    return float(np.mean(errors))
+
+
+def by_effect(table: pd.DataFrame) -> pd.DataFrame:
+    """The largest rise of the error first."""
+    return table.sort_values("rise", ascending=False, kind="stable", ignore_index=True) if "rise" in table else table

@@ -18,6 +18,8 @@ from vdinterp.studies.bench import Bench, Moment
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.registry import study
 from vdinterp.studies.result import build
+from vdinterp.vae import IdentityVAE
+from vdinterp.wording import plural
 
 MODES = ("zero", "mean", "resample", "frozen")
 MEAN_OVER = "the reference clips, their frames and positions, separately at every step (or noise level)"
@@ -50,11 +52,12 @@ def ablations(bench: Bench, modes: Sequence[str] = ("zero", "mean"), strips: boo
 
 
 def no_transformer(bench: Bench, modes: Sequence[str]) -> list[Condition]:
-    """What comes out without any model: the VAE's round trip of the truth (the best that pixels can be), the noise
-    itself, and a picture that stands still (the baseline that a video model has to beat)."""
+    """What comes out without any model: the VAE's round trip of the truth (the best that pixels can be; not for a model
+    of pixels), the noise itself, and a picture that stands still (the baseline that a video model has to beat)."""
     condition = partial(Condition, ablation="no transformer", protocol="given")
+    has_codec = not isinstance(bench.pipe.vae, IdentityVAE)
     return [
-        condition(variant="VAE round trip", latents=round_trip),
+        *([condition(variant="VAE round trip", latents=round_trip)] if has_codec else []),
         condition(variant="decoded noise", latents=pure_noise),
         condition(variant="copy last frame", latents=copy_last),
     ]
@@ -80,7 +83,7 @@ def few_steps(bench: Bench, modes: Sequence[str]) -> list[Condition]:
     """1, 2, 4, ... denoising steps up to the full number, deterministic (DDIM), from the same noise."""
     ladder = [2**power for power in range(bench.steps.bit_length()) if 2**power < bench.steps]
     return [
-        Condition(ablation="one step", variant=f"{steps} step{'s' * (steps > 1)}", site="sampler", steps=steps)
+        Condition(ablation="one step", variant=plural(steps, "step"), site="sampler", steps=steps)
         for steps in (*ladder, bench.steps)
     ]
 

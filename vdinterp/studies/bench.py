@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,18 +12,24 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
 
-from vdinterp.analysis import deviation, motion_error, psnr, ssim, x0_error
-from vdinterp.analysis.noised import check_fit, check_levels
+from vdinterp.analysis import deviation, motion_error, psnr, sharpness, ssim, x0_error
+from vdinterp.analysis.noised import check_fit, check_levels, checkpoint, weights_id
+from vdinterp.analysis.reliability import Reliability, round_trip
+from vdinterp.analysis.stimulus import latents_of, video_of
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
-from vdinterp.interventions import Intervention
+from vdinterp.interventions import Intervention, check_interventions, hooks_of
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.pipeline.sampling import make_plan
 from vdinterp.studies.clips import judged
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.ledger import Ledger, Tensors
 from vdinterp.studies.references import References
+from vdinterp.wording import plural
 
-METRICS = ("x0 error", "motion error", "PSNR", "SSIM")
+log = logging.getLogger("vdinterp")
+
+METRICS = ("x0 error", "motion error", "sharpness", "PSNR", "SSIM")
 REFERENCES = ("truth", "intact")
 
 
@@ -99,12 +106,12 @@ class Bench:
 
     @cached_property
     def video(self) -> Float[torch.Tensor, "batch frame channel height width"]:
-        return self.clips.video[:, : self.n_frames]
+        return video_of(self.pipe, self.clips, self.n_frames, self.batch)
 
     @cached_property
     def truth(self) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Normalised latents of the clips, all frames."""
-        return self._encode(self.video)
+        return latents_of(self.pipe, self.clips, self.n_frames, self.batch)
 
     @cached_property
     def noise(self) -> Float[torch.Tensor, "batch frame channel height width"]:
@@ -134,13 +141,24 @@ class Bench:
         return float(moves[self.judged].double().mean())
 
     @cached_property
+    def reliability(self) -> Reliability:
+        """Whether the model works on these clips: the intact sample against guesses that need no model."""
+        n = self.n_context
+        still = self.truth[:, n - 1 : n].expand_as(self.truth)[:, n:]
+        scores = self._measure(INTACT).scores["x0 error", "truth"]
+        distance = x0_error(still, self.truth[:, n:], self.variance).double()
+        return Reliability(
+            model=self.pipe.model.cfg.model_name,
+            errors={plural(self.steps, "denoising step"): float(scores.nanmean(1).nanmean())},
+            still=float(distance.masked_fill(~self.judged, torch.nan).nanmean(1).nanmean()),
+            round_trip=round_trip(self.pipe, None if self.clips.video is None else self.video, self.truth),
+            without_actions=self.pipe.model.cfg.d_action > 0 and not self.has_cond,
+        )
+
+    @cached_property
     def reference_latents(self) -> torch.Tensor:
         """Normalised latents of the reference clips, all frames."""
-        return self._encode(self.reference.video[:, : self.n_frames])
-
-    def _encode(self, video: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return torch.cat([self.pipe.encode(part).float().cpu() for part in video.split(self.batch)])
+        return latents_of(self.pipe, self.reference, self.n_frames, self.batch)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents to pixels in [0, 1], on the CPU."""
@@ -155,12 +173,49 @@ class Bench:
     # Measuring
 
     def measure(self, conditions: Sequence[Condition], desc: str = "study") -> list[Measurement]:
-        """Every condition on every clip, with a progress bar; what is in the ledger is not computed again."""
+        """Every condition on every clip, with a progress bar; what is in the ledger is not computed again.
+
+        Raises ValueError before any compute for a pipeline without VAE: pixels are compared, too.
+        """
+        if self.pipe.vae is None:
+            raise ValueError(
+                f"this study compares pixels, and {self.pipe.model.cfg.model_name} was loaded without a VAE; load it "
+                "with vae=..., or take what needs latents only (the study 'heads', vd.activation_patch, NoisedClips)"
+            )
+        for condition in conditions:
+            self._check_acting(condition)
         total = sum(self._cost(condition) for condition in conditions) * len(self.batches)
-        with tqdm(total=total, desc=desc, unit="pass", smoothing=0.05) as self._bar:
+        done = sum(
+            self._cost(condition)
+            for condition in conditions
+            for batch in self.batches
+            if self._key(condition, batch) in self.ledger
+        )
+        if done:
+            log.info("%s: %d of %d passes found in %s", desc, done, total, self.ledger.folder or "memory")
+        with tqdm(total=total, initial=done, desc=desc, unit="pass", smoothing=0.05) as self._bar:
             found = [self._measure(condition) for condition in conditions]
         self._bar = None
         return found
+
+    def _check_acting(self, condition: Condition) -> None:
+        """Raise ValueError for interventions that act in no step, or at none of the noise levels, of a condition; those
+        that are made for the clips at hand are seen when they are made."""
+        given, cfg = condition.interventions, self.pipe.model.cfg
+        if callable(given) or not given:
+            return
+        levels = torch.full((len(self.ks), self.n_frames), -1)
+        levels[:, self.n_context :] = torch.tensor(self.ks)[:, None]
+        try:
+            if condition.protocol == "sample":
+                context = torch.zeros(1, self.n_context, cfg.in_channels, cfg.height, cfg.width)
+                steps, cond = condition.steps or self.steps, self.cond(slice(0, 1))
+                make_plan(self.pipe, context, self.n_frames, steps=steps, interventions=given, **cond)
+            elif condition.protocol == "denoise":
+                for one in check_interventions(given):
+                    one.check_acts(self.pipe.model, [(None, levels)])
+        except ValueError as error:
+            raise ValueError(f"{condition.label}: {error}") from error
 
     def _is_intact(self, condition: Condition) -> bool:
         steps = condition.steps in (None, self.steps)
@@ -171,8 +226,9 @@ class Bench:
         cfg = self.pipe.model.cfg
         return {
             "model": cfg.model_name,
-            "checkpoint": self.pipe.meta.get("checkpoint"),
-            "clips": f"{len(self.clips)} clips of kind {self.clips.kind}",
+            **checkpoint(self.pipe),
+            "weights": weights_id(self.pipe.model),
+            "clips": f"{plural(len(self.clips), 'clip')} of kind {self.clips.kind}",
             "frames": self.n_frames,
             "context frames": self.n_context,
             "steps": self.steps,
@@ -181,6 +237,7 @@ class Bench:
             "variance": self.variance,
             "motion scale": self.motion_scale,
             "judged frames": int(self.judged.sum()),
+            **self.reliability.meta(),
             **self.about,
         }
 
@@ -204,16 +261,16 @@ class Bench:
 
     def _batch(self, condition: Condition, clips: slice) -> Tensors:
         """Scores (and generated latents) of one condition on one batch of clips, from the ledger if they are there."""
-        key = ("measurement", condition, clips.start, clips.stop)
-        known = key in self.ledger
+        key = self._key(condition, clips)
+        known = key in self.ledger  # counted before the start
         found = self.ledger.get(key, lambda: self._compute(condition, clips))
-        if self._bar is not None:
-            if known:  # took no time: leave it out of what remains, and of the rate
-                self._bar.total -= self._cost(condition)
-                self._bar.refresh()
-            else:
-                self._bar.update(self._cost(condition))
+        if self._bar is not None and not known:
+            self._bar.update(self._cost(condition))
         return found
+
+    @staticmethod
+    def _key(condition: Condition, clips: slice) -> tuple[Any, ...]:
+        return ("measurement", condition, clips.start, clips.stop)
 
     def _compute(self, condition: Condition, clips: slice) -> Tensors:
         protocol = "denoise" if condition.protocol == "denoise" else "sample"
@@ -260,7 +317,7 @@ class Bench:
     def _denoise(self, condition: Condition, clips: slice, level: int) -> torch.Tensor:
         noisy, levels = self.noised(self.truth[clips], self.noise[clips], level)
         interventions = self._interventions(condition, Moment(self, clips, level))
-        with self.pipe.model.intervene(*interventions):
+        with self.pipe.model.hooks(hooks_of(interventions, self.pipe.model)):
             return self.pipe.denoise(noisy, levels, **self.cond(clips))
 
     @staticmethod
@@ -303,6 +360,7 @@ class Bench:
         for name, (latents, pixels) in others.items():
             scores[f"x0 error/{name}"] = x0_error(target, latents, self.variance)
             scores[f"motion error/{name}"] = motion_error(target, latents, before, self.motion_scale)
+            scores[f"sharpness/{name}"] = sharpness(video, pixels)
             scores[f"PSNR/{name}"] = psnr(video, pixels)
             scores[f"SSIM/{name}"] = ssim(video, pixels)
         unknown = ~self.judged[clips]

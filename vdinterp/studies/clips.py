@@ -58,14 +58,19 @@ def held_out_clips(
         drawn *= 4
 
 
-def pairs_of(pipe: VideoDiffusion, n: int, seed: int = 0) -> tuple[Clips, Clips]:
+def pairs_of(pipe: VideoDiffusion, n: int, seed: int = 0, clips: Clips | None = None) -> tuple[Clips, Clips]:
     """`n` clean clips and their corrupted twins, of the model's own kind, to patch between.
 
     Digits: the last frame repeats an earlier one, which the twin replaces by another image. Crafter: the last step
     moved, and the twin is told the opposite move. Other kinds: the twins of `make_clips`.
 
+    `clips` of yours, the first `n`: with their own twins; else, where the model takes actions and the clips have them,
+    the same frames under the next clip's actions; else the next clip (after the last the first).
+
     Raises ValueError when the model does not say what its clips are, or there are not enough.
     """
+    if clips is not None:
+        return _pairs_among(clips[:n], bool(pipe.model.cfg.d_action))
     kind, n_frames = kind_of(pipe), pipe.model.cfg.n_frames
     if kind is None:
         raise ValueError(
@@ -79,6 +84,22 @@ def pairs_of(pipe: VideoDiffusion, n: int, seed: int = 0) -> tuple[Clips, Clips]
     clips = make_clips("one_off" if kind in DIGIT_KINDS else kind, n, seed, n_frames=n_frames)
     assert clips.corrupt is not None
     return without_twin(clips), clips.corrupt
+
+
+def _pairs_among(clips: Clips, with_actions: bool) -> tuple[Clips, Clips]:
+    """Each clip and its twin, or its frames under the next clip's actions, or the next clip."""
+    clean = without_twin(clips)
+    if clips.corrupt is not None:
+        return clean, clips.corrupt
+    if len(clips) < 2:
+        raise ValueError("one clip without a corrupted twin makes no pair; give at least two, or Clips(corrupt=...)")
+    following = clean[torch.arange(len(clips)).roll(-1)]
+    if with_actions and clips.action is not None:
+        told = replace(clean, action=following.action)
+        differs = (clips.action != following.action).flatten(1).any(1).nonzero()[:, 0]
+        if len(differs):
+            return clean[differs], told[differs]
+    return clean, following
 
 
 def _opposite_moves(n: int, seed: int, n_frames: int) -> tuple[Clips, Clips]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from vdinterp.data import Clips, crafter
 from vdinterp.results import Result, Section
 from vdinterp.studies.bench import Bench
 from vdinterp.studies.registry import study
+from vdinterp.wording import caution
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,13 +52,15 @@ class HeadStudy(Result):
         return self.parts["head table"].summary()
 
     def sections(self) -> list[Section]:
-        """A chapter a statistic, its formula, chance level and pitfalls beside it."""
-        settings = ", ".join(f"{key} {value}" for key, value in self.meta.items() if not isinstance(value, dict))
-        head = Section(title=self.title, text=f"Measured on: {settings}.")
-        return [head, *(
-            Section(title=part.title, text=part.summary(), figures=part.plot(), tables={"": part.to_frame()}, level=3)
-            for part in self.parts.values()
-        )]  # fmt: skip
+        """A chapter a statistic, the head table first."""
+        parts = [section for part in self.parts.values() for section in part.sections()]
+        lead, *rest = parts
+        first = replace(lead, title=self.title, level=2)
+        return [first, *(replace(section, level=3, text=self._without_caution(section.text)) for section in rest)]
+
+    def _without_caution(self, text: str) -> str:
+        """A chapter's text; what the report begins with is not said again in each."""
+        return text.removeprefix(caution(self.meta))
 
 
 @study("heads", n_context=-1, n_clips=32)

@@ -26,8 +26,11 @@ class Labels:
     mask: Bool[torch.Tensor, "clip frame ..."] | None = None
 
 
-def label_names(kind: str | None) -> list[str]:
-    """What clips of a kind can be labelled with, the most telling first."""
+def label_names(clips: Clips | str | None) -> list[str]:
+    """What clips, or any clips of a kind, can be labelled with, the most telling first."""
+    if isinstance(clips, Clips):
+        return [*(clips.labels or {}), *(name for name in label_names(clips.kind) if name not in (clips.labels or {}))]
+    kind = clips
     if kind == "crafter":
         return ["material", "action", "moved"]
     if kind in DIGIT_KINDS:
@@ -36,7 +39,7 @@ def label_names(kind: str | None) -> list[str]:
 
 
 def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
-    """One of `label_names(clips.kind)`, masked to some frames: those that are to be probed.
+    """One of `label_names(clips)`, masked to some frames: those that are to be probed.
 
     Classes are those that occur in at least 12 clips there.
 
@@ -47,15 +50,15 @@ def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
 
     Raises ValueError for another name.
     """
-    if name not in label_names(clips.kind):
-        known = ", ".join(label_names(clips.kind)) or "none"
+    if name not in label_names(clips):
+        known = ", ".join(label_names(clips)) or "none"
         raise ValueError(f"{clips.kind!r} clips have no label {name!r}; they have {known}")
     makers = {
         "material": _material, "action": _action, "moved": _moved, "digit": _digit, "lag": _lag,
         "position": lambda clips: _of_object(clips.position, clips), "velocity": lambda clips: _of_object(
             clips.velocity, clips), "occluded": _occluded,
     }  # fmt: skip
-    found = makers[name](clips)
+    found = _own(clips, name) if name in (clips.labels or {}) else makers[name](clips)
     probed = torch.zeros(found.values.shape[:2], dtype=torch.bool)
     probed[:, list(frames)] = True
     mask = probed[:, :, None, None]
@@ -65,6 +68,27 @@ def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
         return Labels(found.values, None, mask)
     per_label = mask if found.values.ndim == 4 else mask[:, :, 0, 0]
     return _often(found.values, found.names, per_label, mask)
+
+
+def _own(clips: Clips, name: str) -> Labels:
+    """A label that came with the clips; one number a clip holds for all its frames."""
+    assert clips.labels is not None
+    values = clips.labels[name]
+    if values.ndim == 1:
+        values = values[:, None].expand(-1, clips.n_frames)
+    if values.ndim not in (2, 3, 4) or values.shape[1] != clips.n_frames:
+        raise ValueError(
+            f"label {name!r} has shape {list(values.shape)}; give [clip], [clip frame], [clip frame row col] or "
+            f"[clip frame k], with {clips.n_frames} frames"
+        )
+    if values.is_floating_point():
+        known = values.isfinite()
+        known = known.all(-1) if known.ndim == 3 else known
+        return Labels(values.float().nan_to_num(), None, known)
+    if values.ndim == 3:
+        raise ValueError(f"label {name!r} has shape {list(values.shape)}: k values a frame are floating point")
+    values = values.long()
+    return Labels(values.clamp(min=0), [str(index) for index in range(int(values.max()) + 1)], values >= 0)
 
 
 def _material(clips: Clips) -> Labels:

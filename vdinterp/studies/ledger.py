@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
+from vdinterp import store
 from vdinterp.results import Result
 from vdinterp.sweep import Records, fingerprint
 
+log = logging.getLogger("vdinterp")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -23,14 +26,16 @@ class Ledger:
     `identity` says what all the work depends on (weights, clips, settings): its content hash names the folder, so
     records of another model or other clips are never taken for these. Within it each piece has a key of its own.
     The tensors are written first, under a temporary name; only then a line of `records.jsonl` says that they are
-    there, flushed to disk. Whatever moment the process dies at, what the lines name is whole.
+    there, flushed to disk. Whatever moment the process dies at, what the lines name is whole. Lines have checksums, of
+    themselves and of their tensors' file: what was damaged since (or recorded before there were checksums) is said in
+    the log and computed again.
 
     `folder` None keeps everything in memory. `resume=False` forgets what is recorded under this identity.
     """
 
     def __init__(self, folder: str | Path | None, identity: Mapping[str, Any], *, resume: bool = True) -> None:
         self._memory: dict[str, Tensors] = {}
-        self._files: dict[str, str] = {}
+        self._files: dict[str, tuple[str, str]] = {}  # by key: the file, and its checksum
         self.computed = 0
         self.folder = None if folder is None else Path(folder) / fingerprint(identity)[:16]
         if self.folder is None:
@@ -39,7 +44,7 @@ class Ledger:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         for line in self._lines():
-            self._files[line["id"]] = line["file"]
+            self._files[line["id"]] = line["file"], line["of file"]
 
     def __contains__(self, key: Any) -> bool:
         name = fingerprint(key)
@@ -51,8 +56,8 @@ class Ledger:
     def get(self, key: Any, compute: Callable[[], Tensors]) -> Tensors:
         """What is recorded under `key` (a string, or any plain data), or else `compute()`, which is recorded."""
         name = fingerprint(key)
-        if self.folder is not None and name in self._files:
-            return load_file(self.folder / self._files[name])
+        if (recorded := self._read(name)) is not None:
+            return recorded
         if name not in self._memory:
             tensors = {label: tensor.detach().cpu().contiguous() for label, tensor in compute().items()}
             self.computed += 1
@@ -68,21 +73,30 @@ class Ledger:
         if self.folder is None:
             return compute()
         folder = self.folder / name
-        if not folder.exists():
-            made = compute()
+        if not store.find(folder, "result.json").is_file():
+            compute().save(folder)
             self.computed += 1
-            shutil.rmtree(unfinished := self.folder / f"{name}.part", ignore_errors=True)
-            made.save(unfinished)
-            os.replace(unfinished, folder)
         return Result.load(folder)
 
     def _write(self, name: str, label: str, tensors: Tensors) -> None:
         assert self.folder is not None
         file = f"{name[:24]}.safetensors"
-        save_file({key: value.clone() for key, value in tensors.items()}, self.folder / f"{file}.part")
-        os.replace(self.folder / f"{file}.part", self.folder / file)
-        self._record.append({"id": name, "file": file, "what": label[:300]})
-        self._files[name] = file
+        content = save({key: value.clone() for key, value in tensors.items()})
+        store.write(self.folder / file, content)
+        self._files[name] = file, _checksum(content)
+        self._record.append({"id": name, "file": file, "of file": self._files[name][1], "what": label[:300]})
+
+    def _read(self, name: str) -> Tensors | None:
+        """What is recorded on disk; None if nothing is, or if it is damaged, and then it is recorded no longer."""
+        if self.folder is None or name not in self._files:
+            return None
+        file, checksum = self._files[name]
+        content = (self.folder / file).read_bytes()
+        if _checksum(content) == checksum:
+            return load(content)
+        log.warning("%s is damaged; what it recorded is computed again", self.folder / file)
+        del self._files[name]
+        return None
 
     @property
     def _record(self) -> Records:
@@ -92,4 +106,9 @@ class Ledger:
     def _lines(self) -> list[dict[str, str]]:
         """Records whose tensors are there."""
         assert self.folder is not None
-        return [line for line in self._record.read() if (self.folder / line["file"]).is_file()]
+        lines = [line for line in self._record.read() if {"id", "file", "of file"} <= line.keys()]
+        return [line for line in lines if (self.folder / line["file"]).is_file()]
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]

@@ -43,6 +43,15 @@ def study(name: str, *, n_context: int | None = None, n_clips: int | None = None
     return register
 
 
+def find(name: str) -> Study:
+    """The study of that name. KeyError with those that are close, and all there are."""
+    if name not in NAMES:
+        close = difflib.get_close_matches(str(name), NAMES, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ";"
+        raise KeyError(f"no study is called {name!r}{hint} the studies are {', '.join(sorted(NAMES))}")
+    return NAMES[name]
+
+
 def run(
     name: str,
     pipe: VideoDiffusion,
@@ -79,15 +88,11 @@ def run(
         KeyError: no such study; says which are close.
         ValueError: clips, model and settings that do not fit together, before any compute.
     """
-    if name not in NAMES:
-        close = difflib.get_close_matches(str(name), NAMES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise KeyError(f"no study is called {name!r}; {hint}There are {', '.join(sorted(NAMES))}")
+    function = find(name)
     if not isinstance(pipe, VideoDiffusion):
         raise ValueError(
             f"pipe is {type(pipe).__name__}; give a VideoDiffusion, for example vdinterp.load({str(pipe)!r})"
         )
-    function = NAMES[name]
     _check_settings(name, function, settings)
     defaults = DEFAULTS.get(name, {})
     small = pipe.model.grid().n_tokens <= SMALL

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from vdinterp import plotting
 from vdinterp.analysis import bootstrap_mean
 from vdinterp.results import Result, Section
+from vdinterp.wording import caution, interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 UNITS = {
     "x0 error": "x0 error (squared error over variance)",
     "motion error": "motion error (squared error over motion)",
+    "sharpness": "sharpness (gradient energy, 1 = as the truth)",
     "PSNR": "PSNR (dB)",
     "SSIM": "SSIM (1 = equal)",
 }
+COLUMNS_MEAN = (
+    "`rise`: x0 error minus the intact model's on the same clips; `95 %`: interval over clips; `sharpness`: 1 is as "
+    "sharp as the truth; `to intact`: x0 error against the intact model's output"
+)
 STRIP_WIDTH = 640  # pixels of the stored image; browsers enlarge it without smoothing
 COLUMNS = ("ablation", "variant", "mode", "site", "layer", "head", "protocol", "metric", "reference", "frame")
 Strips = dict[str, dict[str, UInt8[torch.Tensor, "frame channel height width"]]]
@@ -66,7 +72,7 @@ class StudyResult(Result):
         return table[chosen]
 
     def wide(self, **where: Any) -> pd.DataFrame:
-        """One row a condition: x0 error with its interval, its rise, the other metrics."""
+        """One row a condition: x0 error with its interval, its rise, the other metrics (see `COLUMNS_MEAN`)."""
         rows = []
         for _, row in self.pick(**where).iterrows():
             key: dict[str, Any] = {name: row[name] for name in ("ablation", "variant", "mode", "protocol")}
@@ -74,13 +80,14 @@ class StudyResult(Result):
             line = {name: value for name, value in key.items() if name != "protocol"}
             if row["protocol"] != "denoise":
                 del line["mode"]  # the variant says it
-            line |= {"x0 error": row["value"], "95 % interval": _interval(row)}
+            line |= {"x0 error": row["value"], "95 %": interval(row["low"], row["high"]) or "–"}
             rise = self.pick(reference="rise", **same)
             if len(rise):
-                line |= {"rise": rise["value"].iloc[0], "rise 95 %": _interval(rise.iloc[0])}
-            for metric in ("motion error", "PSNR", "SSIM"):
+                ends = interval(rise["low"].iloc[0], rise["high"].iloc[0])
+                line |= {"rise": rise["value"].iloc[0], "rise, 95 %": ends or "–"}
+            for metric in ("motion error", "sharpness", "PSNR", "SSIM"):
                 line[metric.replace("PSNR", "PSNR (dB)")] = self.pick(metric, **same)["value"].iloc[0]
-            line["x0 error to intact"] = self.pick(reference="intact", **same)["value"].iloc[0]
+            line["to intact"] = self.pick(reference="intact", **same)["value"].iloc[0]
             rows.append(line)
         return pd.DataFrame(rows)
 
@@ -101,19 +108,35 @@ class StudyResult(Result):
         """The film strip of one ablation, by caption; empty if there is none."""
         if ablation not in self.strips:
             return {}
-        title = f"{ablation}: clip {self.meta.get('shown clip', 0)} under every condition"
-        clips = {label: clip.numpy() / np.float32(255) for label, clip in self.strips[ablation].items()}
+        return self._film(f"{ablation}: one clip under every condition", self.strips[ablation])
+
+    @property
+    def why_shown(self) -> str:
+        """Which clip the strips show, and why that one."""
+        return (
+            f"Clip {self.meta.get('shown clip', 0)}: the one that moves most, where a still picture is most wrong (of "
+            "those in which most frames can be judged)"
+        )
+
+    def _film(self, title: str, strip: dict[str, Any]) -> dict[str, go.Figure]:
+        clips = {label: clip.numpy() / np.float32(255) for label, clip in strip.items()}
         n_frames, _, _, width = next(iter(clips.values())).shape
         upscale = max(1, round(STRIP_WIDTH / (n_frames * width)))  # sharp enough; several strips make a report
         n_context = int(self.meta.get("context frames", 0))
-        return {title: plotting.filmstrip(clips, title=title, n_context=n_context, upscale=upscale)}
+        figure = plotting.filmstrip(clips, title=title, n_context=n_context, upscale=upscale)
+        return {f"{title}. {self.why_shown}": figure}
 
     def summary(self) -> str:
-        return self.text or super().summary()
+        return caution(self.meta) + (self.text or super().summary())
 
     def sections(self) -> list[Section]:
         return [
-            Section(title=self.title, text=self.summary(), figures=self.plot(), tables={"All conditions": self.wide()})
+            Section(
+                title=self.title,
+                text=self.summary(),
+                figures=self.plot(),
+                tables={f"All conditions. {COLUMNS_MEAN}": self.wide()},
+            )
         ]
 
 
@@ -185,10 +208,6 @@ def build(
 
 def _bytes(video: torch.Tensor) -> torch.Tensor:
     return (video.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _interval(row: pd.Series) -> str:
-    return f"{row['low']:.3g} to {row['high']:.3g}"
 
 
 def _labels(rows: pd.DataFrame) -> list[str]:

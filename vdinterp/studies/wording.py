@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from vdinterp.wording import listing, number, plural, with_interval
 
 if TYPE_CHECKING:
     from vdinterp.studies.result import StudyResult
 
 
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where possible."""
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"
-
-
-def with_interval(row: Any) -> str:
-    return f"{number(row['value'])} ({number(row['low'])} to {number(row['high'])})"
-
-
-def listing(parts: Sequence[str]) -> str:
-    """a, b and c."""
-    parts = list(parts)
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def scored(row: Any) -> str:
+    """A row's value with its interval."""
+    return with_interval(row["value"], row["low"], row["high"])
 
 
 def only(table: Any) -> Any:
@@ -42,7 +33,7 @@ def copy(result: StudyResult) -> Any:
 
 def rises(result: StudyResult, **where: Any) -> Any:
     """Rise in x0 error of some conditions, largest first, with `error` (against the truth) and `clear`: whether the
-    interval of the rise lies above 0."""
+    interval of the rise lies above 0 (never so with a single clip, which has no interval)."""
     rise = result.pick(reference="rise", **where).copy()
     rise["error"] = result.pick(**where)["value"].to_numpy()
     rise["clear"] = rise["low"] > 0
@@ -73,8 +64,12 @@ def ranking(result: StudyResult, protocol: str = "sample", **where: Any) -> list
         if len(hurts) > 1:
             others = listing([f"{name(row)} {number(row['error'])}" for _, row in hurts.iloc[1:].iterrows()][:8])
             sentences.append(f"Then follow, by error: {others}.")
+    unknown = rest[rest["high"].isna()]
     harmless = rest[rest["high"] >= 0]
     helps = rest[rest["high"] < 0]
+    if len(unknown):
+        which = listing([f"{name(row)} {number(row['error'])}" for _, row in unknown.iterrows()][:8])
+        sentences.append(f"One clip gives no intervals, so nothing is certain; by error: {which}.")
     if len(harmless):
         which = listing([name(row) for _, row in harmless.iterrows()][:8])
         sentences.append(
@@ -100,10 +95,10 @@ def components(result: StudyResult, ablation: str, site: str, mode: str) -> str:
         return ""
     clear = table[table["clear"]]
     base = number(intact(result, "denoise")["value"])
-    what = f"Of {len(table)} single {site}s, each replaced by {_meant(mode)},"
+    what = f"Of {plural(len(table), f'single {site}')}, each replaced by {_meant(mode)},"
     if not len(clear):
         return f"{what} none raises the one-pass error of {base} measurably by itself."
-    top = listing([f"`{row['variant']}` by {with_interval(row)}" for _, row in clear.head(3).iterrows()])
+    top = listing([f"`{row['variant']}` by {scored(row)}" for _, row in clear.head(3).iterrows()])
     share = clear["value"].head(3).sum() / table["value"].clip(lower=0).sum()
     tail = f"; the first three make {share:.0%} of the sum of all rises" if len(table) > 3 and len(clear) > 2 else ""
     verb = "raises" if len(clear) == 1 else "raise"

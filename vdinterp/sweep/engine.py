@@ -11,10 +11,14 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from vdinterp.counts import check_count
+from vdinterp.interventions import Pass
 from vdinterp.models import HookedVideoDiT
+from vdinterp.pipeline.sampling import make_plan
+from vdinterp.progress import bar
 from vdinterp.results import Result
+from vdinterp.signatures import check_signature
 from vdinterp.sweep.ledger import Shard, SweepLedger
 from vdinterp.sweep.start import Start, start_of, touched
 from vdinterp.sweep.trial import Case, Denoiser, Inputs, Metric, ModelOnly, Trial
@@ -81,8 +85,9 @@ def run(
         OSError: the ledger cannot be written.
     """
     denoiser: Denoiser = ModelOnly(model) if isinstance(model, HookedVideoDiT) else model
-    check(cases, trials, metrics, engine, trials_per_pass, shard)
+    check(cases, trials, metrics, engine, trials_per_pass, shard, workers)
     hooks = [touched(denoiser.model, trial) for trial in trials]  # checks them, too
+    _check_acting(denoiser, cases, trials)
     starts = [start_of(denoiser.model, *each, cases[0]) for each in zip(trials, hooks, strict=True)]
     ledger = SweepLedger(out, denoiser, cases, trials, metrics, shard=shard, resume=resume)
     mine = [index for index in range(len(trials)) if index % shard[1] == shard[0] - 1]
@@ -96,17 +101,19 @@ def run(
         if chosen != ledger.batch and n_pending:
             ledger.choose_batch(chosen)
     units = list(grouping.units(ledger.batch or 1, ledger))
-    with tqdm(
-        total=sum(grouping.cost(unit) for unit in units), desc="sweep", unit="block", smoothing=0.05,
-        disable=not progress,
-    ) as bar:  # fmt: skip
+    left, whole = (sum(map(grouping.cost, some)) for some in (units, grouping.units(ledger.batch or 1)))
+    with bar(total=whole, initial=whole - left, desc="sweep", unit="block", smoothing=0.05, show=progress) as shown:
+        if found := sum(ledger.find(case, index) is not None for case in range(len(cases)) for index in mine):
+            said = f"{found} of {len(cases) * len(mine)} found in {out}"
+            log.info("sweep: %s", said)
+            shown.set_postfix_str(said)
 
         def record(unit: Unit, outcomes: list[Outcome]) -> None:
             ledger.add(unit, outcomes)
             for outcome in outcomes:
                 if outcome.values is None and outcome.trial is not None:
                     log.warning("%s gave no number: %s", trials[outcome.trial].name, outcome.error)
-            bar.update(grouping.cost(unit))
+            shown.update(grouping.cost(unit))
 
         if engine == "ray":
             from vdinterp.sweep.ray_engine import run_on_ray
@@ -119,7 +126,13 @@ def run(
 
 
 def check(
-    cases: Sequence[Case], trials: Sequence[Trial], metrics: Mapping[str, Metric], engine: str, at_once: Any, shard: Any
+    cases: Sequence[Case],
+    trials: Sequence[Trial],
+    metrics: Mapping[str, Metric],
+    engine: str,
+    at_once: Any,
+    shard: Any,
+    workers: Any = None,
 ) -> None:
     """Raise `ValueError` unless there is something to do and these settings exist."""
     if not cases or not trials or not metrics:
@@ -132,13 +145,33 @@ def check(
     for name, metric in metrics.items():
         if not callable(metric):
             raise ValueError(f"metric {name!r} is {metric!r}; give a function (x0, moment) -> one number a clip")
+        check_signature(metric, f"metric {name!r} is a function (x0, moment) -> one number a clip", "x0", "moment")
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
-    if at_once != "auto" and (isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1):
-        raise ValueError(f"trials_per_pass={at_once!r}: at least 1, or 'auto'")
-    whole = isinstance(shard, tuple) and len(shard) == 2 and all(isinstance(part, int) for part in shard)
+    if at_once != "auto":
+        check_count("trials_per_pass", at_once, why="or 'auto'")
+    if workers is not None:
+        check_count("workers", workers, high=100_000)
+    whole = isinstance(shard, tuple) and len(shard) == 2 and all(type(part) is int for part in shard)
     if not whole or not 1 <= shard[0] <= shard[1]:
         raise ValueError(f"shard={shard!r}: (i, n) with 1 <= i <= n, for the i-th of n parts")
+
+
+def _check_acting(denoiser: Denoiser, cases: Sequence[Case], trials: Sequence[Trial]) -> None:
+    """Raise `ValueError` for trajectories that cannot be walked, and if an intervention acts in none of the cases."""
+    passes: list[Pass] = []
+    for case in cases:
+        base = case.runs[case.base]
+        if isinstance(base, Inputs):
+            passes.append((None, None if isinstance(denoiser, ModelOnly) else base.noise_levels))
+        else:
+            passes += make_plan(denoiser, **base.options).passes()  # type: ignore[arg-type]
+    for trial in trials:
+        for one in trial.interventions:
+            try:
+                one.check_acts(denoiser.model, passes)
+            except ValueError as error:
+                raise ValueError(f"{trial.name}: {error}") from error
 
 
 class _Grouping:
@@ -161,15 +194,19 @@ class _Grouping:
             self.groups.setdefault((starts[index], tuple(hooks[index]), alone), []).append(index)
         self.order = sorted(self.groups, key=lambda key: (key[0], self.groups[key][0]))
 
-    def units(self, batch: int, ledger: SweepLedger) -> Iterator[Unit]:
-        """What is not recorded yet, in an order in which little is computed twice."""
+    def units(self, batch: int, ledger: SweepLedger | None = None) -> Iterator[Unit]:
+        """All there is to do, without what `ledger` holds, in an order in which little is computed twice."""
+
+        def is_left(case: int, which: int | str) -> bool:
+            return ledger is None or ledger.find(case, which) is None
+
         for case in range(len(self.cases)):
-            if any(ledger.find(case, run) is None for run in self.cases[case].runs):
+            if any(is_left(case, run) for run in self.cases[case].runs):
                 yield Unit(case)
             for key in self.order:
                 group = self.groups[key]
                 for first in range(0, len(group), batch):
-                    left = tuple(i for i in group[first : first + batch] if ledger.find(case, i) is None)
+                    left = tuple(i for i in group[first : first + batch] if is_left(case, i))
                     if left:
                         yield Unit(case, key[0], left)
 

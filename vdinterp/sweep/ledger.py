@@ -11,7 +11,7 @@ from vdinterp.sweep.records import Records, parse
 from vdinterp.sweep.trial import Case, Denoiser, Metric, Trial
 from vdinterp.sweep.worker import Outcome, Unit
 
-FORMAT = 1
+FORMAT = 2
 CODE = ("interventions", "sweep", "models", "diffusion", "pipeline/sampling.py", "pipeline/video_diffusion.py")
 Shard = tuple[int, int]
 
@@ -20,9 +20,11 @@ class SweepLedger:
     """Outcomes by content: of a model, inputs, interventions and metrics. In memory only if `folder` is None.
 
     The first line of a file says which model it is of; every other line is what one unit gave, so that a unit is either
-    recorded whole or not at all. A shard writes a file of its own; all files of the folder are read.
+    recorded whole or not at all. A shard writes a file of its own; all files of the folder are read. Every line has a
+    checksum: one that is damaged counts for nothing, and what it recorded is computed again.
 
-    Raises ValueError for the ledger of another model, or of another version of this library.
+    Raises ValueError for the ledger of another model, or of another version of this library (any from before there were
+    checksums among them).
     """
 
     def __init__(
@@ -122,8 +124,13 @@ def identity(denoiser: Denoiser) -> dict[str, str]:
 
 def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) -> None:
     """Raise ValueError if a ledger's first line is of another model, version or format."""
-    if found.get("format") != FORMAT:
-        raise ValueError(f"{file} is no ledger of this version (format {found.get('format')!r}); use another folder")
+    if "format" not in found:
+        raise ValueError(
+            f"{file}: its first line, which says what it is of, is damaged: use another folder, or start over "
+            "(resume=False, --fresh)"
+        )
+    if found["format"] != FORMAT:
+        raise ValueError(f"{file} is no ledger of this version (format {found['format']!r}); use another folder")
     if found.get("weights") != wanted["weights"]:
         raise ValueError(
             f"{file} is the ledger of another model ({found.get('model')!r}; this is {wanted['model']!r} with its own "

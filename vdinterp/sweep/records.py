@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger("vdinterp")
+SUM = "sum"  # the key of a line's checksum
+
 
 class Records:
-    """An append-only file of JSON lines, each flushed to disk before `append` returns.
+    """An append-only file of JSON lines, each with a checksum and flushed to disk before `append` returns.
 
     A process that dies while writing leaves at most one line cut off; `read` drops it, and so it never joins the next.
+    A line that is not what was written (a bad disk, an editor, a file from before there were checksums) is left out as
+    well, which is logged: what it recorded is computed again.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -30,7 +37,7 @@ class Records:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line. Raises OSError that says what is kept when it cannot be written (a full disk)."""
-        line = (json.dumps(record) + "\n").encode()
+        line = _line(record)
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "ab", buffering=0) as file:
@@ -52,11 +59,32 @@ class Records:
 
 
 def parse(text: bytes, path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of whole lines."""
+    """The records of whole lines, without those that are damaged (which is logged). Raises ValueError if all are."""
+    lines = text.split(b"\n")[:-1]
+    found = [record for record in map(_record, lines) if record is not None]
+    if lines and not found:
+        raise ValueError(f"{path} is no record of JSON lines with checksums; move it away to start over")
+    if len(found) < len(lines):
+        log.warning(
+            "%s: %d of %d lines are damaged or without a checksum; what they recorded is computed again",
+            path, len(lines) - len(found), len(lines),
+        )  # fmt: skip
+    return found
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """How a record is written: the checksum of all the rest comes last."""
+    assert SUM not in record
+    text = json.dumps(record)
+    checksum = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f'{text[:-1]}{", " if record else ""}"{SUM}": "{checksum}"}}\n'.encode()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What `_line` was given; None if this is not what it gives."""
     try:
-        lines = [json.loads(line) for line in text.decode("utf-8").splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path} is no record of JSON lines ({error}); move it away to start over") from error
-    if not all(isinstance(line, dict) for line in lines):
-        raise ValueError(f"{path} is no record of JSON objects; move it away to start over")
-    return lines
+        record = json.loads(line)
+        del record[SUM]
+        return record if _line(record) == line + b"\n" else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

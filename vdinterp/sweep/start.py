@@ -113,7 +113,8 @@ class _StandIns(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if not isinstance(name, str) or name not in self.model.hook_dict:
             raise KeyError(name)
-        return torch.zeros(1).expand(self.model.hook_shape(name, batch=2))
+        dtype = torch.bool if self.model.hook_dict[name].broadcasts else torch.float32
+        return torch.empty(self.model.hook_shape(name, batch=2), dtype=dtype, device="meta")
 
     def __iter__(self):
         return iter(self.model.hook_dict)

@@ -50,7 +50,7 @@ class Bench:
 
     @torch.no_grad()
     def encode(self, clips: Clips) -> Float[torch.Tensor, "batch frame channel height width"]:
-        return torch.cat([self.pipe.encode(video) for video in clips.video.split(_BATCH)])
+        return torch.cat([self.pipe.encode(video) for video in clips.pixels.split(_BATCH)])
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> Float[torch.Tensor, "batch frame channel height width"]:
@@ -161,7 +161,7 @@ def free_cell_actions(clips: Clips, seed: int) -> tuple[Clips, torch.Tensor]:
     assert picked.action is not None
     action = picked.action.clone()
     action[:, -1] = torch.nn.functional.one_hot(chosen, action.shape[-1]).float()
-    return Clips(kind="crafter", video=picked.video, action=action, semantic_map=picked.semantic_map,
+    return Clips(kind="crafter", video=picked.pixels, action=action, semantic_map=picked.semantic_map,
                  player_position=picked.player_position), kept  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def shift_accuracy(bench: Bench, clips: Clips, expected: torch.Tensor, seed: int
     """Share of clips whose x0 from pure noise matches the `expected` (row, col) shift best, and of how many clips:
     those whose shifts can be told apart (None if there are none)."""
     latents = bench.encode(clips)
-    ok = distinguishable(bench.cells(clips.video[:, -2:-1])[:, 0])
+    ok = distinguishable(bench.cells(clips.pixels[:, -2:-1])[:, 0])
     assert clips.action is not None
     if not ok.any():
         return None, 0
@@ -278,8 +278,8 @@ def latent_variance(latents: torch.Tensor) -> torch.Tensor:
 def codec_figures(bench: Bench, clips: Clips) -> dict[str, float]:
     """PSNR (dB, peak 1) of the round trip, and share of cells whose nearest patch stays the same."""
     decoded = bench.decode(bench.encode(clips))
-    mse = (decoded - clips.video).square().mean()
-    same = bench.cells(decoded) == bench.cells(clips.video)
+    mse = (decoded - clips.pixels).square().mean()
+    same = bench.cells(decoded) == bench.cells(clips.pixels)
     return {"psnr": (-10 * mse.log10()).item(), "cells": same.float().mean().item()}
 
 
@@ -289,7 +289,7 @@ def rollout_figures(bench: Bench, clips: Clips, *, steps: int = 10, ahead: int =
     n_context = latents.shape[1] - ahead
     assert clips.action is not None
     rolled = bench.roll_out(latents, clips.action, n_context, steps, seed)
-    truth = bench.cells(clips.video[:, n_context - 1 :])
+    truth = bench.cells(clips.pixels[:, n_context - 1 :])
     cells = bench.cells(bench.decode(rolled[:, n_context:]))
     right = [(cells[:, i] == truth[:, i + 1]).float().mean().item() for i in range(ahead)]
     return {

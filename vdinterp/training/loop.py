@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from vdinterp import store
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 
 log = logging.getLogger("vdinterp")
@@ -46,19 +46,6 @@ def learning_rate(step: int, *, steps: int, lr: float, warmup: int, decay_from: 
 def checkpoint_path(out_dir: str | Path, step: int) -> Path:
     """Where :func:`fit` keeps the averaged weights of ``step``."""
     return Path(out_dir) / "checkpoints" / f"step-{step:05d}.safetensors"
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write through a temporary file and rename, so that a killed run never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    _write(path, lambda temporary: save_file(kept, temporary))
 
 
 class _State:
@@ -92,9 +79,9 @@ class _State:
             tensors |= {f"{key}.{self.names[id(parameter)]}": moments[key] for key in _MOMENTS}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         path = self.out_dir / f"state-{self.step:06d}.safetensors"
-        _save_tensors(path, tensors)
+        store.write_tensors(path, tensors)
         record = {"step": self.step, "file": path.name, "settings": self.settings}
-        _write(self.out_dir / "state.json", lambda temporary: temporary.write_text(json.dumps(record, indent=1)))
+        store.write(self.out_dir / "state.json", json.dumps(record, indent=1))
         for old in self.out_dir.glob("state-*.safetensors*"):
             if old != path:
                 old.unlink()
@@ -203,7 +190,7 @@ def fit(
 
     def keep_checkpoint() -> None:
         if state.step in keep:
-            _save_tensors(checkpoint_path(out_dir, state.step), state.average)
+            store.write_tensors(checkpoint_path(out_dir, state.step), state.average)
 
     keep_checkpoint()
     try:
@@ -240,7 +227,7 @@ def fit(
     finally:
         module.eval()
     module.load_state_dict(state.average)
-    _save_tensors(out_dir / "final.safetensors", state.average)
+    store.write_tensors(out_dir / "final.safetensors", state.average)
     lines = ["step,loss", *(f"{i},{value:.6g}" for i, value in enumerate(state.losses))]
-    _write(out_dir / "losses.csv", lambda temporary: temporary.write_text("\n".join(lines) + "\n"))
+    store.write(out_dir / "losses.csv", "\n".join(lines) + "\n")
     return module

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Mapping
 from typing import Any
 
-from vdinterp.vae.diffusers_vae import DiffusersVAE
+from vdinterp.settings import pick
+from vdinterp.vae.diffusers_vae import DiffusersVAE, check_hub_options
 from vdinterp.vae.identity import IdentityVAE
 from vdinterp.vae.protocol import VAE
 from vdinterp.vae.stats import LatentStats
@@ -13,28 +16,38 @@ from vdinterp.vae.tiny_codec import TinyConvCodec
 __all__ = ["VAE", "DiffusersVAE", "IdentityVAE", "LatentStats", "TinyConvCodec", "build"]
 
 
-def build(config: dict[str, Any]) -> VAE:
+def build(config: Mapping[str, Any]) -> VAE:
     """The VAE that a `config` describes, as written by its `.config`; weights are loaded by the caller.
 
     Kinds: `identity` (channels), `tiny_conv` (TinyConvCodec's arguments), `diffusers` (`class` with `config`, or
-    `pretrained` with `options`). ValueError for another kind or for arguments it does not take.
+    `pretrained` with `options`, which fetches weights from the Hugging Face hub). ValueError for another kind, for
+    arguments it does not take, and for options of a fetch other than `HUB_OPTIONS`.
     """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"a VAE is described by a dictionary with its 'kind'; got {reprlib.repr(config)}")
     options = dict(config)
     kind = options.pop("kind", None)
+    what = f"VAE of kind {reprlib.repr(kind)}"
     if kind == "diffusers":
         if "pretrained" in options:
-            return DiffusersVAE.from_pretrained(
-                options["pretrained"], options.get("class", "AutoencoderKL"), **options.get("options", {})
-            )
+            given = pick(options, what, {"pretrained": str}, options=dict[str, str | bool], **{"class": str})
+            fetch = given.get("options", {})
+            check_hub_options(fetch)
+            return DiffusersVAE.from_pretrained(given["pretrained"], given.get("class", "AutoencoderKL"), **fetch)
         if "class" not in options or "config" not in options:
             raise ValueError(f"a diffusers VAE needs 'class' and 'config', or 'pretrained'; got {sorted(options)}")
-        return DiffusersVAE.from_config(options["class"], options["config"])
-    kinds = {"identity": IdentityVAE, "tiny_conv": TinyConvCodec}
-    if kind not in kinds:
+        given = pick(options, what, {"class": str, "config": Mapping})
+        return DiffusersVAE.from_config(given["class"], given["config"])
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "identity": (IdentityVAE, {"channels": int}),
+        "tiny_conv": (
+            TinyConvCodec,
+            {"in_channels": int, "latent_channels": int, "widths": tuple[int, int, int], "noise": float},
+        ),
+    }
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"unknown kind of VAE {kind!r}; choose one of {sorted([*kinds, 'diffusers'])}")
-    if "widths" in options:  # JSON knows no tuples
-        options["widths"] = tuple(options["widths"])
-    try:
-        return kinds[kind](**options)
-    except TypeError as error:
-        raise ValueError(f"VAE of kind {kind!r}: {error}") from error
+    make, hints = kinds[kind]
+    if unknown := options.keys() - hints.keys():
+        raise ValueError(f"{what} takes {', '.join(hints)}; not {', '.join(sorted(map(str, unknown)))}")
+    return make(**pick(options, what, {}, **hints))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import nn
 
-from vdinterp.vae.protocol import check_frames
+from vdinterp.vae.protocol import MOST, check_frames, evaluating
+
+HUB_OPTIONS = ("subfolder", "revision", "variant", "use_safetensors")  # what may stand in a file about a download
+MOST_LAYERS = 100  # of a block
 
 
 class DiffusersVAE:
@@ -36,7 +40,8 @@ class DiffusersVAE:
 
     @classmethod
     def from_pretrained(cls, name: str, class_name: str = "AutoencoderKL", **options: Any) -> DiffusersVAE:
-        """Downloads weights from the Hugging Face hub. `options` (e.g. `subfolder`, `revision`) go to diffusers.
+        """Downloads weights from the Hugging Face hub. `options` (e.g. `subfolder`, `revision`) go to diffusers; a
+        pipeline saved with this VAE keeps them, and can be loaded again where they are among `HUB_OPTIONS`.
 
         FileNotFoundError when there is no network or no such model.
         """
@@ -48,9 +53,14 @@ class DiffusersVAE:
         return cls(vae, {"class": class_name, "pretrained": name, "options": options})
 
     @classmethod
-    def from_config(cls, class_name: str, config: dict[str, Any]) -> DiffusersVAE:
-        """Random weights, to be filled by `load_state_dict`."""
-        return cls(_diffusers_class(class_name).from_config(config))
+    def from_config(cls, class_name: str, config: Mapping[str, Any]) -> DiffusersVAE:
+        """Random weights, to be filled by `load_state_dict`. ValueError where diffusers builds nothing from it."""
+        kind = _diffusers_class(class_name)
+        _check_sizes(config, class_name)
+        try:
+            return cls(kind.from_config(dict(config)))
+        except Exception as error:  # diffusers checks nothing, so anything can fail in there
+            raise ValueError(f"no {class_name} can be built from its config: {error}") from error
 
     @property
     def config(self) -> dict[str, Any]:
@@ -76,9 +86,11 @@ class DiffusersVAE:
         """Pixels in [0, 1] -> mode of the posterior. ValueError for another shape."""
         check_frames("video", video, self.in_channels)
         pixels = video.to(self._dtype) * 2 - 1
+        with evaluating(self.vae):
+            posterior = self.vae.encode(pixels.transpose(1, 2) if self.is_video else pixels.flatten(0, 1)).latent_dist
+        latents = posterior.mode()
         if self.is_video:
-            return self.vae.encode(pixels.transpose(1, 2)).latent_dist.mode().transpose(1, 2).to(video.dtype)
-        latents = self.vae.encode(pixels.flatten(0, 1)).latent_dist.mode()
+            return latents.transpose(1, 2).to(video.dtype)
         return latents.unflatten(0, video.shape[:2]).to(video.dtype)
 
     @torch.no_grad()
@@ -88,11 +100,12 @@ class DiffusersVAE:
         """Latents -> pixels clamped to [0, 1]. ValueError for another shape."""
         check_frames("latents", latents, self.latent_channels)
         values = latents.to(self._dtype)
-        if self.is_video:
-            pixels = self.vae.decode(values.transpose(1, 2)).sample.transpose(1, 2)
-        else:
-            extra = {"num_frames": latents.shape[1]} if self._wants_frames else {}
-            pixels = self.vae.decode(values.flatten(0, 1), **extra).sample.unflatten(0, latents.shape[:2])
+        with evaluating(self.vae):
+            if self.is_video:
+                pixels = self.vae.decode(values.transpose(1, 2)).sample.transpose(1, 2)
+            else:
+                extra = {"num_frames": latents.shape[1]} if self._wants_frames else {}
+                pixels = self.vae.decode(values.flatten(0, 1), **extra).sample.unflatten(0, latents.shape[:2])
         return ((pixels + 1) / 2).clamp(0, 1).to(latents.dtype)
 
     def to(self, *args: Any, **kwargs: Any) -> DiffusersVAE:
@@ -119,3 +132,23 @@ def _diffusers_class(name: str) -> Any:
         known = [n for n in dir(diffusers) if n.startswith("AutoencoderKL")]
         raise ValueError(f"diffusers has no autoencoder {name!r}; there are {', '.join(known)}")
     return kind
+
+
+def check_hub_options(options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for options of a download that a file must not decide (proxies, mirrors, remote code)."""
+    if other := sorted(set(options) - set(HUB_OPTIONS)):
+        raise ValueError(f"a stored VAE's options are {', '.join(HUB_OPTIONS)}; not {', '.join(map(str, other))}")
+
+
+def _check_sizes(config: Any, name: str, layers: bool = False) -> None:
+    """Raise `ValueError` for counts that no autoencoder has, which building one would take for memory and time."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            _check_sizes(value, f"{name}.{key}", layers or "layer" in str(key))
+    elif isinstance(config, list | tuple):
+        for value in config:
+            _check_sizes(value, name, layers)
+        config = len(config)
+    most = MOST_LAYERS if layers else MOST
+    if isinstance(config, int) and config > most:
+        raise ValueError(f"{name} is {config}, more than any autoencoder has; at most {most} is read")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from torch import nn
+
+MOST = 65_536  # of anything that an autoencoder's configuration counts
 
 
 @runtime_checkable
@@ -28,6 +33,28 @@ class VAE(Protocol):
     def decode(
         self, latents: Float[torch.Tensor, "batch frame channel height width"]
     ) -> Float[torch.Tensor, "batch _ _ _ _"]: ...
+
+
+def vae_module(vae: Any) -> nn.Module | None:
+    """The module that holds a VAE's weights: itself, the one it wraps, or none."""
+    if isinstance(vae, nn.Module):
+        return vae
+    inner = getattr(vae, "vae", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+@contextmanager
+def evaluating(module: nn.Module | None) -> Iterator[None]:
+    """A module in evaluation mode inside the block, every part as it was afterwards: what a video encodes to depends
+    neither on the mode a VAE was left in nor on the clips beside it."""
+    parts = [part for part in module.modules() if part.training] if module is not None else []
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = True
 
 
 def check_frames(what: str, tensor: torch.Tensor, channels: int, multiple: int = 1) -> None:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 
+from vdinterp.settings import build, check_fields, pick
+
 
 @dataclass(frozen=True)
 class LatentStats:
     """`normalize` subtracts `mean` and divides by `std`, channel by channel; `unnormalize` undoes it.
 
-    One value stands for all channels. ValueError when the lengths differ or a `std` is not positive.
+    One value stands for all channels. ValueError when the lengths differ, a value is no finite number or a `std` is not
+    positive.
     """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", _floats(self.mean))
-        object.__setattr__(self, "std", _floats(self.std))
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, int | float):  # one for all channels
+                object.__setattr__(self, name, (value,))
+        check_fields(self)
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"one mean and one std a channel, got {len(self.mean)} and {len(self.std)}")
         if min(self.std) <= 0:
@@ -56,7 +61,10 @@ class LatentStats:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatentStats:
-        return cls(_floats(data["mean"]), _floats(data["std"]))
+        """Inverse of `to_dict`. Raises `ValueError` on a field that is unknown, missing or of another type."""
+        kind = tuple[float, ...]
+        pick(data, "LatentStats", {"mean": kind, "std": kind})  # no defaults here: a file says both
+        return build(cls, data)
 
     def _like(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if latents.ndim != 5:
@@ -65,7 +73,3 @@ class LatentStats:
             raise ValueError(f"statistics of {len(self.mean)} channels, latents with {latents.shape[2]}")
         mean = latents.new_tensor(self.mean).view(-1, 1, 1)
         return mean, latents.new_tensor(self.std).view(-1, 1, 1)
-
-
-def _floats(values: float | Sequence[float]) -> tuple[float, ...]:
-    return (float(values),) if isinstance(values, int | float) else tuple(float(value) for value in values)

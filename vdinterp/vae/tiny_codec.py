@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn
 
-from vdinterp.vae.protocol import check_frames
+from vdinterp.vae.protocol import MOST, check_frames
 
 
 class TinyConvCodec(nn.Module):
@@ -33,9 +34,11 @@ class TinyConvCodec(nn.Module):
         noise: float = 0.2,
     ) -> None:
         super().__init__()
-        if min(in_channels, latent_channels, *widths) < 1 or len(widths) != 3:
+        sizes = (in_channels, latent_channels, *widths)
+        if not 1 <= min(sizes) <= max(sizes) <= MOST or len(widths) != 3:
             raise ValueError(
-                f"need positive channels and three widths, got {in_channels=} {latent_channels=} {widths=}"
+                f"need positive channels and three widths, at most {MOST}, got {in_channels=} {latent_channels=} "
+                f"{widths=}"
             )
         if noise < 0:
             raise ValueError(f"noise is a standard deviation, got {noise}")
@@ -74,33 +77,43 @@ class TinyConvCodec(nn.Module):
     def encode(
         self, video: Float[torch.Tensor, "batch frame channel height width"]
     ) -> Float[torch.Tensor, "batch _ _ _ _"]:
-        """Pixels in [0, 1] -> latents, 8 times smaller in height and width. ValueError for another shape."""
+        """Pixels in [0, 1] -> latents, 8 times smaller in height and width, by the running statistics: in training
+        mode too, which only `reconstruct` goes by. ValueError for another shape."""
         check_frames("video", video, self.in_channels, multiple=8)
-        latents = self.norm(self.encoder(video.flatten(0, 1) * 2 - 1))
+        norm = self.norm
+        latents = F.batch_norm(self._features(video), norm.running_mean, norm.running_var, eps=norm.eps)
         return latents.unflatten(0, video.shape[:2])
 
     def decode(
         self, latents: Float[torch.Tensor, "batch frame channel height width"]
     ) -> Float[torch.Tensor, "batch _ _ _ _"]:
-        """Latents -> pixels in [0, 1] (clamped outside training). ValueError for another shape."""
-        check_frames("latents", latents, self.latent_channels)
-        video = (self.decoder(latents.flatten(0, 1)) + 1) / 2
-        if not self.training:  # a clamp has no gradient outside the range
-            video = video.clamp(0, 1)
-        return video.unflatten(0, latents.shape[:2])
+        """Latents -> pixels in [0, 1]. ValueError for another shape."""
+        return self._pixels(latents).clamp(0, 1)
 
     def reconstruct(
         self, video: Float[torch.Tensor, "batch frame channel height width"], generator: torch.Generator | None = None
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
-        """Decoded encoding, with the noise on the latents while in training mode."""
-        latents = self.encode(video)
-        if self.training and self.noise:
+        """Decoded encoding; while in training mode by the batch's own statistics, with the noise on the latents and
+        without the clamp, which has no gradient outside the range."""
+        if not self.training:
+            return self.decode(self.encode(video))
+        check_frames("video", video, self.in_channels, multiple=8)
+        latents = self.norm(self._features(video)).unflatten(0, video.shape[:2])
+        if self.noise:
             noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype).to(latents.device)
             latents = latents + self.noise * noise
-        return self.decode(latents)
+        return self._pixels(latents)
 
     def forward(
         self, video: Float[torch.Tensor, "batch frame channel height width"]
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
         """`reconstruct` with torch's own random numbers."""
         return self.reconstruct(video)
+
+    def _features(self, video: torch.Tensor) -> torch.Tensor:
+        """What is normalised to latents, frame by frame."""
+        return self.encoder(video.flatten(0, 1) * 2 - 1)
+
+    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        check_frames("latents", latents, self.latent_channels)
+        return ((self.decoder(latents.flatten(0, 1)) + 1) / 2).unflatten(0, latents.shape[:2])

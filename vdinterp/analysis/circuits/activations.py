@@ -99,7 +99,7 @@ def qk_activations(model: HookedVideoDiT, cache: ActivationCache, layer: int, he
     """
     check_model(model)
     check_head(model, layer, head)
-    pattern = cache["pattern", layer].heads([head])
+    pattern = cache.batched["pattern", layer].heads([head])
     shape = tuple(2 * size - 1 for size in cache.grid.shape)
     empty, n_clips = torch.zeros(math.prod(shape), dtype=torch.double, device=pattern.q.device), len(pattern.q)
     total, square, count = empty.clone(), empty.clone(), empty.clone()

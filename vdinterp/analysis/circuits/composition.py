@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from vdinterp import plotting
 from vdinterp.analysis.circuits.pairs import check_part, compose
 from vdinterp.analysis.circuits.weights import FoldedWeights, Part, check_head, unseen
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.weights import undetermined
+from vdinterp.progress import bar
 from vdinterp.results import Result, rows_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+log = logging.getLogger("vdinterp")
 
 Head = tuple[int, int]
 NAMES = {"q": "Q-composition", "k": "K-composition", "v": "V-composition"}
@@ -88,7 +92,7 @@ def composition(
     query_level: Any = None,
     *,
     displacements: Sequence[tuple[int, int, int]] = ((0, 0, 0),),
-    parts: Sequence[Part] = ("q", "k", "v"),
+    parts: Sequence[Part] | None = None,
     pairs: Sequence[tuple[Head, Head]] | None = None,
 ) -> CompositionScores:
     """Q-, K- and V-composition of all pairs of heads, or of some, at some displacements.
@@ -101,6 +105,8 @@ def composition(
     Args:
         noise_level: of the key's frame, as `model.forward` takes it; `query_level`: of the query's, default the same.
         displacements: key minus query, (frames, rows, cols).
+        parts: some of "q", "k", "v"; default all that the weights determine, which with qk-norm is "v" alone (a warning
+            is logged).
         pairs: `((layer, head) of the sender, (layer, head) of the receiver)`; default all that come in order.
 
     Raises ValueError before any compute for parts that the weights do not determine (with qk-norm: "q" and "k"), heads
@@ -108,6 +114,11 @@ def composition(
     """
     folded = FoldedWeights(model, noise_level, query_level)
     cfg = model.cfg
+    if parts is None:
+        reason = undetermined(model)
+        parts = ("v",) if reason else ("q", "k", "v")
+        if reason:
+            log.warning("%s: %s; this is V-composition alone", cfg.model_name, reason)
     for part in parts:
         check_part(model, part)
     places: list[Any] = [tuple(displacement) for displacement in displacements]
@@ -121,7 +132,7 @@ def composition(
             raise ValueError(f"no receiver sees a key {place} (frames, rows, cols) from its query: {reason}")
     rows = []
     layers = sorted({(sender[0], receiver[0]) for sender, receiver in asked})
-    for start, stop in tqdm(layers, desc="composition", leave=False, disable=None):
+    for start, stop in bar(layers, desc="composition", leave=False):
         chosen = [(s[1], r[1]) for s, r in asked if (s[0], r[0]) == (start, stop)]
         for part in parts:
             at = seen[stop] if part != "v" else places[:1]

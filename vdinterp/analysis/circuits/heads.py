@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 
 from vdinterp import plotting
 from vdinterp.analysis.circuits.patches import eigenvalue_score
@@ -17,11 +17,12 @@ from vdinterp.analysis.circuits.weights import (
     check_head,
     check_model,
     rotation,
-    undetermined,
 )
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.hooks import FactoredMatrix
+from vdinterp.models.weights import undetermined
 from vdinterp.results import Result
+from vdinterp.wording import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,6 +39,20 @@ class _Circuit(Result):
     def matrix(self) -> FactoredMatrix:
         """`A @ B` as TransformerLens's low-rank matrix: `.AB`, `.svd()`, `.eigenvalues`, `.norm()`."""
         return FactoredMatrix(self.A, self.B)
+
+    @property
+    def AB(self) -> Float[torch.Tensor, "d_model d_model"]:
+        """The matrix itself, multiplied out."""
+        return self.A @ self.B
+
+    def svd(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`U, S, Vh` of `A @ B`, of rank `d_head`; as `matrix.svd()`."""
+        return self.matrix.svd()
+
+    @property
+    def eigenvalues(self) -> Complex[torch.Tensor, " d_head"]:
+        """Those of `A @ B` that may differ from 0."""
+        return self.matrix.eigenvalues
 
     @property
     def eigenvalue_score(self) -> float:
@@ -74,9 +89,9 @@ class _Circuit(Result):
         used = float(power.sum() ** 2 / (power**2).sum()) if power.sum() > 0 else 0.0
         levels = ", ".join(f"{key} {value:g}" for key, value in self.meta.items() if isinstance(value, float))
         return (
-            f"{self.title} of head {self.layer}.{self.head} ({levels}): norm {float(power.sum()) ** 0.5:.3g}, about "
-            f"{used:.1f} of {len(power)} directions (squared sum over sum of squares of squared singular values), "
-            f"eigenvalue score {self.eigenvalue_score:.2f}."
+            f"{self.title} of head {self.layer}.{self.head} ({levels}): norm {number(float(power.sum()) ** 0.5)}, "
+            f"about {used:.1f} of {len(power)} directions (squared sum over sum of squares of squared singular "
+            f"values), eigenvalue score {self.eigenvalue_score:.2f}."
         )
 
 

@@ -14,9 +14,9 @@ from vdinterp.analysis.circuits.weights import (
     check_displacement,
     check_head,
     rotation,
-    undetermined,
 )
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.weights import undetermined
 
 __all__ = ["Composed", "Part", "check_part", "compose", "composition", "undetermined"]
 
@@ -70,7 +70,9 @@ def check_part(model: HookedVideoDiT, part: Any) -> None:
     if part not in ("q", "k", "v"):
         raise ValueError(f"part {part!r}; choose 'q', 'k' or 'v'")
     if part != "v" and (reason := undetermined(model)):
-        raise ValueError(f"{model.cfg.model_name}: {reason}. V-composition is determined: part 'v'")
+        raise ValueError(
+            f"{model.cfg.model_name}: {reason}; V-composition is determined: part 'v', or parts=('v',) of all pairs"
+        )
 
 
 class Composed(NamedTuple):

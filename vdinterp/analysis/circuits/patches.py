@@ -17,6 +17,7 @@ from vdinterp.analysis.circuits.weights import FoldedWeights, check_head
 from vdinterp.diffusion import split_prediction
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
+from vdinterp.wording import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -67,7 +68,7 @@ class PatchCircuit(Result):
         title = f"Strongest directions of {name}: what is read, and what of x0 is written for it"
         both = torch.cat([self.reads[:shown], self.writes[:shown]], 1).transpose(0, 1).numpy()
         rows = [f"{what} {channel}" for what in ("read", "write") for channel in range(self.reads.shape[1])]
-        columns = [f"{rank}: {value:.2g}" for rank, value in enumerate(self.singular[:shown].tolist())]
+        columns = [f"{rank}: {number(value)}" for rank, value in enumerate(self.singular[:shown].tolist())]
         labels = {
             "title": title, "x_title": "direction: singular value", "y_title": "channel", "value_title": "value",
             "diverging": True,
@@ -84,7 +85,7 @@ class PatchCircuit(Result):
         return (
             f"Head {self.layer}.{self.head}, noise level {self.meta['noise_level']} to {self.meta['query_level']}: "
             f"copying score {self.copying:.2f} (-1 to 1; 95 % of random connections lie within ±{self.chance:.2f}). "
-            f"Its strongest direction has singular value {first['singular_value']:.3g}; what is read and what is "
+            f"Its strongest direction has singular value {number(first['singular_value'])}; what is read and what is "
             f"written there have a cosine of {first['agreement']:.2f}."
         )
 
@@ -228,8 +229,8 @@ class _Ends:
         given = schedule.network_level(levels)[0]
         self.weights = FoldedWeights(pipe.model, given[0], given[1])
         network: Any = pipe.model
-        self.embed = network.patch_embed.proj.weight.detach().flatten(1).T.double().cpu()
-        final = network.final.linear.weight.detach().double().cpu()
+        self.embed = network.patch_embed.weight.detach().flatten(1).T.double().cpu()
+        final = network.final.weights[0].detach().double().cpu()
         if cfg.unpatch_order == "pqc":  # into the order of the patch embedding
             p, q = cfg.patch_size[1:]
             final = rearrange(final, "(p q channel) d_model -> (channel p q) d_model", p=p, q=q)

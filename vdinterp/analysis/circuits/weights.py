@@ -97,6 +97,9 @@ class FoldedWeights:
         check_model(model)
         level = one_level(noise_level, "noise_level")
         other = None if query_level is None else one_level(query_level, "query_level")
+        for name, given in (("noise_level", level), ("query_level", other)):
+            if given is not None:
+                model.check_noise_levels(given, name)
         self.model = model
         key = folds(model, level)
         self.folds: dict[Side, dict[str, Fold]] = {"key": key, "query": key if other is None else folds(model, other)}
@@ -151,16 +154,6 @@ def rotation(
     return turned[0, :, 0].T
 
 
-def undetermined(model: HookedVideoDiT) -> str:
-    """Why weights alone do not say what its heads look at; empty where they do."""
-    cfg = model.cfg
-    if cfg.qk_norm is not None:
-        return f"queries and keys are normalised ({cfg.qk_norm}), so products of weights do not say what attention does"
-    if any(rope.over == "model" for rope in cfg.rope.values()):
-        return "rotation runs over all heads together, so one head's weights do not say what it matches"
-    return ""
-
-
 # What is asked for, checked
 
 
@@ -180,10 +173,11 @@ def check_head(model: HookedVideoDiT, layer: int, head: int) -> None:
 def one_level(given: Any, name: str) -> Float[torch.Tensor, " level"]:
     """One noise level as the network receives it, `[1]`."""
     try:
-        level = torch.as_tensor(given).double().flatten()
+        level = torch.as_tensor(given).flatten()
     except (TypeError, ValueError, RuntimeError):
         level = torch.zeros(0)
-    if len(level) != 1 or not bool(level.isfinite().all()):
+    is_number = len(level) == 1 and level.dtype != torch.bool and not level.is_complex()
+    if not is_number or not bool(level.isfinite().all()):
         raise ValueError(
             f"{name}={given!r}: one number is needed, as model.forward takes it (of a pipeline's level k: "
             "pipe.schedule.network_level(torch.tensor([[k]])))"

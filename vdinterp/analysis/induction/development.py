@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from vdinterp import plotting
 from vdinterp.analysis.induction.effects import reliance_table
@@ -19,6 +18,7 @@ from vdinterp.analysis.induction.task import Task, pool_of
 from vdinterp.data import Clips
 from vdinterp.data.repeats import lags_of, make_repeats
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.progress import bar
 from vdinterp.results import Result
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 CURVES = {
     "previous_frame": "previous frame: best head's attention to the frame before",
-    "duplicate": "duplicate: best head's share on the cue's earlier copy",
+    "duplicate": "duplicate: best head's share on the earlier A, when A comes again",
     "prefix_matching": "induction: best head's prefix matching",
-    "composition": "composition: what prefix matching loses when a previous-frame head tells of a twin",
+    "composition": "composition: loss of prefix matching when a previous-frame head's output is a control clip's",
 }
 
 
@@ -112,7 +112,7 @@ def induction_over_training(
     if not checkpoints:
         raise ValueError("no checkpoint is given: a mapping from training step to pipeline is needed")
     rows: list[dict[str, Any]] = []
-    for step, pipe in tqdm(sorted(checkpoints.items()), desc="checkpoints", disable=not progress):
+    for step, pipe in bar(sorted(checkpoints.items()), desc="checkpoints", show=progress):
         folder = None if out is None else Path(out) / f"step-{step}"
         options: Any = {
             "levels": (level,), "n_per_lag": n_per_lag, "designs": (), "repeats": repeats, "verdict_only": True,

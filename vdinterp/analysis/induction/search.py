@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from vdinterp.analysis.circuits.pairs import Part, composition, undetermined
 from vdinterp.analysis.induction import effects
@@ -21,13 +20,15 @@ from vdinterp.analysis.induction.effects import Sweeps
 from vdinterp.analysis.induction.naming import again_row, chosen_heads, evidence_of, finding_table, judge, judged_table
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
+from vdinterp.analysis.induction.stimuli import stimuli
 from vdinterp.analysis.induction.task import LookStore, Task, cells_of, pool_of
 from vdinterp.analysis.induction.verdict import FIXED, Evidence, Finding, findings, from_heads
-from vdinterp.analysis.noised import check_levels
+from vdinterp.analysis.noised import check_levels, checkpoint, weights_id
 from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, cue_of, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.progress import bar
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 LOOKS = 0.1  # prefix matching from which a head is a candidate
@@ -113,10 +114,10 @@ def find_induction(
         verdict_only,
     )  # fmt: skip
     wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
-    with tqdm(total=len(wanted) + 4 + repeats, desc="induction", disable=not progress) as bar:
-        search.advance = bar.update
+    with bar(total=len(wanted) + 4 + repeats, desc="induction", show=progress) as shown:
+        search.advance = shown.update
         found = search.run(wanted)
-        bar.update(len(wanted) + 4 - bar.n)
+        shown.update(len(wanted) + 4 - shown.n)
         rows = [again_row(seed, found)]
         # Where the model does nothing with what came back, it has to do so at every level.
         at = tuple(levels) if found.verdict == "no behaviour" else (found.level,)
@@ -124,7 +125,7 @@ def find_induction(
             sweeps = Sweeps(engine, folder and folder / f"sweeps-{other}")
             once_more = _Search(pipe, pool, other, at, n_per_lag, batch, sweeps, store, True)
             rows.append(again_row(other, once_more.run(["one-off", "loop"])))
-            bar.update()
+            shown.update()
     return replace(found, again=pd.DataFrame(rows))
 
 
@@ -205,7 +206,7 @@ class _Search:
         lead = shown[0]
         about: dict[str, Any] = {
             "behaviour": pd.concat(tables, ignore_index=True), "positions": positions, "skipped": skipped,
-            "meta": self._meta(task),
+            "stimuli": stimuli(task.repeats), "meta": self._meta(task),
         }  # fmt: skip
         if lead.pairs is None:
             return InductionResult.without_heads(
@@ -315,8 +316,8 @@ class _Search:
     def _meta(self, task: Task) -> dict[str, Any]:
         cfg = self.pipe.model.cfg
         return {
-            "model": cfg.model_name, "checkpoint": self.pipe.meta.get("checkpoint"), "levels": list(self.levels),
-            "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
+            "model": cfg.model_name, **checkpoint(self.pipe), "weights": weights_id(self.pipe.model),
+            "levels": list(self.levels), "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
             **({"actions": "none: the model ran without"} if cfg.d_action else {}),
         }  # fmt: skip
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from vdinterp import store
 from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.stimulus import video_of
 from vdinterp.data import Clips, make_clips, sample_clips
 from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
 from vdinterp.data.digits import SPLITS, digit_images
@@ -64,10 +66,7 @@ class LookStore:
         if file.is_file():
             return Look(**load_file(file))
         look = make()
-        parts = {part.name: getattr(look, part.name).contiguous() for part in fields(Look)}
-        partial_file = file.with_suffix(".partial")
-        save_file(parts, partial_file)
-        partial_file.replace(file)  # whole or not there
+        store.write_tensors(file, {part.name: getattr(look, part.name) for part in fields(Look)})
         return look
 
 
@@ -199,7 +198,7 @@ def pool_of(pipe: VideoDiffusion, clips: Clips | torch.Tensor | None) -> Float[t
     Raises ValueError when it does not say what that is.
     """
     if isinstance(clips, Clips):
-        return clips.video
+        return video_of(pipe, clips, clips.n_frames)
     if clips is not None:
         if not isinstance(clips, torch.Tensor) or clips.ndim != 5:
             shown = list(clips.shape) if isinstance(clips, torch.Tensor) else type(clips).__name__
@@ -212,9 +211,9 @@ def pool_of(pipe: VideoDiffusion, clips: Clips | torch.Tensor | None) -> Float[t
         held_out = SPLITS["held_out"]
         return digit_images()[held_out.start : held_out.stop, None]
     if kind == "crafter":
-        return sample_clips("crafter").video
+        return sample_clips("crafter").pixels
     if kind in OBJECT_KINDS:
-        return make_clips(kind, POOL).video
+        return make_clips(kind, POOL).pixels
     raise ValueError(
         f"{pipe.model.cfg.model_name} does not say what clips it was made for: give clips=, videos whose frames the "
         "stimuli are made of, or set pipe.meta['clips'] to a kind of clips"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vdinterp.analysis.induction.stimuli import CONTROL_CLIPS, INTRODUCED, in_plain_words
+from vdinterp.analysis.reliability import Reliability
 from vdinterp.results import rows_of
+from vdinterp.wording import number, with_interval
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vdinterp.analysis.induction.result import InductionResult
 
+CLEAR_DROP = 0.1  # of prefix matching, from which a head is said to rely on another
 MEANINGS: dict[str, str] = {
     "induction": "an induction circuit: what came next last time is looked up and copied",
     "reversal": "what preceded last time is looked up and copied: sequences run backwards",
@@ -23,9 +29,21 @@ MEANINGS: dict[str, str] = {
 
 def summary(found: InductionResult) -> str:
     """The verdict in plain words, with the numbers it rests on."""
-    lines = [f"**{found.meta.get('model', 'The model')}: {found.verdict}**, that is, {MEANINGS[found.verdict]}. "
-             f"{found.reason[0].upper()}{found.reason[1:]}."]  # fmt: skip
-    lines += [*_others(found), *_again(found), _behaviour(found)]
+    return f"{lead(found)}\n\n{evidence(found)}"
+
+
+def lead(found: InductionResult) -> str:
+    """The verdict, and what the clips are that it rests on."""
+    verdict = (
+        f"{caution(found)}**{found.meta.get('model', 'The model')}: {found.verdict}**, that is, "
+        f"{MEANINGS[found.verdict]}. {found.reason[0].upper()}{found.reason[1:]}."
+    )
+    return f"{in_plain_words(verdict)}\n\n{INTRODUCED}"
+
+
+def evidence(found: InductionResult) -> str:
+    """The numbers."""
+    lines = [*_others(found), *_again(found), _behaviour(found)]
     if found.candidates:
         lines.append(_heads(found))
     if len(found.controls):
@@ -52,7 +70,7 @@ def _again(found: InductionResult) -> list[str]:
     if every < 2:
         return []
     others = found.again[found.again["verdict"] != found.verdict]["verdict"].value_counts()
-    rest = "".join(f"; {verdict}: {number}" for verdict, number in others.items())
+    rest = "".join(f"; {verdict}: {times}" for verdict, times in others.items())
     heads = int((found.again["heads"] == found.again["heads"].iloc[0]).sum())
     with_heads = f", {heads} of {every} with these heads" if found.heads else ""
     return [f"This search and {every - 1} more with other clips and noise: {same} of {every} say {found.verdict}"
@@ -73,21 +91,32 @@ def _controls(found: InductionResult) -> str:
     )
 
 
+def caution(found: InductionResult) -> str:
+    """The first paragraph where the model cannot even denoise these clips: its x0 error is above the mean frame's at
+    every noise level, whether or not the last frame came back."""
+    rows = rows_of(found.behaviour, design="one-off", lag=0, twin="none")
+    asked: dict[str, float] = {}
+    if len(rows) and not (rows["error"] <= 1).any():
+        least = rows.sort_values("error").iloc[0]
+        asked[f"noise level {least['level']:g}, its best,"] = float(least["error"])
+    name = str(found.meta.get("model", "the model"))
+    text = Reliability(model=name, errors=asked, without_actions="actions" in found.meta).caution
+    return f"{text}\n\n" if text else ""
+
+
 def _behaviour(found: InductionResult) -> str:
     rows = rows_of(found.behaviour, design=found.design, level=found.level, lag=0).set_index("twin")
     none = rows.loc["none"]
     text = (
-        f"At noise level {found.level:g} the x0 error of a last frame that came back once is {none['error']:.3f} of "
-        f"its variance; where it did not come back, {none['twin_error']:.3f}. "
+        f"At noise level {found.level:g} the x0 error of a last frame that came back once is {none['error']:.3f}; "
+        f"where nothing came back, {none['twin_error']:.3f}. "
     )
     parts = [
-        f"{rows.loc[twin]['twin_error']:.3f} without {what}"
-        for twin, what in (
-            ("no match", "the frame that preceded it"), ("no content", "the frame itself"),
-            ("no cue", "the cue"), ("reversed", "their order"),
-        )
+        f"{rows.loc[twin]['twin_error']:.3f} with the {CONTROL_CLIPS[twin]}" if twin != "reversed" else
+        f"{rows.loc[twin]['twin_error']:.3f} with {CONTROL_CLIPS[twin]}"
+        for twin in ("no match", "no content", "no cue", "reversed")
     ]  # fmt: skip
-    return text + "With one thing taken away: " + ", ".join(parts) + "."
+    return text + "On the control clips: " + ", ".join(parts) + "."
 
 
 def _heads(found: InductionResult) -> str:
@@ -98,36 +127,42 @@ def _heads(found: InductionResult) -> str:
         row, copied = here.loc[(layer, head)], copies.loc[(layer, head)]
         alone = rows_of(found.ablation, set=f"head {layer}.{head}").iloc[0]
         lines.append(
-            f"- head {layer}.{head}: {row['share']:.2f} of its attention to clean frames is on the successor "
-            f"(prefix matching {row['prefix_matching']:.2f} [{row['low']:.2f}, {row['high']:.2f}], q = "
-            f"{row['q']:.2g}; best foil: {row['best_foil']}, {row['contrast']:.2f} less), copy gain "
-            f"{copied['copy_gain']:.2f}; without it the error on repeats rises by {alone['repeats']:.3f} "
-            f"[{alone['low']:.3f}, {alone['high']:.3f}]."
+            f"- head {layer}.{head}: {row['share']:.2f} of its attention to clean frames is on the earlier B (prefix "
+            f"matching {with_interval(row['prefix_matching'], row['low'], row['high'])}, q {number(row['q'])}; the "
+            f"distractor that gets most, {row['best_foil']}, has {row['contrast']:.2f} less), copy gain "
+            f"{number(copied['copy_gain'])}; without it the error where B came back rises by "
+            f"{with_interval(alone['repeats'], alone['low'], alone['high'])}."
         )
     if len(together := rows_of(found.ablation, set="all named")):
         row = together.iloc[0]
         lines.append(
-            f"- all named ones together: {row['repeats']:.3f} [{row['low']:.3f}, {row['high']:.3f}] on "
-            f"repeats, {row['others']:.3f} where nothing came back."
+            f"- all named ones together: {with_interval(row['repeats'], row['low'], row['high'])} where B came back, "
+            f"{number(row['others'])} where nothing did."
         )
     if not math.isnan(found.carried):
-        lines.append(f"- {100 * found.carried:.0f} % of what the repeat gains goes with them; {_times(found)}.")
-    lines += _told(found)
-    return "Heads that look at what came next (chosen on other clips):\n\n" + "\n".join(lines)
-
-
-def _told(found: InductionResult) -> list[str]:
-    """Who tells the heads what to look for."""
-    if not len(found.reliance):
-        return []
-    senders = found.reliance.sort_values("drop", ascending=False).drop_duplicates("sender")
-    senders = senders[(senders["low"] > 0) & (senders["drop"] >= 0.1)]
-    return [
-        f"- if head {row['sender']} tells {row['head']} of the clip without {what}, its prefix matching falls from "
-        f"{row['prefix_matching']:.2f} to {min(row['no_match'], row['no_cue']):.2f}."
-        for row in senders.head(6).to_dict("records")
-        for what in ["the predecessor" if row["no_match"] <= row["no_cue"] else "the cue"]
+        lines.append(
+            f"- without them the model loses {100 * found.carried:.0f} % of what it gains from the repeat; "
+            f"{_times(found)}."
+        )
+    text = "Heads that look at what came next, the earlier B (chosen on other clips):\n\n" + "\n".join(lines)
+    relied = [
+        f"- head {row['sender']}, of the clip with the {CONTROL_CLIPS[twin]}: the prefix matching of {row['head']} "
+        f"falls from {row['prefix_matching']:.2f} to {min(row['no_match'], row['no_cue']):.2f}."
+        for row in relied_on(found).drop_duplicates("sender").head(6).to_dict("records")
+        for twin in ["no match" if row["no_match"] <= row["no_cue"] else "no cue"]
     ]
+    if not relied:
+        return text
+    lead = (
+        "Earlier heads that tell them where to look, found by giving one head the output that it has on a control clip:"
+    )
+    return f"{text}\n\n{lead}\n\n" + "\n".join(relied)
+
+
+def relied_on(found: InductionResult) -> pd.DataFrame:
+    """Earlier heads without whose knowledge of the clip a candidate's prefix matching clearly falls, most first."""
+    table: Any = found.reliance.sort_values("drop", ascending=False)
+    return table[(table["low"] > 0) & (table["drop"] >= CLEAR_DROP)]
 
 
 def _times(found: InductionResult) -> str:

@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Float, Int
 
 from vdinterp.analysis.neurons.directions import HeldMean, directions, layers_with_mlp, pixel_map
-from vdinterp.analysis.neurons.labels import NONE, TokenLabels, check_noised, checked_labels
+from vdinterp.analysis.neurons.labels import NONE, TokenLabels, checked_labels
 from vdinterp.analysis.neurons.result import NeuronResult
 from vdinterp.analysis.neurons.running import MOST_PLACES, RunningMoments, RunningSums, RunningTop, correlation
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.plotting.filmstrip import to_rgb
+from vdinterp.progress import bar
 
 CLEAN = 0.0  # what stands for the noise level of a context frame
 MOST_PIXELS = 2**27  # bytes of frames that a result holds
 
 
+@on_noised_clips
 def top_patches(
     noised: NoisedClips,
     *,
@@ -66,7 +68,6 @@ def top_patches(
 
     Raises ValueError before any compute for what does not fit, and for activations that are not finite.
     """
-    check_noised(noised)
     chosen = layers_with_mlp(noised.model, layers)
     n_tokens = noised.grid.n_tokens
     if not isinstance(n_patches, int) or not 1 <= n_patches <= len(noised.clips) * n_tokens:
@@ -74,7 +75,7 @@ def top_patches(
     if len(noised.clips) * n_tokens * len(noised.levels) > MOST_PLACES:
         raise ValueError(f"{noised!r}: at most {MOST_PLACES} tokens at all levels together; give fewer clips or levels")
     given = checked_labels(noised, labels, label_names)
-    to_rgb(noised.clips.video[:1, 0].cpu(), "clips.video")  # refuses channels that make no picture
+    to_rgb(noised.video[:1, 0].cpu(), "clips.video")  # refuses channels that make no picture
     if noised.latents.shape[1] != noised.n_frames:
         raise ValueError(
             f"{noised.model.cfg.model_name}'s VAE makes {noised.latents.shape[1]} latent frames of {noised.n_frames}: "
@@ -85,7 +86,7 @@ def top_patches(
     for index, level in enumerate(noised.levels):
         held = HeldMean(noised)
         names = [*held.names, *(f"blocks.{layer}.mlp.hook_post" for layer in chosen)]
-        for clips in noised.batches:
+        for clips in bar(noised.batches, desc=f"neurons, noise level {level:g}", unit="batch"):
             tensors = noised.cache(level, names, clips).tensors
             held.update(tensors)
             patches = torch.arange(clips.start * n_tokens, clips.stop * n_tokens, device=noised.pipe.device)
@@ -175,7 +176,7 @@ def _pictures(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The frames that patches lie in, best ranks first as far as they may be kept; and of each patch the index of its
     frame, -1 where that was not kept."""
-    video, n_frames = noised.clips.video, noised.n_frames
+    video, n_frames = noised.video, noised.n_frames
     most = max(1, MOST_PIXELS // (video.shape[-1] * video.shape[-2] * 3))
     frame = where[..., 0] * n_frames + where[..., 1]
     in_order = frame.permute(2, 0, 1).flatten().numpy()

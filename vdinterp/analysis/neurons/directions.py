@@ -103,7 +103,7 @@ def directions(
     found = found * held.get(f"blocks.{layer}.mlp.mod.hook_gate", torch.ones(()))
     for site in _on_the_way(model, layer):
         found = _entered(model, site, found, held)
-    values = found @ model.final.linear.weight.detach().double().cpu().T
+    values = found @ model.final.weights[0].detach().double().cpu().T
     signal, sigma = pipe.schedule.coefficients(torch.tensor(max(0, level_to_k(level, len(pipe.schedule)))))
     x0, _ = split_prediction(pipe.diffusion.objective, values, torch.zeros_like(values), signal.cpu(), sigma.cpu())
     _, patch_h, patch_w = model.cfg.patch_size

@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from vdinterp import plotting, sweep
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.neurons.directions import layers_with_mlp
-from vdinterp.analysis.neurons.labels import check_noised, checked_labels
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.neurons.labels import checked_labels
+from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.noised_sweep import TargetError, cases_of
 from vdinterp.interventions import Ablate
 from vdinterp.results import Result, rows_of
+from vdinterp.wording import number, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -76,8 +77,8 @@ class NeuronEffects(Result):
         level = self.table.loc[self.table["effect"].idxmax(), "level"]
         rows = rows_of(self.table, level=level).nlargest(5, "effect")
         lines = [
-            f"- neuron {row.layer}.{row.neuron}: {row.effect:.2g} [{row.low:.2g}, {row.high:.2g}] (random others of "
-            f"its layer {row.control:.2g}, the largest {row.control_high:.2g})"
+            f"- neuron {row.layer}.{row.neuron}: {with_interval(row.effect, row.low, row.high)} (random others of "
+            f"its layer {number(row.control)}, the largest {number(row.control_high)})"
             for row in rows.itertuples()
         ]
         part = self._of_labels(level)
@@ -85,12 +86,12 @@ class NeuronEffects(Result):
             for row in part[part["low"] > 0].nlargest(3, "effect").itertuples():
                 lines.append(
                     f"- neuron {row.layer}.{row.neuron} on the tokens of **{row.label}** ({row.n_clips} clips): "
-                    f"{row.effect:.2g} [{row.low:.2g}, {row.high:.2g}] (random others {row.control:.2g})"
+                    f"{with_interval(row.effect, row.low, row.high)} (random others {number(row.control)})"
                 )
         intact = self.error[f"{level:g}"]
         return (
-            f"At noise level {level:g} the x0 error of the target frames is {intact:.3g} of their variance. It rises "
-            "most when these neurons are held at their mean:\n\n" + "\n".join(lines)
+            f"At noise level {level:g} the x0 error of the target frames is {number(intact)} of their variance. It "
+            "rises most when these neurons are held at their mean:\n\n" + "\n".join(lines)
         )
 
     def _of_labels(self, level: float) -> Any:
@@ -116,6 +117,7 @@ class LabelError:
         return (of_token * (labels == self.label)).sum((1, 2, 3)) / about["variance"]
 
 
+@on_noised_clips
 def ablation_effects(
     noised: NoisedClips,
     neurons: Sequence[Neuron],
@@ -147,7 +149,6 @@ def ablation_effects(
 
     Raises ValueError for no neurons, or some that the model does not have, and for labels that do not fit.
     """
-    check_noised(noised)
     model = noised.model
     chosen = checked_neurons(model, neurons)
     given = checked_labels(noised, labels, label_names)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from vdinterp.analysis.noised import NoisedClips
 
+PADDING = ("outside",)  # labels of what is no content, as beyond the edge of a map: never what a list begins with
 NONE = "none"  # the label of a neuron that has no selectivity
 
 
@@ -28,12 +29,6 @@ class TokenLabels:
         each = torch.arange(len(self.names)).unsqueeze(1)
         moved = self.values.roll(len(self.values) // 2, 0)
         return [(values[clips].flatten() == each).double() for values in (self.values, moved)]
-
-
-def check_noised(noised: Any) -> None:
-    """Raise `ValueError` for anything but NoisedClips."""
-    if not isinstance(noised, NoisedClips):
-        raise ValueError(f"noised is {type(noised).__name__}; give vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))")
 
 
 def checked_labels(noised: NoisedClips, labels: Any, names: Sequence[str] | None) -> TokenLabels:

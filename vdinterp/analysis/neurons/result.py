@@ -14,9 +14,11 @@ from jaxtyping import Float, Int, UInt8
 
 from vdinterp import plotting
 from vdinterp.analysis.neurons.effects import Neuron, NeuronEffects
+from vdinterp.analysis.neurons.labels import PADDING
 from vdinterp.plotting.crops import patch_strip
 from vdinterp.plotting.page import written
 from vdinterp.results import Result, Section
+from vdinterp.wording import caution, number, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -115,7 +117,13 @@ class NeuronResult(Result):
                 if scores[at] > 0:
                     where = (self.layers[at // self.selectivity.shape[1]], at % self.selectivity.shape[1])
                     found[where] = max(float(scores[at]), found.get(where, 0.0))
-        return sorted(found, key=lambda neuron: -found[neuron])
+        padded = {neuron for neuron in found if self._label_of(neuron) in PADDING}
+        return sorted(found, key=lambda neuron: (neuron in padded, -found[neuron]))
+
+    def _label_of(self, neuron: Neuron) -> str:
+        """The label that a neuron is most selective for."""
+        at = self.index(*neuron)
+        return str(self.table["label"].iloc[at[0] * self.activations.shape[1] + neuron[1]])
 
     def plot(self, neurons: Sequence[Neuron] | None = None) -> dict[str, go.Figure]:
         """Selectivity for every label, top patches, and mean activation by noise level of some neurons (default: the
@@ -160,7 +168,7 @@ class NeuronResult(Result):
             at = self.index(layer, neuron)
             name = f"{layer}.{neuron}"
             if self.label_names:
-                name += f" {self.table['label'].iloc[at[0] * self.activations.shape[1] + neuron]}"
+                name += f" {self._label_of((layer, neuron))}"
             pictures = self.picture[at][:MOST_SHOWN].tolist()
             rows[name] = [
                 (picture, row, col)
@@ -184,29 +192,48 @@ class NeuronResult(Result):
         )
         lines = []
         if self.label_names:
-            for row in self.table.nlargest(6, "selectivity").to_dict("records"):
+            content: Any = self.table[~self.table["label"].isin(PADDING)]
+            for row in content.nlargest(6, "selectivity").to_dict("records"):
                 if row["selectivity"] > 0:
                     lines.append(
                         f"- neuron {row['layer']}.{row['neuron']} fires for **{row['label']}**: selectivity "
                         f"{row['selectivity']:.2f} (with the labels of other clips {row['control']:.2f})"
                     )
             lead += " The most selective:" if lines else ""
-        text = "\n\n".join([lead, "\n".join(lines)] if lines else [lead])
+        text = caution(self.meta) + "\n\n".join([lead, "\n".join(lines)] if lines else [lead])
         if self.effects is not None and len(self.effects):
             most = self.effects.loc[self.effects["effect"].idxmax()]
             text += (
                 f"\n\nOf those tried, neuron {int(most['layer'])}.{int(most['neuron'])} is needed most: with it at its "
-                f"mean the x0 error changes by {most['effect']:.2g} [{most['low']:.2g}, {most['high']:.2g}] at noise "
-                f"level {most['level']:g} (random others of its layer: {most['control']:.2g})."
+                f"mean the x0 error changes by {with_interval(most['effect'], most['low'], most['high'])} at noise "
+                f"level {most['level']:g} (random others of its layer: {number(most['control'])})."
             )
         return text
 
     def sections(self) -> list[Section]:
         """Summary, figures and the table, the most selective (or most active) neurons first."""
         by = "selectivity" if self.label_names else "top"
-        tables = {"All neurons": self.table.sort_values(by, ascending=False, ignore_index=True)}
+        table: Any = self.table.sort_values(by, ascending=False, ignore_index=True)
+        if self.label_names:  # padding last
+            padded = table["label"].isin(PADDING)
+            table = pd.concat([table[~padded], table[padded]], ignore_index=True)
+        labelled = (
+            "; `label`: what it is most selective for; `selectivity`: correlation with that label; `control`: the same "
+            "with the labels of other clips"
+            if self.label_names
+            else ""
+        )
+        tables = {
+            f"All neurons. The {'most selective' if self.label_names else 'largest activations'} first. `mean`, `std`: "
+            f"of its activation; `active`: share of tokens above 0; `top`: largest activation{labelled}": table
+        }
         if self.effects is not None:
-            tables["What is lost without single neurons"] = self.effects
+            caption = (
+                "What is lost without single neurons. `effect`: rise of the x0 error with the neuron at its mean, with "
+                "the ends of its 95 % interval; `control`: the mean of random other neurons of its layer; `label_..`: "
+                "the same on tokens of the neuron's own label"
+            )
+            tables[caption] = self.effects.sort_values("effect", ascending=False, ignore_index=True)
         return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables=tables)]
 
     @overload

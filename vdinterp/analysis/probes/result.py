@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.plotting.template import level_line
-from vdinterp.results import Result, rows_of
+from vdinterp.results import Result, Section, rows_of
+from vdinterp.wording import caution, number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,9 +28,11 @@ BASELINES = {
     "constant": "the most frequent class, or the mean",
     "clean latents": "the token's own latents without noise",
 }
-BY_LAYER = ("probe", "untrained", "shuffled")
+BY_LAYER = ("probe", "shuffled", "untrained")
+ASIDE = 0.12  # of the axis: what the lines of one layer are spread over
+SYMBOLS = ("circle", "square-open", "diamond-open", "triangle-up-open", "x", "cross", "star-open")
 # made of what the model was given
-FAIR = ("untrained", "shuffled", "noisy input", "noisy input, neighbours", "earlier frames, actions")
+FAIR = ("shuffled", "untrained", "noisy input", "noisy input, neighbours", "earlier frames, actions")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,14 +140,21 @@ class ProbeResult(Result):
             rows = rows[rows["kind"] != "constant"]
             rows = rows.assign(**{end: rows[end].where(rows["kind"] == "probe") for end in ("low", "high")})
             title = f"{head}: the probe and its baselines, noise level {level:g}"
-            figures[title] = plotting.lines(rows, color="kind", title=title, **axes)
+            # Lines that coincide would hide one another: each is moved aside a little, with a marker of its own.
+            kinds = list(dict.fromkeys(rows["kind"]))
+            step = ASIDE * (max(self.layers) - min(self.layers) or 1) / max(1, len(kinds))
+            aside = {kind: step * (index - (len(kinds) - 1) / 2) for index, kind in enumerate(kinds)}
+            moved = rows.assign(layer=rows["layer"] + rows["kind"].map(aside))
+            figures[title] = plotting.lines(moved, color="kind", title=title, **axes)
             drawn: Any = figures[title].data
             for trace in drawn:
-                if trace.name and trace.name != "probe":
-                    trace.update(mode="lines", line_dash="dot" if trace.name in BY_LAYER else "dash")
+                if trace.name in aside:
+                    index = kinds.index(trace.name)
+                    dash = "solid" if trace.name == "probe" else "dot" if trace.name in BY_LAYER else "dash"
+                    trace.update(line_dash=dash, marker={"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8})
             level_line(figures[title], chance, "chance", log=False)
         for figure in figures.values():
-            figure.update_xaxes(tickvals=self.layers, zeroline=False)
+            figure.update_xaxes(tickvals=self.layers, ticktext=[str(layer) for layer in self.layers], zeroline=False)
         grid: dict[str, Any] = {
             "x": [f"{level:g}" for level in self.levels], "y": [str(layer) for layer in self.layers],
             "x_title": "noise level", "y_title": "layer", "number_format": ".2f",
@@ -162,10 +172,10 @@ class ProbeResult(Result):
         first = self.table.iloc[0]
         of = f"{len(self.names)} classes" if self.is_class else f"{len(self.names)} number(s)"
         score = self.unit.split(",")[0]
-        text = (
+        text = caution(self.meta) + (
             f"{self.what}: {of}, {first['n']} held-out samples, {first['clips']} clips. {score[0].upper()}{score[1:]} "
-            f"of a linear probe on `{self.site}`, chance {first['chance']:.3g}, 95 % intervals over clips; in the best "
-            f"of {len(self.layers)} layers, so a little too good.\n\n"
+            f"of a linear probe on `{self.site}`, chance {number(first['chance'])}, 95 % intervals over clips; in the "
+            f"best of {len(self.layers)} layers, so a little too good.\n\n"
         )
         return text + "\n".join(self._level_line(level) for level in self.levels)
 
@@ -188,3 +198,12 @@ class ProbeResult(Result):
             f"{best['layer']}, selectivity {shuffled['gain']:.3f} [{shuffled['gain_low']:.3f}, "
             f"{shuffled['gain_high']:.3f}]; {others}. {verdict}"
         )
+
+    def sections(self) -> list[Section]:
+        """Summary, figures and the table, probes beside their baselines layer by layer."""
+        kinds = "; ".join(f"`{kind}`, {meaning}" for kind, meaning in BASELINES.items())
+        caption = (
+            f"Held-out scores. {self.unit[0].upper()}{self.unit[1:]}, of the probe and its baselines, with 95 % "
+            f"intervals over clips. `gain`: what the probe has more than this kind. Kinds: {kinds}"
+        )
+        return [Section(title=self.title, text=self.summary(), figures=self.plot(), tables={caption: self.table})]

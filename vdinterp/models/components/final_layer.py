@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from vdinterp.models.components.linear import applied
 from vdinterp.models.components.modulation import AdaLN, BlockModulation
 from vdinterp.models.config import Sublayer, VideoDiTConfig
 
@@ -29,3 +30,10 @@ class FinalLayer(AdaLN):
         """Shift and scale under a condition, each `[batch frame d_model]`."""
         shared = cond.unsqueeze(2).expand(-1, -1, 2, -1) if self.modulation.table is not None else None
         return self.modulation(cond, shared)
+
+    @property
+    def weights(self) -> tuple[Float[torch.Tensor, "values d_model"], Float[torch.Tensor, "values"]]:
+        """Weight and bias of the linear map."""
+        weight, bias = applied(self.linear, f"{self.path}.linear")
+        assert bias is not None
+        return weight, bias

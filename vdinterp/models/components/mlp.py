@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn
 
+from vdinterp.models.components.linear import applied
 from vdinterp.models.components.modulation import AdaLN
 from vdinterp.models.config import Sublayer, VideoDiTConfig
 from vdinterp.models.hooks import HookPoint
@@ -30,16 +31,16 @@ class MLP(AdaLN):
 
     @property
     def W_in(self) -> Float[torch.Tensor, "d_model d_mlp"]:
-        return self.fc1.weight.t()
+        return applied(self.fc1, f"{self.path}.fc1")[0].t()
 
     @property
     def W_out(self) -> Float[torch.Tensor, "d_mlp d_model"]:
-        return self.fc2.weight.t()
+        return applied(self.fc2, f"{self.path}.fc2")[0].t()
 
     @property
     def b_in(self) -> Float[torch.Tensor, "d_mlp"] | None:
-        return self.fc1.bias
+        return applied(self.fc1, f"{self.path}.fc1")[1]
 
     @property
     def b_out(self) -> Float[torch.Tensor, "d_model"] | None:
-        return self.fc2.bias
+        return applied(self.fc2, f"{self.path}.fc2")[1]

@@ -109,6 +109,11 @@ class AdaLN(nn.Module):
         self.ln = Norm(cfg.d_model, cfg.norm, cfg.norm_eps, affine) if spec.norm != "none" else None
         self.hook_in = HookPoint("batch pos d_model", "modulated input of the sublayer")
 
+    @property
+    def path(self) -> str:
+        """Where this stands in the model: `blocks.0.attn`."""
+        return (self.hook_in.name or f"{type(self).__name__}.hook_in").removesuffix(".hook_in")
+
     def enter(
         self, x: Float[torch.Tensor, "batch pos d_model"], slots: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import nn
 
+from vdinterp.models.components.linear import applied
 from vdinterp.models.config import VideoDiTConfig
 
 # How each family lays out one output patch; p and q are the row and the column inside it.
@@ -29,6 +30,11 @@ class PatchEmbed(nn.Module):
     ) -> Float[torch.Tensor, "batch pos d_model"]:
         patches = self.proj(latents.flatten(0, 1))
         return rearrange(patches, "(batch frame) d_model row col -> batch (frame row col) d_model", batch=len(latents))
+
+    @property
+    def weight(self) -> Float[torch.Tensor, "d_model channel row col"]:
+        """What every value of a patch adds to the stream."""
+        return applied(self.proj, "patch_embed.proj")[0]
 
 
 def unpatchify(

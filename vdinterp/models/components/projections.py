@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from vdinterp.models.components.linear import applied
 from vdinterp.models.components.modulation import AdaLN
 from vdinterp.models.config import Sublayer, VideoDiTConfig
 
@@ -16,7 +17,8 @@ HeadBias = Float[torch.Tensor, "head d_head"]
 class HeadProjections(AdaLN):
     """Fused `qkv` (self-attention) or `q` and fused `kv` (cross-attention), and `proj`, with per-head views.
 
-    The views share storage with the stored weights: an in-place edit of `attn.W_Q` edits the model.
+    The views share storage with the stored weights: an in-place edit of `attn.W_Q` edits the model. Reading one raises
+    `ValueError` where something else than the stored weight is applied (an adapter, quantisation, a hook).
     """
 
     def __init__(self, cfg: VideoDiTConfig, spec: Sublayer, cross: bool) -> None:
@@ -48,11 +50,11 @@ class HeadProjections(AdaLN):
     def _part(self, which: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight `[inner, d_in]` and bias of q (0), k (1) or v (2)."""
         if not self.cross:
-            linear, n_parts, index = self.qkv, 3, which
+            name, n_parts, index = "qkv", 3, which
         else:
-            linear, n_parts, index = (self.q, 1, 0) if which == 0 else (self.kv, 2, which - 1)
-        bias = None if linear.bias is None else linear.bias.chunk(n_parts)[index]
-        return linear.weight.chunk(n_parts)[index], bias
+            name, n_parts, index = ("q", 1, 0) if which == 0 else ("kv", 2, which - 1)
+        weight, bias = applied(getattr(self, name), f"{self.path}.{name}")
+        return weight.chunk(n_parts)[index], None if bias is None else bias.chunk(n_parts)[index]
 
     def _per_head(self, which: int) -> PerHead:
         return self._part(which)[0].unflatten(0, (self.n_heads, self.d_head)).transpose(1, 2)
@@ -75,7 +77,7 @@ class HeadProjections(AdaLN):
 
     @property
     def W_O(self) -> Float[torch.Tensor, "head d_head d_model"]:
-        return self.proj.weight.t().unflatten(0, (self.n_heads, self.d_head))
+        return applied(self.proj, f"{self.path}.proj")[0].t().unflatten(0, (self.n_heads, self.d_head))
 
     @property
     def b_Q(self) -> HeadBias | None:
@@ -91,4 +93,4 @@ class HeadProjections(AdaLN):
 
     @property
     def b_O(self) -> Float[torch.Tensor, "d_model"] | None:
-        return self.proj.bias
+        return applied(self.proj, f"{self.path}.proj")[1]

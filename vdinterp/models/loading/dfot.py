@@ -1,7 +1,8 @@
 """The Diffusion Forcing Transformer (Song et al. 2025, arXiv 2502.06764; `DiT3D`, MIT).
 
-`config` holds the reference's `backbone` settings, `x_shape` [channel height width], `max_tokens` (frames) and
-`external_cond_dim`. Published sizes: `K600` and `MCRAFT` below.
+`config` holds the reference's `backbone` settings, `x_shape` [channel height width], `max_tokens` (frames),
+`external_cond_dim` and, for latents, `data_mean` and `data_std`. Published ones: `K600` and `MCRAFT` below; their
+checkpoints hold no statistics of the latents, so those of the reference's dataset configurations stand here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 
 from vdinterp.models.config import Rope, VideoDiTConfig
-from vdinterp.models.loading.keys import KeyTable, linear
+from vdinterp.models.loading.keys import KeyTable, head_width, linear, mlp_width
+from vdinterp.settings import pick
 
 _BACKBONE = {"name": "dit3d", "variant": "full", "pos_emb_type": "rope_3d", "mlp_ratio": 4.0}
 
@@ -21,7 +23,14 @@ K600 = {
     "x_shape": [16, 16, 16],
     "max_tokens": 5,
     "external_cond_dim": 0,
-}
+    "data_mean": [
+        -0.284, 0.016, -0.728, -0.138, 0.941, -2.504, 0.147, -0.062, 0.833, 0.151, -0.627, 0.269, 0.268, -0.732, -1.598,
+        0.199,
+    ],
+    "data_std": [
+        5.591, 5.257, 7.033, 6.401, 6.091, 11.233, 5.608, 7.5, 5.277, 5.46, 5.179, 6.8, 5.474, 5.111, 7.078, 5.024,
+    ],
+}  # fmt: skip
 MCRAFT = {
     "backbone": {
         **_BACKBONE,
@@ -35,43 +44,47 @@ MCRAFT = {
     "x_shape": [4, 32, 32],
     "max_tokens": 50,
     "external_cond_dim": 8,
+    "data_mean": [0.557, 0.222, 0.416, -0.847],
+    "data_std": [4.268, 4.953, 5.722, 7.336],
 }
+PRESETS = {"K600": K600, "MCRAFT": MCRAFT}
 
 
 def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
     """Raises `ValueError` for backbones other than the full-attention `dit3d` with 3D rotary positions."""
-    for key in ("backbone", "x_shape", "max_tokens"):
-        if key not in config:
-            raise ValueError(f"A dfot configuration needs backbone, x_shape and max_tokens; {key!r} is missing.")
-    backbone = config["backbone"]
-    missing = {"hidden_size", "depth", "num_heads", "patch_size", "mlp_ratio"} - backbone.keys()
-    if missing:
-        raise ValueError(f"config['backbone'] lacks {', '.join(sorted(missing))}.")
-    if len(config["x_shape"]) != 3:
-        raise ValueError(f"x_shape is [channel, height, width]; got {list(config['x_shape'])}.")
+    given = pick(
+        config,
+        "A dfot configuration",
+        {"backbone": Mapping, "x_shape": tuple[int, int, int], "max_tokens": int},
+        external_cond_dim=int,
+        model_name=str,
+    )
+    sizes = dict.fromkeys(("hidden_size", "depth", "num_heads", "patch_size"), int)
+    backbone = given["backbone"]
     for key, supported in (("name", "dit3d"), ("variant", "full"), ("pos_emb_type", "rope_3d")):
         if backbone.get(key, supported) != supported:
             raise ValueError(f"backbone.{key} is {backbone[key]!r}; this converter reads {supported!r}.")
-    channels, height, width = config["x_shape"]
+    backbone = pick(backbone, "config['backbone']", {**sizes, "mlp_ratio": float}, use_fourier_noise_embedding=bool)
+    channels, height, width = given["x_shape"]
     d_model, n_heads, patch = backbone["hidden_size"], backbone["num_heads"], backbone["patch_size"]
-    d_head = d_model // n_heads
+    d_head = head_width(d_model, n_heads)
     return VideoDiTConfig(
-        model_name=config.get("model_name", "dfot"),
+        model_name=given.get("model_name", "dfot"),
         d_model=d_model,
         n_layers=backbone["depth"],
         n_heads=n_heads,
         d_head=d_head,
-        d_mlp=int(d_model * backbone["mlp_ratio"]),
+        d_mlp=mlp_width(d_model, backbone["mlp_ratio"]),
         in_channels=channels,
         out_channels=channels,
         patch_size=(1, patch, patch),
-        n_frames=config["max_tokens"],
+        n_frames=given["max_tokens"],
         height=height,
         width=width,
         residual="normed",
         rope={"3d": Rope(dims=rope_dims(d_head))},
         noise_embed="fourier" if backbone.get("use_fourier_noise_embedding") else "sinusoidal",
-        d_action=config.get("external_cond_dim", 0),
+        d_action=given.get("external_cond_dim", 0),
     )
 
 

@@ -13,31 +13,31 @@ import torch
 
 from vdinterp.models.components.rope import RotaryEmbedding
 from vdinterp.models.config import BlockSpec, Rope, VideoDiTConfig
-from vdinterp.models.loading.keys import KeyTable, linear
+from vdinterp.models.loading.keys import KeyTable, head_width, linear, mlp_width
+from vdinterp.models.loading.values import check_weights
+from vdinterp.settings import pick
 
 OASIS_500M = {
     "input_h": 18, "input_w": 32, "patch_size": 2, "in_channels": 16, "hidden_size": 1024, "depth": 16,
     "num_heads": 16, "mlp_ratio": 4.0, "external_cond_dim": 25, "max_frames": 32,
 }  # fmt: skip
+PRESETS = {"OASIS_500M": OASIS_500M}
 
 
 def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
     """One reference block is two of ours, so `n_layers` is twice its depth."""
-    config = config.get("config", config)
-    missing = OASIS_500M.keys() - config.keys()
-    if missing:
-        raise ValueError(
-            f"An oasis configuration needs {', '.join(OASIS_500M)}; it lacks {', '.join(sorted(missing))}."
-        )
+    inner = config.get("config", config) if isinstance(config, Mapping) else config
+    hints: dict[str, Any] = {name: float if name == "mlp_ratio" else int for name in OASIS_500M}
+    config = pick(inner, "An oasis configuration", hints)
     d_model, n_heads, patch = config["hidden_size"], config["num_heads"], config["patch_size"]
-    d_head = d_model // n_heads
+    d_head = head_width(d_model, n_heads)
     return VideoDiTConfig(
         model_name="oasis",
         d_model=d_model,
         n_layers=2 * config["depth"],
         n_heads=n_heads,
         d_head=d_head,
-        d_mlp=int(d_model * config["mlp_ratio"]),
+        d_mlp=mlp_width(d_model, config["mlp_ratio"]),
         in_channels=config["in_channels"],
         out_channels=config["in_channels"],
         patch_size=(1, patch, patch),
@@ -59,15 +59,18 @@ def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
 
 def prepare(cfg: VideoDiTConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The rotary frequencies are stored with the weights; they must be those that `Rope` computes."""
-    rates = {axis: RotaryEmbedding(rope).frequencies() for axis, rope in cfg.rope.items()}
-    expected = {"s": rates["space"][1], "t": rates["time"][0]}
+    computed = {axis: RotaryEmbedding(rope).frequencies() for axis, rope in cfg.rope.items()}
+    expected = {"s": computed["space"][1], "t": computed["time"][0]}
     weights = {}
     for key, tensor in state_dict.items():
         if not key.endswith("rotary_emb.freqs"):
             weights[key] = tensor
             continue
-        kind = "s" if "spatial" in key or ".s_attn." in key else "t"
-        if tensor.shape != expected[kind].shape or not torch.allclose(tensor.float(), expected[kind], rtol=1e-5):
+        check_weights({key: tensor}, "the checkpoint for oasis")
+        rates = expected["s" if "spatial" in key or ".s_attn." in key else "t"]
+        # A checkpoint cast to half precision holds them rounded.
+        rtol = max(1e-5, torch.finfo(tensor.dtype).eps)
+        if tensor.shape != rates.shape or not torch.allclose(tensor.float(), rates, rtol=rtol):
             raise ValueError(f"{key} holds other rotary frequencies than Oasis's: {tensor.flatten()[:4].tolist()} ...")
     return weights
 
