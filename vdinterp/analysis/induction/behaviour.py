@@ -204,7 +204,7 @@ def behaviours(table: pd.DataFrame, positions: pd.DataFrame, at_least: float) ->
                 level=float(level), one_off=one_off, long_cue=long_cue,
                 turned=(float(turned[turned["lag"] == 0]["gain"].min()), _share(turned)),
                 loops=(float(rows_of(loops, lag=0, twin="none")["gain"].iloc[0]), _share(order)),
-                uncued=_share(uncued) if len(uncued) else float("nan"),
+                uncued=_uncued(uncued, loops),
                 distance=int(near["distance"].iloc[0]) if len(near) else None,
                 nearness=float(near["nearness"].iloc[0]) if len(near) else 0.0,
                 saved=float(near["saved"].iloc[0]) if len(near) else 0.0,
@@ -223,6 +223,15 @@ def _pairs(here: pd.DataFrame, design: str) -> Pairs | None:
     covered = (total if pooled else lags).groupby("twin")["found"].mean()
     gains = dict(zip(total["twin"], total["gain"], strict=True))
     return Pairs(design, gains, {str(twin): float(value) for twin, value in covered.items()}, pooled)
+
+
+def _uncued(uncued: pd.DataFrame, loops: pd.DataFrame) -> float:
+    """The share of periods at which loops help without their cue; 0 where that is less than a third of what they help
+    with it: a mean of all frames is helped by copies being there."""
+    if not len(uncued):
+        return float("nan")
+    without, with_it = (float(rows_of(rows, lag=0, twin="none")["gain"].iloc[0]) for rows in (uncued, loops))
+    return _share(uncued) if without >= with_it / 3 else 0.0
 
 
 def _share(rows: pd.DataFrame) -> float:
