@@ -47,7 +47,8 @@ class Repeats:
     `video`: in [0, 1]. `twins`: by name (see `TWINS`), the same clips without what makes the last frame foretellable.
     `successor`: the earlier frames that hold what comes next (`[clip frame]`; for `cell loops` `[clip frame cell]`).
     `foils`: by name, one frame a clip that a head might look at for another reason. `lag`: from the last frame back to
-    the nearest successor (of `cell loops`: of the first cell). `cue`: how many frames before the last come back.
+    the nearest successor (of `cell loops`: of the first cell). `cue`: how many frames before the last come back (of
+    loops: how many the twin without a cue lacks).
     """
 
     design: str
@@ -137,7 +138,7 @@ def make_repeats(
         successor=torch.stack([part.successor for part in parts]),
         foils={name: torch.tensor([part.foils[name] for part in parts]) for name in parts[0].foils},
         lag=torch.tensor([part.lag for part in parts]),
-        cue=cue_of(n_frames) if design == "long cue" else 1,
+        cue=cue_of(n_frames) if design in ("long cue", "loop") else 1,
     )
 
 

@@ -64,32 +64,35 @@ def _gains(task: Task, name: str, level: float, repeat: str | None, twin: str, l
     return rows
 
 
-def position_table(task: Task) -> pd.DataFrame:
+def position_table(one_off: Task, loop: Task) -> pd.DataFrame:
     """Does the model write the frame so many before, whatever it shows?
 
-    One row a noise level and `distance`, on one-offs at other lags and on clips where nothing came back. `nearness =
-    1 - d / mean d of the other clean frames`, with d the squared distance of x0 of the last frame to the frame there;
-    the less of the two kinds of clips; `low`, `high`: its 95 % interval over clips. 1 for a copy, chance 0, as for a
-    mean of all frames. `saved`: the error that it saves where that frame is the answer, over the variance. Misleads: a
-    frame that is always the most alike (the one before, of a slow video) is near without being copied.
+    One row a noise level and `distance`, on clips where nothing came back, on one-offs at other lags, and on loops that
+    have another frame there than the one asked for. `nearness = 1 - d / mean d of the other clean frames`, with d the
+    squared distance of x0 of the last frame to the frame there; the least of the three kinds of clips; `low`, `high`:
+    its 95 % interval over clips. 1 for a copy, chance 0, as for a mean of all frames. `saved`: the error that it saves
+    where that frame is the answer, over the variance. Misleads: a frame that is always the most alike (the one before,
+    of a slow video) is near without being copied.
     """
     rows = []
-    for level in task.levels:
-        for distance in range(1, task.n_frames):
-            rows.append({"level": level, "distance": distance, **_nearness(task, level, distance)})
+    for level in one_off.levels:
+        for distance in range(1, one_off.n_frames):
+            other, loops = one_off.repeats.lag != distance, distance % loop.repeats.lag != 0
+            kinds = [
+                (one_off.look(level, "none").apart, other), (one_off.look(level).apart, other),
+                (loop.look(level).apart, loops),
+            ]  # fmt: skip
+            found = [_nearness(apart[chosen], distance) for apart, chosen in kinds if bool(chosen.any())]
+            rows.append({"level": level, "distance": distance, **min(found, key=lambda one: one["nearness"])})
     return pd.DataFrame(rows)
 
 
-def _nearness(task: Task, level: float, distance: int) -> dict[str, float]:
-    found = []
-    for twin in (None, "none"):
-        apart = task.look(level, twin).apart[task.repeats.lag != distance]  # clip frame
-        there = apart[:, task.n_frames - 1 - distance]
-        others = (apart.sum(1) - there) / (apart.shape[1] - 1)
-        value, low, high = (float(x) for x in bootstrap_mean((others - there) / others.mean()))
-        saved = float((others - there).mean())
-        found.append({"nearness": value, "low": low, "high": high, "saved": saved})
-    return min(found, key=lambda one: one["nearness"])
+def _nearness(apart: torch.Tensor, distance: int) -> dict[str, float]:
+    """Of `[clip frame]` distances to the clean frames."""
+    there = apart[:, apart.shape[1] - distance]
+    others = (apart.sum(1) - there) / (apart.shape[1] - 1)
+    value, low, high = (float(x) for x in bootstrap_mean((others - there) / others.mean()))
+    return {"nearness": value, "low": low, "high": high, "saved": float((others - there).mean())}
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def behaviours(table: pd.DataFrame, positions: pd.DataFrame, at_least: float) ->
                 level=float(level), one_off=one_off, long_cue=long_cue,
                 turned=(float(turned[turned["lag"] == 0]["gain"].min()), _share(turned)),
                 loops=(float(rows_of(loops, lag=0, twin="none")["gain"].iloc[0]), _share(order)),
-                uncued=_share(uncued) if len(uncued) else float("nan"),
+                uncued=_uncued(uncued, loops),
                 distance=int(near["distance"].iloc[0]) if len(near) else None,
                 nearness=float(near["nearness"].iloc[0]) if len(near) else 0.0,
                 saved=float(near["saved"].iloc[0]) if len(near) else 0.0,
@@ -220,6 +223,15 @@ def _pairs(here: pd.DataFrame, design: str) -> Pairs | None:
     covered = (total if pooled else lags).groupby("twin")["found"].mean()
     gains = dict(zip(total["twin"], total["gain"], strict=True))
     return Pairs(design, gains, {str(twin): float(value) for twin, value in covered.items()}, pooled)
+
+
+def _uncued(uncued: pd.DataFrame, loops: pd.DataFrame) -> float:
+    """The share of periods at which loops help without their cue; 0 where that is less than a third of what they help
+    with it: a mean of all frames is helped by copies being there."""
+    if not len(uncued):
+        return float("nan")
+    without, with_it = (float(rows_of(rows, lag=0, twin="none")["gain"].iloc[0]) for rows in (uncued, loops))
+    return _share(uncued) if without >= with_it / 3 else 0.0
 
 
 def _share(rows: pd.DataFrame) -> float:

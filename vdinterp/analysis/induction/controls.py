@@ -54,13 +54,12 @@ def controls(task: Task, level: float, scores: pd.DataFrame, heads: Sequence[Hea
             for (_, name, question, _), twin in zip(asked, twins, strict=True)
         ]
         matching = float(row["prefix_matching"])
-        slope, contrast, q = (float(row[name]) for name in ("slope", "contrast_low", "q"))
+        contrast, q = (float(row[name]) for name in ("contrast_low", "q"))
         beyond = float(row["beyond_position"])
         found += [
             Control(head, "position", "What is left beyond what the displacement alone gets?", beyond,
                     "above half of the prefix matching", beyond > 0.5 * matching),
-            Control(head, "slope of the preferred lag", "Does it follow the lag?", slope, "between 0.5 and 1.5",
-                    None if math.isnan(slope) else 0.5 <= slope <= 1.5),
+            _followed(task, level, head),
             Control(head, "foils", f"Does it prefer the successor to the best foil ({row['best_foil']})?", contrast,
                     "surely above 0", contrast > 0),
             _turned(head, with_it, None if permuted is None else _of(permuted, head), note),
@@ -107,6 +106,26 @@ def _half(head: Head, name: str, question: str, with_it: torch.Tensor, other: to
     ratio, surely = _ratio(other, with_it), bool(bootstrap_mean(with_it - other).low > 0)
     criterion = "at most 0.5 of the share with it, beyond chance, and surely less"
     return Control(head, name, question, ratio, criterion, ratio <= 0.5 and surely)
+
+
+def _followed(task: Task, level: float, head: Head) -> Control:
+    """Short lags and long ones: a head at a fixed distance gets more than without a repeat at neither. (The slope of
+    the preferred lag says less: a head that misses in some clips and then looks at one distance may have any.)"""
+    name, question = "lags followed", "Does it find what comes back at short and at long lags?"
+    criterion = "at both surely more than that lag gets without a repeat"
+    layer, index = head
+    lag = task.repeats.lag
+    if len(lag.unique()) < 2:
+        return Control(head, name, question, float("nan"), criterion, None, "all clips have one lag")
+    share, without = (task.look(level, twin).last[layer, :, index] for twin in (None, "none"))
+    at = task.n_frames - 1 - lag
+    beyond = share[torch.arange(len(at)), at] - without.mean(0)[at]
+    short = lag <= lag.double().median()
+    if bool(short.all()):
+        short = lag < lag.max()
+    found = [bootstrap_mean(beyond[half]) for half in (short, ~short)]
+    least = min(float(one.value) for one in found)
+    return Control(head, name, question, least, criterion, all(bool(one.low > 0) for one in found))
 
 
 def _permuted(task: Task, level: float, seed: int) -> tuple[torch.Tensor | None, str]:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from vdinterp.analysis.bootstrap import bootstrap_mean
+from vdinterp.analysis.bootstrap import bootstrap_mean, resamples, tails
 from vdinterp.analysis.induction.task import Look, Task
 
 FIRST_PERMUTATIONS, MOST_PERMUTATIONS = 1_000, 1_000_000
@@ -47,8 +47,9 @@ def score_table(task: Task, seed: int = 0, significance: bool = True) -> pd.Data
       a repeat. 0 for a head that attends by displacement alone.
     - `auc`: probability that the successor gets more than a random other clean frame; 0.5 is chance. `rank`: its mean
       rank among clean frames, 1 the first.
-    - `slope`: least squares of the lag that gets most against the true lag: 1 follows the repeat, 0 a fixed distance.
-      A gap where all clips have one lag.
+    - `slope`: least squares of the lag that gets most against the true lag: 1 follows the repeat in every clip, 0 a
+      fixed distance, between them in some clips; `slope_low`: the lower end of its 95 % interval over clips. A gap
+      where all clips have one lag.
     - `p`: permutation of which clip has which successor (positions stay, contents do not fit), one-sided; `q`:
       Benjamini-Hochberg over all heads and levels.
     - `previous_frame`, `duplicate` (the clean cue on its earlier copy), `first_frame`: other roles of the head.
@@ -100,7 +101,7 @@ def _scores(task: Task, look: Look, plain: Look, layer: int, head: int) -> dict[
     more = (successor[:, None] > share).float() + 0.5 * (successor[:, None] == share).float()
     above = (share > successor[:, None]).float() + 0.5 * (share == successor[:, None]).float()
     rank = 1 + (above * others).sum(1)
-    slope = _slope(share, where)
+    slope, slope_low = _slope(share, where)
     copies = where.at - 1
     return {
         "share": float(successor.mean()),
@@ -108,6 +109,7 @@ def _scores(task: Task, look: Look, plain: Look, layer: int, head: int) -> dict[
         "contrast": float(contrast.value), "contrast_low": float(contrast.low), "best_foil": best,
         "beyond_position": float((successor - kernel[where.at]).mean()),
         "auc": float(more[others].mean()), "rank": float(rank.mean()), "slope": slope,
+        "slope_low": slope_low,
         "clean_mass": float(look.mass[layer, :, head].mean()),
         "previous_frame": float(look.previous[layer, :, head].mean()),
         "duplicate": float(look.cue[layer, where.clip, head, copies].mean()),
@@ -116,14 +118,16 @@ def _scores(task: Task, look: Look, plain: Look, layer: int, head: int) -> dict[
     }  # fmt: skip
 
 
-def _slope(share: Float[torch.Tensor, "clip frame"], where: _Geometry) -> float:
-    """Of the preferred lag against the true one."""
-    lag = where.lag.double()
-    if not float(lag.var(unbiased=False)):
-        return float("nan")
-    preferred = (where.n_clean - share.argmax(1)).double()
-    centred = lag - lag.mean()
-    return float((centred * preferred).sum() / centred.square().sum())
+def _slope(share: Float[torch.Tensor, "clip frame"], where: _Geometry) -> tuple[float, float]:
+    """Of the preferred lag against the true one, and the lower end of its 95 % interval over clips."""
+    lag, preferred = where.lag.double().numpy(), (where.n_clean - share.argmax(1)).double().numpy()
+    if not lag.var():
+        return float("nan"), float("nan")
+    draws = np.concatenate([np.ones((1, len(lag))), resamples(len(lag), 1000, 0)]) / len(lag)
+    mean, other = draws @ lag, draws @ preferred
+    spread = draws @ lag**2 - mean**2
+    found = (draws @ (lag * preferred) - mean * other)[spread > 1e-12] / spread[spread > 1e-12]
+    return float(found[0]), float(np.quantile(found[1:], tails(len(lag))[0]))
 
 
 def _p_values(task: Task, seed: int) -> np.ndarray:

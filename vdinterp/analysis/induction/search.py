@@ -165,7 +165,7 @@ class _Search:
     ) -> Task:
         """Clips of two seeds: heads are chosen on one and reported on the other."""
         seed = 2 * self.seed + (part == "reported on")
-        n = self.n_clips if design in PAIRS else max(24, self.n_clips // 2)
+        n = self.n_clips if design in PAIRS else max(48 if design == "loop" else 24, self.n_clips // 2)
         repeats = make_repeats(design, self.pool, n, n_frames=self.n_frames, cells=self.cells, seed=seed)
         return Task(self.pipe, repeats, levels or self.levels, seed=seed, batch=self.batch, store=self.store)
 
@@ -188,7 +188,7 @@ class _Search:
             tables.append(behaviour_table({design: task}))
             self.advance()
         task = tasks["one-off"]
-        positions = position_table(task)
+        positions = position_table(task, tasks["loop"])
         found = behaviours(pd.concat(tables, ignore_index=True), positions, FIXED)
         if any(one.loops_only for one in found) and "long cue" not in {**tasks, **skipped}:
             if why := self.possible("long cue"):

@@ -161,6 +161,8 @@ def _heads(found: InductionResult) -> str:
 
 def relied_on(found: InductionResult) -> pd.DataFrame:
     """Earlier heads without whose knowledge of the clip a candidate's prefix matching clearly falls, most first."""
+    if not len(found.reliance):
+        return found.reliance  # a search for the verdict alone has none
     table: Any = found.reliance.sort_values("drop", ascending=False)
     return table[(table["low"] > 0) & (table["drop"] >= CLEAR_DROP)]
 
