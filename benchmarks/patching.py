@@ -30,7 +30,6 @@ import pandas as pd
 import torch
 from plain import PlainBlock, PlainDiT, random_model
 from timing import interleaved, report, write
-from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.patching import generic_activation_patch, layer_pos_patch_setter
 
@@ -39,6 +38,7 @@ from vdinterp.analysis.patch_metrics import Pair, recovered
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.interventions import Patch
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.hooks import HookedRootModule
 from vdinterp.pipeline import VideoDiffusion
 
 AGREE = 1e-4

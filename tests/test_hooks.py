@@ -12,10 +12,10 @@ import pytest
 import torch
 from factories import KINDS, inputs, tiny_model
 from torch import nn
-from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.hooks import HookedRootModule
 
 NAMES = Path(__file__).parent / "hook_names"
 

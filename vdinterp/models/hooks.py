@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections import ChainMap, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch.utils.hooks import RemovableHandle
 from transformer_lens import FactoredMatrix as FactoredMatrix
-from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint as _HookPoint
 from transformer_lens.hook_points import LensHandle
-from transformer_lens.utilities.matrix import composition_scores as composition_scores
 
 from vdinterp.models.hook_functions import GuardedHook, HookFn, Recorder, warn_at_end
 from vdinterp.models.hook_names import Names as Names
@@ -41,7 +40,20 @@ from vdinterp.models.scopes import (
     run_in,
 )
 
-Handles = OrderedDict[int, LensHandle]
+try:
+    from transformer_lens import HookedRootModule
+except ImportError:  # TransformerLens before 4
+    from transformer_lens.hook_points import HookedRootModule  # type: ignore[no-redef]
+
+
+@dataclass
+class Handle(LensHandle):
+    """TransformerLens's, with the hook function itself, which its older versions do not keep."""
+
+    user_hook: Any = None
+
+
+Handles = OrderedDict[int, Handle]
 
 
 class HookPoint(_HookPoint):
@@ -77,7 +89,7 @@ class HookPoint(_HookPoint):
         return x
 
     def _backward(
-        self, hooks: list[tuple[Scope | None, Handles, LensHandle]], call: Call | None, grad: torch.Tensor
+        self, hooks: list[tuple[Scope | None, Handles, Handle]], call: Call | None, grad: torch.Tensor
     ) -> torch.Tensor:
         """The gradient after the hooks that were there in the forward pass and still are."""
         for scope, handles, handle in _recorders_last(hooks):
@@ -87,7 +99,7 @@ class HookPoint(_HookPoint):
                 grad = grad if returned is None else returned
         return grad
 
-    def _live(self, side: Side) -> Iterator[tuple[Scope | None, Handles, LensHandle]]:
+    def _live(self, side: Side) -> Iterator[tuple[Scope | None, Handles, Handle]]:
         """This thread's hooks, in order: those added, then those of open blocks, outer ones first."""
         yield from ((None, self.added[side], handle) for handle in list(self.added[side].values()))
         for scope in self.scopes.of_thread(self.scopes.hooking):
@@ -95,25 +107,25 @@ class HookPoint(_HookPoint):
             if handles:
                 yield from ((scope, handles, handle) for handle in list(handles.values()))
 
-    def _handles(self, side: Side) -> list[LensHandle]:
+    def _handles(self, side: Side) -> list[Handle]:
         return [handle for _, _, handle in _recorders_last(self._live(side))]
 
     # TransformerLens's own fields, whose constructor sets them
 
     @property
-    def fwd_hooks(self) -> list[LensHandle]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def fwd_hooks(self) -> list[Handle]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._handles("fwd")
 
     @fwd_hooks.setter
-    def fwd_hooks(self, handles: list[LensHandle]) -> None:
+    def fwd_hooks(self, handles: list[Handle]) -> None:
         assert not handles
 
     @property
-    def bwd_hooks(self) -> list[LensHandle]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def bwd_hooks(self) -> list[Handle]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._handles("bwd")
 
     @bwd_hooks.setter
-    def bwd_hooks(self, handles: list[LensHandle]) -> None:
+    def bwd_hooks(self, handles: list[Handle]) -> None:
         assert not handles
 
     @property
@@ -154,7 +166,7 @@ class HookPoint(_HookPoint):
         level: int | None = None,
         prepend: bool = False,
         alias_names: list[str] | None = None,
-    ) -> LensHandle:
+    ) -> Handle:
         """As in TransformerLens, for every thread; `hook` is called as `hook(activation, hook=point)` and may return
         None.
 
@@ -191,18 +203,18 @@ def _held(
     is_permanent: bool = False,
     level: int | None = None,
     prepend: bool = False,
-) -> LensHandle:
+) -> Handle:
     """Put a hook function among `handles`."""
     handle = RemovableHandle(handles)
-    handles[handle.id] = LensHandle(handle, is_permanent, level, user_hook=hook)
+    handles[handle.id] = Handle(handle, is_permanent, level, user_hook=hook)
     if prepend:
         handles.move_to_end(handle.id, last=False)
     return handles[handle.id]
 
 
 def _recorders_last(
-    hooks: Iterable[tuple[Scope | None, Handles, LensHandle]],
-) -> list[tuple[Scope | None, Handles, LensHandle]]:
+    hooks: Iterable[tuple[Scope | None, Handles, Handle]],
+) -> list[tuple[Scope | None, Handles, Handle]]:
     return sorted(hooks, key=lambda live: isinstance(live[2].user_hook, Recorder))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from vdinterp.models.components.linear import PLAIN, applied
 from vdinterp.models.config import VideoDiTConfig
-from vdinterp.models.hooks import FactoredMatrix, composition_scores
+from vdinterp.models.hooks import FactoredMatrix
 
 CLOSE = 1e-5  # relative: what is further apart is of other weights
 SAMPLES = 4  # values of each parameter that are compared, about
@@ -128,7 +128,10 @@ class WeightViews:
         if mode not in ("Q", "K", "V"):
             raise ValueError(f"mode {mode!r}; choose 'Q', 'K' or 'V'")
         right = self.OV if mode == "V" else self.QK if mode == "Q" else self.QK.T
-        scores = composition_scores(self.OV, right)
+        left = self.OV
+        # Collapsed, a factored matrix has its own norm and only its inner width.
+        product = left.collapse_l()[:, :, None, None] @ right.collapse_r()
+        scores = product.norm(dim=(-2, -1)) / left.norm()[:, :, None, None] / right.norm()
         layers = torch.arange(len(self.blocks), device=scores.device)
         return torch.where(layers[:, None, None, None] < layers[:, None], scores, 0.0)
 
