@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ def agreement(
     sizes of exact values."""
     known = ~np.isnan(exact.mean(0) + estimate.mean(0))
     exact, estimate = exact[:, known], estimate[:, known]
-    found = rank_correlation(exact, estimate, signed, seed)
+    found: dict[str, Any] = rank_correlation(exact, estimate, signed, seed)
     top_k = min(top_k, exact.shape[1])
     top, tried = (set(np.argsort(-np.abs(one.mean(0)), kind="stable")[:top_k].tolist()) for one in (exact, estimate))
     return Agreement(**found, top_overlap=len(top & tried) / max(1, top_k), top_k=top_k, n=exact.shape[1])
@@ -87,7 +88,7 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
     ranks = [_ranks(values) for values in (one, other)]
     if any(np.ptp(rank) == 0 for rank in ranks):
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

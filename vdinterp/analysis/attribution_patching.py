@@ -132,7 +132,7 @@ def attribution_patch(
     run = "corrupted" if direction == "denoising" else "clean"
     compared, by_clip = _compare(found.table, exact, tuple(over), run)
     fields = {field: getattr(result, field) for field in PatchingResult.__dataclass_fields__}
-    agree = agreement(*by_clip, top_k, signed=method != "atp*", seed=pair.seed)
+    agree = agreement(by_clip[0], by_clip[1], top_k, signed=method != "atp*", seed=pair.seed)
     return AttributionResult(**fields, exact=compared, agreement=agree)
 
 

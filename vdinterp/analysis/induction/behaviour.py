@@ -236,6 +236,6 @@ def _uncued(uncued: pd.DataFrame, loops: pd.DataFrame) -> float:
 
 def _share(rows: pd.DataFrame) -> float:
     """Of the lags (fewer than five: of all clips together, 0 or 1) at which every twin's loss costs something."""
-    lags = rows[rows["lag"] > 0]
-    chosen = rows[rows["lag"] == 0] if lags["lag"].nunique() < MANY_LAGS else lags
+    lags: Any = rows[rows["lag"] > 0]
+    chosen: Any = rows[rows["lag"] == 0] if lags["lag"].nunique() < MANY_LAGS else lags
     return float(chosen.groupby("lag")["found"].all().mean())

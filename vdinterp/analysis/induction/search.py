@@ -241,7 +241,8 @@ class _Search:
         sets = {f"head {layer}.{head}": ((layer, head),) for layer, head in tried}
         sets |= {f"other {layer}.{head}": ((layer, head),) for layer, head in others}
         rises = effects.rises(task, level, sets, self.sweeps)
-        judged = judge(tried, checked, copied[copied["level"] == level], rises)
+        here_copied: Any = copied[copied["level"] == level]
+        judged = judge(tried, checked, here_copied, rises)
         named = chosen_heads(judged)
         if len(named) > 1:
             rises |= effects.rises(task, level, {"all named": named}, self.sweeps, "ablation-together")
@@ -280,7 +281,8 @@ class _Search:
 
     def _copied(self, task: Task, level: float, scores: pd.DataFrame, tried: Sequence[effects.Head]) -> pd.DataFrame:
         """Of small models for all heads and levels, else where it decides."""
-        everyone = _heads(scores[scores["level"] == level])
+        here: Any = scores[scores["level"] == level]
+        everyone = _heads(here)
         if len(everyone) <= FEW_HEADS and not self.verdict_only:
             return effects.copy_table(task, self.levels, everyone, self.sweeps)
         return effects.copy_table(task, [level], tried, self.sweeps)

@@ -69,7 +69,8 @@ def _again(found: InductionResult) -> list[str]:
     same, every = found.reproduced
     if every < 2:
         return []
-    others = found.again[found.again["verdict"] != found.verdict]["verdict"].value_counts()
+    rest_of: Any = found.again[found.again["verdict"] != found.verdict]
+    others = rest_of["verdict"].value_counts()
     rest = "".join(f"; {verdict}: {times}" for verdict, times in others.items())
     heads = int((found.again["heads"] == found.again["heads"].iloc[0]).sum())
     with_heads = f", {heads} of {every} with these heads" if found.heads else ""
@@ -79,11 +80,12 @@ def _again(found: InductionResult) -> list[str]:
 
 def _controls(found: InductionResult) -> str:
     """Of the named heads; the others' failures stand with them."""
-    named = found.judged[found.judged["named"]]["head"]
-    mine = found.controls[found.controls["head"].isin(named)] if len(named) else found.controls
+    judged: Any = found.judged
+    named = judged[judged["named"]]["head"]
+    mine: Any = found.controls[found.controls["head"].isin(named)] if len(named) else found.controls
     passed = mine["outcome"].value_counts()
     dropped = "".join(f"\n- {row['head']}: {row['against']}." for row in
-                      found.judged[~found.judged["named"]].to_dict("records"))  # fmt: skip
+                      judged[~judged["named"]].to_dict("records"))  # fmt: skip
     return (
         f"Controls of {', '.join(named) if len(named) else 'the candidates'}: {passed.get('passed', 0)} passed, "
         f"{passed.get('failed', 0)} failed, {passed.get('not measured', 0)} could not be measured."
