@@ -8,10 +8,12 @@ CLIPS  ?=
 TESTS  ?= tests
 EXAMPLES ?= 900
 SEED   ?= 0
+OLDEST  = $(addprefix tests/test_,hooks.py hook_state.py habits.py weight_views.py cache.py parity.py results.py store.py \
+            films.py video_files.py load.py plotting.py interventions.py sampler.py lens.py)
 # CPU runs of these small models are fastest with as many processes as cores and one thread each.
 WORKERS ?= auto
 
-.PHONY: study test fuzz check format notebooks bench constraints clean
+.PHONY: study test fuzz oldest check format notebooks bench constraints clean
 
 study: $(VENV)/.core
 	$(VENV)/bin/vdinterp study ablations tiny-crafter tiny-induction $(if $(CLIPS),--n-clips $(CLIPS)) --out $(OUT)/ablations
@@ -21,6 +23,13 @@ test: $(VENV)/.dev            ## includes the notebooks (tests/test_notebooks.py
 
 fuzz: $(VENV)/.dev            ## bad input by the thousand through every door; `make test` tries a sample
 	PYTHONPATH=tests $(PY) -m fuzz --examples $(EXAMPLES) --seed $(SEED)
+
+oldest: $(VENV)/.dev          ## the lowest versions that pyproject.toml allows, TransformerLens 2.16 among them (3 GB)
+	$(PIP) install --quiet uv
+	$(VENV)/bin/uv venv --quiet --clear build/oldest
+	$(VENV)/bin/uv pip install --quiet --python build/oldest/bin/python --resolution lowest-direct \
+	  -c tools/oldest.txt -e ".[probes,notebook]" pytest hypothesis
+	VDINTERP_TYPECHECK=0 build/oldest/bin/python -m pytest -o filterwarnings=default -W ignore $(OLDEST)
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -72,7 +72,12 @@ def bar_at(frame: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("turn", [90, 180, 270])
 def test_frames_are_turned_as_the_container_says(tmp_path: Path, turn: int) -> None:
-    path = encode(tmp_path / "a.mp4", [halves()] * 3, stream_setup=lambda stream: stream.set_display_rotation(turn))
+    def rotate(stream: Any) -> None:
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV writes no display matrix")
+        stream.set_display_rotation(turn)
+
+    path = encode(tmp_path / "a.mp4", [halves()] * 3, stream_setup=rotate)
     shown = read_video(path)[0].permute(1, 2, 0)
     stored = torch.from_numpy(halves().astype(np.float32) / 255)
     turned = torch.rot90(stored, turn // 90, (0, 1))
@@ -84,12 +89,11 @@ def test_mirrored_frames(tmp_path: Path) -> None:
     image = np.concatenate([halves(RED, RED)[:, :32], halves(BLUE, BLUE)[:, :32]], axis=1)
 
     def mirror(stream: Any) -> None:
+        if not hasattr(stream, "set_display_matrix"):
+            pytest.skip("this PyAV writes no display matrix")
         stream.set_display_matrix([-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30])
 
-    try:
-        path = encode(tmp_path / "a.mp4", [image] * 3, stream_setup=mirror)
-    except TypeError:
-        pytest.skip("this PyAV writes no display matrix")
+    path = encode(tmp_path / "a.mp4", [image] * 3, stream_setup=mirror)
     left = read_video(path)[0, :, 24, 8]
     assert left[2] > 0.8 and left[0] < 0.2  # blue, which is stored on the right
 
