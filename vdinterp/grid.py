@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 
+from vdinterp.counts import check_count
+
 
 @dataclass(frozen=True)
 class TokenGrid:
@@ -22,8 +24,8 @@ class TokenGrid:
     n_cols: int
 
     def __post_init__(self) -> None:
-        if min(self.n_frames, self.n_rows, self.n_cols) < 1:
-            raise ValueError(f"A token grid needs at least one frame, row and column; got {self.shape}.")
+        for what, value in (("n_frames", self.n_frames), ("n_rows", self.n_rows), ("n_cols", self.n_cols)):
+            check_count(what, value)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -110,6 +110,7 @@ def write(
     Raises ValueError for no content, for something that is neither Result nor Section, and for a page of
     10 MB or more (show fewer or shorter filmstrips).
     """
+    folder = store.as_path(folder, "folder")
     items: list[Any] = list(content) if isinstance(content, (list, tuple)) else [content]
     if not items:
         raise ValueError("nothing to report: give a Result, a Section, or a list of them")
@@ -137,7 +138,6 @@ def write(
     files |= {PAGE: page.encode("utf-8")}
     record["files"] = {name: {"sha256": store.digest(content)} for name, content in files.items()}
     files[RECORD] = (json.dumps(record, indent=1) + "\n").encode("utf-8")
-    folder = Path(folder)
     earlier = [RECORD, *({result_files.RECORD} & files.keys())]
     remove = {name for manifest in earlier for name in store.outdated(folder, manifest, files)}
     return store.write_files(folder, files, remove) / PAGE

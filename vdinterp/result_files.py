@@ -81,6 +81,8 @@ def _read(text: bytes, folder: Path, cls: type[Result]) -> Any:
         kind, fields, version = record["result"], record["fields"], record["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no saved result (unreadable or truncated JSON): {error}") from error
+    if not isinstance(kind, str) or not isinstance(fields, dict) or not isinstance(record.get("files"), dict):
+        raise ValueError(f"{path} is no saved result: it does not say its class, fields and files")
     if version != FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version reads format {FORMAT}; save the result again")
     target = _class_for(kind, cls)

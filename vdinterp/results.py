@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from vdinterp import markup
+from vdinterp import markup, store
 from vdinterp.wording import caution
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Result:
         """
         from vdinterp import result_files
 
-        return result_files.save(self, Path(folder))
+        return result_files.save(self, store.as_path(folder, "folder"))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -181,7 +181,7 @@ class Result:
         """
         from vdinterp import result_files
 
-        return result_files.load(Path(folder), cls)
+        return result_files.load(store.as_path(folder, "folder"), cls)
 
 
 def _figures(drawn: Mapping[str, go.Figure]) -> Any:

@@ -30,6 +30,13 @@ SAVED, SAVING, REMOVE = ".saved", ".saving-", ".remove"
 ABANDONED = 3600  # seconds after which what a killed process left unfinished is removed
 
 
+def as_path(given: str | Path, what: str = "path") -> Path:
+    """What was given as a file or folder. Raises `ValueError` for anything that cannot be the name of one."""
+    if not isinstance(given, str | Path) or not str(given) or "\0" in str(given):
+        raise ValueError(f"{what} is {given!r:.80}; give a file or folder, as a text or a pathlib.Path")
+    return Path(given)
+
+
 def write(path: str | Path, content: Content) -> Path:
     """Make or replace one file, and the folder it is in; returns its path. The umask decides who may read it.
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from vdinterp import plotting
 from vdinterp.analysis.head_statistic import HeadStatistic, head_rows, head_statistic
 from vdinterp.analysis.noised import NoisedClips, on_noised_clips
+from vdinterp.counts import check_count
 from vdinterp.results import Result, Section
 from vdinterp.wording import caution, number
 
@@ -132,7 +133,9 @@ def chunk_mass(noised: NoisedClips, n_first: int = 1, n_current: int = 1) -> Hea
     Raises ValueError if the chunks overlap in some target frame.
     """
     first_target = max(noised.n_context, 0)
-    if n_first < 1 or n_current < 1 or first_target - n_current + 1 < n_first:
+    check_count("n_first", n_first)
+    check_count("n_current", n_current)
+    if first_target - n_current + 1 < n_first:
         raise ValueError(
             f"the first {n_first} and the current {n_current} frames overlap for target frame {first_target}: use "
             "fewer, or more clean frames (n_context)"

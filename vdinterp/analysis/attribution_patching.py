@@ -12,11 +12,12 @@ import torch
 
 from vdinterp import plotting, sweep
 from vdinterp.analysis.agreement import Agreement, agreement
-from vdinterp.analysis.contrast import Contrast, Direction
+from vdinterp.analysis.contrast import Contrast, Direction, check_direction
 from vdinterp.analysis.gradients import GradientPass, batches, between, untouched
 from vdinterp.analysis.patch_metrics import UNITS, Judge, Pair, PatchMetric, find_metric
 from vdinterp.analysis.patching import PatchingResult, collect, patch_axes, patch_trials
 from vdinterp.analysis.qk_fix import qk_effect
+from vdinterp.counts import check_count
 from vdinterp.gradient_state import check_gradients
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
@@ -101,6 +102,8 @@ def attribution_patch(
     Raises ValueError before any compute for what does not fit; a metric that has no gradient.
     """
     check_gradients("attribution_patch")
+    check_direction(direction)
+    n_steps = check_count("n_steps", n_steps)
     pair = Contrast(model, clean, corrupted, noise_levels, **contrast)
     if pair.steps is not None:
         raise ValueError("attribution patching is of single passes: give noise_levels, not steps")

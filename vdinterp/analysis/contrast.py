@@ -26,6 +26,12 @@ Region = Sequence[int] | Mapping[str, Sequence[int]] | torch.Tensor
 Levels = float | Sequence[float] | Sequence[int] | torch.Tensor
 
 
+def check_direction(direction: Any) -> None:
+    """Raise `ValueError` for the name of no direction."""
+    if direction not in ("denoising", "noising"):
+        raise ValueError(f"unknown direction {direction!r}; choose 'denoising' or 'noising'")
+
+
 class Contrast:
     """Two runs of the same clips that differ in something: content, action, one frame.
 
@@ -113,8 +119,7 @@ class Contrast:
 
     def cases(self, direction: Direction = "denoising") -> list[Case]:
         """What a sweep runs. Denoising patches clean activations into the corrupted run, noising the reverse."""
-        if direction not in ("denoising", "noising"):
-            raise ValueError(f"unknown direction {direction!r}; choose 'denoising' or 'noising'")
+        check_direction(direction)
         base = "corrupted" if direction == "denoising" else "clean"
         starts = range(0, len(self), self.batch)
         return [
@@ -244,6 +249,8 @@ class Contrast:
             raise ValueError(f"noise_levels={given!r}: give a share in (0, 1] or a level for every frame")
         if isinstance(given, float):
             given = (given,)
+        if not isinstance(given, torch.Tensor | Sequence) or isinstance(given, str | bytes):
+            raise ValueError(f"noise_levels={given!r}: give a share in (0, 1], several, or a level for every frame")
         if not isinstance(given, torch.Tensor) and all(isinstance(level, float) for level in given):
             if self.pipe is None:
                 raise ValueError("shares of the noise need the pipeline; a bare model takes a level for every frame")

@@ -13,10 +13,11 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
-from vdinterp.analysis.contrast import Contrast, Direction
+from vdinterp.analysis.contrast import Contrast, Direction, check_direction
 from vdinterp.analysis.edges import Graph, PatchEdges
 from vdinterp.analysis.gradients import GradientPass, batches, untouched
 from vdinterp.analysis.patch_metrics import UNITS, find_metric
+from vdinterp.counts import check_count
 from vdinterp.gradient_state import check_gradients
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
@@ -119,9 +120,11 @@ def edge_attribution(
     layer takes a stream of memory each. Other arguments: `Contrast`. Raises ValueError before any compute.
     """
     check_gradients("edge_attribution")
+    check_direction(direction)
+    n_steps = check_count("n_steps", n_steps)
     pair = Contrast(model, clean, corrupted, noise_levels, batch=batch, **contrast)
-    if pair.steps is not None or n_steps < 1:
-        raise ValueError("edges are attributed in single passes: give noise_levels, not steps; and n_steps >= 1")
+    if pair.steps is not None:
+        raise ValueError("edges are attributed in single passes: give noise_levels, not steps")
     name, function = find_metric(metric, pair.pipe)
     graph = Graph(pair.model)
     base, source = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")

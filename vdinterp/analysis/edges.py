@@ -87,6 +87,8 @@ class Graph:
     def check(self, names: Iterable[str], kind: str) -> list[str]:
         """Names that exist. Raises `ValueError` saying what there is, for others."""
         known = self.senders if kind == "sender" else self.receivers
+        if not isinstance(names, Iterable):
+            raise ValueError(f"{kind}s={names!r}: give names such as '1.0', or \"all\"")
         given = [names] if isinstance(names, str) else list(names)
         for name in given:
             if name not in known:

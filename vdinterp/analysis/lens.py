@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from vdinterp import plotting
 from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.readout import Readout
+from vdinterp.counts import check_count, check_seed
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
@@ -206,8 +208,10 @@ def tuned_lens(noised: NoisedClips, *, steps: int = 300, lr: float = 1e-3, seed:
 
     Raises ValueError for less than one step.
     """
-    if steps < 1 or lr <= 0:
-        raise ValueError(f"need steps >= 1 and lr > 0, got {steps=}, {lr=}")
+    check_count("steps", steps)
+    check_seed(seed)
+    if isinstance(lr, bool) or not isinstance(lr, float | int) or not 0 < lr < math.inf:
+        raise ValueError(f"lr must be a number above 0, got {lr!r}")
     check_gradients("tuned_lens")
     cfg = noised.model.cfg
     weight = torch.zeros(cfg.n_layers, cfg.d_model, cfg.d_model, device=noised.model.device, requires_grad=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
+from vdinterp.counts import check_indices
 from vdinterp.diffusion import split_prediction
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.models.components import unpatchify
@@ -28,7 +29,13 @@ class Readout:
     ) -> None:
         self.pipe = model if isinstance(model, VideoDiffusion) else None
         self.model: HookedVideoDiT = model.model if isinstance(model, VideoDiffusion) else model
+        if not isinstance(self.model, HookedVideoDiT) or not isinstance(cache, ActivationCache):
+            raise ValueError(
+                "give a pipeline or its model, and the cache of a run of it (model.run_with_cache); got "
+                f"{type(model).__name__} and {type(cache).__name__}"
+            )
         self.cache, n_frames = cache.batched, cache.grid.n_frames
+        check_indices("frames", frames)
         self.frames = list(range(n_frames)) if frames is None else [int(frame) for frame in frames]
         if not self.frames or not all(0 <= frame < n_frames for frame in self.frames):
             raise ValueError(f"frames={frames}: the cache has frames 0..{n_frames - 1}")

@@ -24,6 +24,9 @@ KINDS = (*DIGIT_KINDS, *OBJECT_KINDS, "crafter")
 log = logging.getLogger("vdinterp")
 
 
+OWN = ("kind", "labels", "corrupt", "meta")  # fields that hold no tensor
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clips:
     """A batch of clips of one kind. A ground-truth field that means nothing for the kind is None.
@@ -77,6 +80,10 @@ class Clips:
             value = getattr(self, name)
             if value is not None and value.ndim != 5:
                 raise ValueError(f"{name} must be [batch frame channel height width], got shape {tuple(value.shape)}")
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if part.name not in OWN and not isinstance(value, torch.Tensor | None):
+                raise ValueError(f"{part.name} is a {type(value).__name__}; a tensor with one entry a clip is wanted")
         parts = {part.name: getattr(self, part.name) for part in fields(self)} | dict(self.labels or {})
         for name, value in parts.items():
             if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):

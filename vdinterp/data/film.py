@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vdinterp import store
 from vdinterp.data.picture import shown, warn_of
 
 READABLE = "an mp4, webm or gif file, or another that FFmpeg reads"
@@ -29,7 +30,7 @@ class Film:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = store.as_path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"no file {path}; give {READABLE}")
         if self.path.is_dir():

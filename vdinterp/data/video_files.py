@@ -207,7 +207,7 @@ def write_video(
     """
     if isinstance(path, torch.Tensor):
         raise ValueError("write_video takes the path first: write_video('clip.mp4', video)")
-    path = Path(path)
+    path = store.as_path(path)
     if path.suffix.lower() not in CODECS:
         raise ValueError(
             f"cannot write {path}: the name must end in {', '.join(list(CODECS)[:-1])} or {list(CODECS)[-1]}"

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 
+from vdinterp.counts import check_between
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
+from vdinterp.signatures import check_signature
 
 MASKED = 1.0
 CLEAN = 0.0
@@ -150,6 +152,9 @@ class ClassifierFreeGuidance:
 
     weight: float
 
+    def __post_init__(self) -> None:
+        check_between("weight", self.weight, -1e6, 1e6)
+
     def branches(self, mask: Int[torch.Tensor, "batch frame"], n_levels: int) -> list[Branch]:
         """The two branches; they leave the history as it is."""
         clean = torch.full_like(mask, -1)
@@ -168,6 +173,10 @@ class ClassifierGuidance:
 
     log_prob: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_signature(self.log_prob, "log_prob is called as log_prob(latents, noise_levels)", "latents", "k")
+        check_between("scale", self.scale, -1e6, 1e6)
 
     def gradient(
         self, x: Float[torch.Tensor, "batch frame channel height width"], k: Int[torch.Tensor, "batch frame"]

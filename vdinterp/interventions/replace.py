@@ -20,6 +20,7 @@ from vdinterp.interventions.stored import (
     expanded,
     fitted,
 )
+from vdinterp.signatures import check_signature
 
 _REFERENCED = ("mean", "resample", "frozen")
 _MODES = ("zero", *_REFERENCED, "scaled")
@@ -190,8 +191,7 @@ class Custom(SiteIntervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not callable(self.function):
-            raise ValueError(f"Custom: {self.function!r:.80} is no function (activation, hook) -> tensor")
+        check_signature(self.function, "Custom calls function(activation, hook)", "activation", "hook")
 
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
         given = activation.clone()
@@ -201,10 +201,10 @@ class Custom(SiteIntervention):
         if not isinstance(returned, torch.Tensor) or returned.shape != activation.shape:
             shown = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
             raise ValueError(f"Custom: the function gave {shown} for {hook.name}, which is {list(activation.shape)}.")
-        if returned.dtype != activation.dtype:
+        if returned.dtype != activation.dtype or returned.device != activation.device:
             raise ValueError(
-                f"Custom: the function gave {returned.dtype} for {hook.name}, which is {activation.dtype}; "
-                "return result.to(activation)"
+                f"Custom: the function gave {returned.dtype} on {returned.device} for {hook.name}, which is "
+                f"{activation.dtype} on {activation.device}; return result.to(activation)"
             )
         return returned
 

@@ -37,6 +37,8 @@ def check_inputs(
         raise ValueError(
             f"latents are {latents.dtype}, {cfg.model_name} is {model.dtype}: use latents.to(model.dtype)."
         )
+    if _seen(latents) and not bool(latents.detach().isfinite().all()):
+        raise ValueError(f"latents hold NaN or infinity; {cfg.model_name} takes finite numbers")
     batch, frames = latents.shape[:2]
     if not isinstance(noise_levels, torch.Tensor):
         raise ValueError(
@@ -70,8 +72,7 @@ def check_timesteps(model: HookedVideoDiT, given: Any, name: str = "noise_levels
     levels = given.detach() if isinstance(given, torch.Tensor) else torch.as_tensor(given)
     if levels.dtype == torch.bool or levels.is_complex():
         raise ValueError(f"{name}: {levels.dtype} are no noise levels; {model.cfg.model_name} takes real numbers")
-    unseen = torch.compiler.is_compiling() or levels.device.type == "meta" or not levels.numel()
-    if unseen or (levels.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if not _seen(levels):
         return
     values = levels.float()
     low, high = (float(end) for end in torch.aminmax(values))
@@ -88,6 +89,12 @@ def check_timesteps(model: HookedVideoDiT, given: Any, name: str = "noise_levels
     raise ValueError(f"{name}: got {float(other[0]):.6g}; {takes}")
 
 
+def _seen(values: torch.Tensor) -> bool:
+    """Whether there are values to look at: none on meta, in compiled code and in a captured CUDA graph."""
+    unseen = torch.compiler.is_compiling() or values.device.type == "meta" or not values.numel()
+    return not unseen and not (values.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def check_resume(
     cfg: VideoDiTConfig,
     grid: TokenGrid,
@@ -99,6 +106,9 @@ def check_resume(
 ) -> None:
     """Raise `ValueError` unless these layers exist and a stream to resume from is given where one is needed."""
     n_layers = cfg.n_layers
+    for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+        if isinstance(layer, bool) or not isinstance(layer, int | None):
+            raise ValueError(f"{name}={layer!r}: give the whole number of a block, 0..{n_layers}")
     if not 0 <= start <= n_layers or (stop is not None and not start <= stop <= n_layers):
         raise ValueError(
             f"start_at_layer={start}, stop_at_layer={stop}: {cfg.model_name} has {n_layers} layers, so "

@@ -273,9 +273,11 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         memory: the pattern is never made and no activation is kept. `inputs`: cond, cond_mask, text.
         Raises MemoryError with the byte count where `estimate_stats` says that it would not fit.
         """
+        if not isinstance(stats, Sequence) or not len(stats):
+            raise ValueError(f"stats={stats!r}: give some of {', '.join(STATISTICS)}")
         stats = [stats] if isinstance(stats, str) else list(stats)
         for name in stats:
-            if not self.hook_dict[self.resolve_names(name)[0]].read_only:
+            if not isinstance(name, str) or not self.hook_dict[self.resolve_names(name)[0]].read_only:
                 raise ValueError(f"{name!r} is no statistic; there are {', '.join(STATISTICS)}.")
         needed = self.estimate_stats(stats, *latents.shape[:2], partition=partition)
         total = needed["result_bytes"] + needed["working_bytes"]

@@ -25,7 +25,7 @@ Partition = Int[torch.Tensor, " _"] | Literal["frame"]
 
 def count_parts(partition: Partition, grid: TokenGrid) -> int:
     """How many parts a partition has. Raises `ValueError` for the name of none."""
-    if not isinstance(partition, str):
+    if isinstance(partition, torch.Tensor) and partition.numel() and not partition.is_floating_point():
         return int(partition.max()) + 1
     if partition != "frame":
         raise ValueError(f"Unknown partition {partition!r}: give 'frame', or one integer label a key.")

@@ -192,7 +192,7 @@ class StreamParts(Mapping[Any, Any]):
         """A layer, as TransformerLens counts them here: None, -1 and `n_layers` are the end of the stream."""
         cfg = self._model("A stream").cfg
         stop = cfg.n_layers if layer is None or layer == -1 else layer
-        if not 0 <= stop <= cfg.n_layers:
+        if isinstance(stop, bool) or not isinstance(stop, int) or not 0 <= stop <= cfg.n_layers:
             raise KeyError(
                 f"No layer {layer}: there is the stream before blocks 0..{cfg.n_layers - 1}, and all of it: "
                 f"{cfg.n_layers}, None or -1."

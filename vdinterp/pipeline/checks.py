@@ -79,6 +79,8 @@ def check_latents(latents: torch.Tensor, cfg: VideoDiTConfig, what: str = "laten
         raise ValueError(f"{what} must be floating point, got {latents.dtype}; encode a video with pipe.encode first")
     if 0 in latents.shape:
         raise ValueError(f"{what} of shape {list(latents.shape)} are empty")
+    if not bool(latents.detach().isfinite().all()):
+        raise ValueError(f"{what} hold NaN or infinity; give finite numbers")
 
 
 def check_cond(cond: torch.Tensor | None, cfg: VideoDiTConfig, batch: int, frames: int, at_most: int) -> None:

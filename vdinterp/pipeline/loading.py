@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from vdinterp import store
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.loading import FAMILIES, read_checkpoint
@@ -37,7 +38,7 @@ def list_checkpoints(name: str | Path) -> list[int]:
 
     Raises KeyError for what is neither.
     """
-    path = MODELS / str(name) if str(name) in list_models() else Path(name)
+    path = MODELS / str(name) if str(name) in list_models() else store.as_path(name, "name")
     if not (path / SETTINGS).is_file():
         raise _unknown(str(name))
     return bundle_checkpoints(path)

@@ -231,6 +231,8 @@ def lay_out(
     if isinstance(matrix, str):
         rows = make_matrix(matrix, frames, steps, n_levels, uncertainty)
     else:
+        if not isinstance(matrix, torch.Tensor | Sequence):
+            raise ValueError(f"matrix={matrix!r}: give the name of a scheduling matrix, or levels [step frame]")
         rows = torch.as_tensor(matrix)
         if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
             raise ValueError(

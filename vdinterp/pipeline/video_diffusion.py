@@ -103,7 +103,7 @@ class VideoDiffusion:
     def to(self, *args: Any, **kwargs: Any) -> VideoDiffusion:
         """Move model and VAE to a device or dtype; returns the pipeline. ValueError for a device that is not there."""
         for given in (*args, kwargs.get("device")):
-            if isinstance(given, str | torch.device):
+            if given is not None and not isinstance(given, torch.dtype | torch.Tensor):
                 check_device(given)
         self.model.to(*args, **kwargs)
         if (module := vae_module(self.vae)) is not None:
@@ -161,6 +161,7 @@ class VideoDiffusion:
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Diffuse every frame to its own integer level; frames at -1 stay bitwise the same."""
         check_latents(latents, self.model.cfg)
+        check_latents(noise, self.model.cfg, "noise")
         k = check_noise_levels(noise_levels, len(latents), latents.shape[1], self.schedule)
         return self.schedule.add_noise(latents, noise, k)
 

@@ -173,6 +173,8 @@ def interpolate(
         mask = torch.zeros(n_frames, dtype=torch.bool)
         mask[[0, -1]] = True
     else:
+        if not isinstance(known, torch.Tensor | Sequence) or isinstance(known, str | bytes):
+            raise ValueError(f"known={known!r}: give True or False for every frame")
         mask = torch.as_tensor(known).cpu()
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("known holds True or False for every frame, not the numbers of the known frames")

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from vdinterp.analysis.noised import check_levels
+from vdinterp.counts import check_count
 from vdinterp.data import Clips
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
@@ -45,7 +47,7 @@ def study(name: str, *, n_context: int | None = None, n_clips: int | None = None
 
 def find(name: str) -> Study:
     """The study of that name. KeyError with those that are close, and all there are."""
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         close = difflib.get_close_matches(str(name), NAMES, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ";"
         raise KeyError(f"no study is called {name!r}{hint} the studies are {', '.join(sorted(NAMES))}")
@@ -96,8 +98,14 @@ def run(
     _check_settings(name, function, settings)
     defaults = DEFAULTS.get(name, {})
     small = pipe.model.grid().n_tokens <= SMALL
-    if n_clips is not None and n_clips < 1:
-        raise ValueError(f"n_clips must be at least 1, got {n_clips}")
+    if n_clips is not None:
+        check_count("n_clips", n_clips)
+    if n_context is not None:
+        check_count("n_context", n_context, 0)
+    check_count("batch", batch)
+    check_levels(levels)
+    if clips is not None and not isinstance(clips, Clips):
+        raise ValueError(f"clips is {type(clips).__name__}; give clips, for example vd.data.Clips(kind=.., video=..)")
     if clips is None:
         clips = held_out_clips(
             pipe, n_clips or defaults.get("n_clips") or (32 if small else 16), seed, n_context=n_context

@@ -292,8 +292,8 @@ def configurations() -> st.SearchStrategy[Case]:
         (BlockSpec, {}, "axis", choice),
         (BlockSpec, {}, "causal_block", values.of(-1, 1.5, "1", None, True)),
         (BlockSpec, {}, "attn", values.of(None, "mod", 5)),
-        (BlockSpec, {}, "mlp", values.of("mod", 5, {})),
-        (vd.vae.LatentStats, {}, "mean", values.of((values.NAN,), ("x",), 5, None, (True,))),
+        (BlockSpec, {}, "mlp", values.of("mod", 5, [])),
+        (vd.vae.LatentStats, {}, "mean", values.of((values.NAN,), ("x",), None, (True,))),
         (vd.vae.LatentStats, {}, "std", values.of((0.0,), (-1.0,), (values.NAN,), (values.INF,), "x")),
     ]
 

@@ -164,7 +164,8 @@ def check_model(model: Any) -> None:
 
 def check_head(model: HookedVideoDiT, layer: int, head: int) -> None:
     cfg = model.cfg
-    if not (0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):
+    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (layer, head))
+    if not (whole and 0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):
         raise ValueError(
             f"head {layer}.{head}: {cfg.model_name} has layers 0..{cfg.n_layers - 1} of {cfg.n_heads} heads"
         )

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 
 from vdinterp.analysis.noised import NoisedClips
+from vdinterp.counts import check_count, check_seed
 from vdinterp.interventions.site import CHANNEL_AXES
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
@@ -51,8 +52,9 @@ def make_samples(
     noised: NoisedClips, labels: Any, frames: Any, mask: Any, max_tokens: int, folds: int, seed: int
 ) -> Samples:
     """Check what was given, choose tokens, shuffle. Raises `ValueError` for what does not fit."""
-    if folds < 2 or max_tokens < 1 or seed < 0:
-        raise ValueError(f"need folds >= 2, max_tokens >= 1 and seed >= 0, got {folds=}, {max_tokens=}, {seed=}")
+    check_count("folds", folds, 2)
+    check_count("max_tokens", max_tokens)
+    check_seed(seed)
     n_clips, grid = len(noised.clips), noised.grid
     labels = _labels(noised, labels)
     is_class, per_token = not labels.is_floating_point(), labels.ndim == 4
