@@ -199,7 +199,7 @@ def test_edges_of_one_step_are_differentiated_where_they_start() -> None:
         ({"method": "eap"}, "unknown method"),
         ({"site": "pattern"}, "atp\\*"),
         ({"noise_levels": None, "steps": 4, "n_context": 2}, "single passes"),
-        ({"n_steps": 0}, "at least 1"),
+        ({"n_steps": 0}, "n_steps must be a whole number in 1"),
         ({"metric": lambda x0, pair: x0.detach().flatten(1).mean(1)}, "gradient"),
     ],
 )

@@ -234,7 +234,7 @@ def test_a_whole_frame_is_the_mean_of_its_patches(kind: str) -> None:
 
 
 def test_only_noised_clips_have_a_clip_to_show() -> None:
-    with pytest.raises(ValueError, match=r"takes NoisedClips .* got VideoDiffusion"):
+    with pytest.raises(ValueError, match=r"noised is VideoDiffusion; give vd.NoisedClips"):
         vd.AttentionExplorer.of(planted.pipe())  # type: ignore[arg-type]
 
 

@@ -379,7 +379,7 @@ def test_round_trip_figures_and_wording(tmp_path) -> None:
         result.directions(2, 0.9)
     with pytest.raises(KeyError, match=r"levels \[0\.3, 0\.9\]"):
         result.subspace(1)
-    with pytest.raises(KeyError, match="kinds probe, shuffled"):
+    with pytest.raises(KeyError, match="kinds probe, untrained, shuffled"):
         result.values("prob")
 
 
@@ -407,8 +407,8 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"classes \[2, 3\] occur in fewer clips than there are folds \(5\)",
     ),
     "folds": ({"folds": 13}, ValueError, "24 clips have something to probe: 13 folds need at least 26"),
-    "one fold": ({"folds": 1}, ValueError, "folds >= 2"),
-    "tokens": ({"max_tokens": 0}, ValueError, "max_tokens >= 1"),
+    "one fold": ({"folds": 1}, ValueError, "folds must be a whole number in 2"),
+    "tokens": ({"max_tokens": 0}, ValueError, "max_tokens must be a whole number in 1"),
     "site": ({"site": "resid_pots"}, KeyError, "resid_post"),
     "no layer's": ({"site": "hook_cond"}, KeyError, "No hook is called"),
     "no name": ({"site": ("resid_post", 1)}, ValueError, "give the name of an activation"),

@@ -155,7 +155,8 @@ def test_a_report_leaves_only_its_own_files(tmp_path: Path) -> None:
     assert {"result.json", "result.safetensors", "table.csv"} < set(names(tmp_path)), "no report of them was replaced"
     report.write(Numbers(table=table.assign(x=3), values=None), tmp_path)
     first = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    assert list(first) == ["a-one.csv", "mine.csv", "report.html", "report.json", "result.json", "table.csv"]
+    assert list(first) == ["a-one.csv", "mine.csv", "report.html", "report.json", "result.json", "table.csv",
+                           "what-was-run-settings-of-this-report.csv"]  # fmt: skip
     report.write(Numbers(table=table.assign(x=3), values=None), tmp_path)
     assert first == {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}, "byte for byte, with a figure"
     report.write(Section(title="B", tables={"one": table}), tmp_path)

@@ -71,26 +71,21 @@ def rank_correlation(
     means = [np.concatenate([values.mean(0, keepdims=True), draws @ values]) for values in (one, other)]
     if not signed:
         means[0] = np.abs(means[0])
-    value, *drawn = (spearman(a, b) for a, b in zip(*means, strict=True))
+    value, *drawn = spearman(*means)
     rng = np.random.default_rng(seed)
-    shuffled = [spearman(means[0][0], rng.permutation(means[1][0])) for _ in range(PERMUTATIONS)]
+    shuffled = np.stack([rng.permutation(means[1][0]) for _ in range(PERMUTATIONS)])
+    shuffled = spearman(np.broadcast_to(means[0][0], shuffled.shape), shuffled)
     quantiles = tails(len(one))
     measured = not np.isnan([*quantiles, value]).any()
     low, high = np.nanquantile(drawn, quantiles) if measured else (np.nan, np.nan)
     chance = float(np.quantile(np.abs(shuffled), 0.95))
-    return {"spearman": value, "low": float(low), "high": float(high), "chance": chance}
+    return {"spearman": float(value), "low": float(low), "high": float(high), "chance": chance}
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation, ties at their mean rank."""
-    if len(one) < 2:
-        return float("nan")
-    ranks = [_ranks(values) for values in (one, other)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return float("nan")
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+def spearman(one: Float[np.ndarray, "*rows entry"], other: Float[np.ndarray, "*rows entry"]) -> Any:
+    """Spearman's rank correlation, ties at their mean rank, of each row; NaN where one side is all the same."""
+    ranks = [pd.DataFrame(np.atleast_2d(values)).rank(axis=1).to_numpy() for values in (one, other)]
+    first, second = (rank - rank.mean(1, keepdims=True) for rank in ranks)
+    spread = np.sqrt(np.square(first).sum(1) * np.square(second).sum(1))
+    found = np.divide((first * second).sum(1), spread, out=np.full(len(spread), np.nan), where=spread > 0)
+    return found if one.ndim > 1 else float(found[0])

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from jaxtyping import Bool, Float
 
-from vdinterp.analysis.reliability import ENOUGH, Reliability, round_trip
+from vdinterp.analysis.reliability import Reliability, round_trip
 from vdinterp.analysis.stimulus import latents_of, video_of
 from vdinterp.data import Clips
 from vdinterp.data.clips import say_cut
@@ -133,7 +133,7 @@ class NoisedClips:
     @cached_property
     def reliability(self) -> Reliability:
         """Whether the model works on these clips, by its errors on the first few of them; one pass a noise level."""
-        few = slice(0, min(ENOUGH, self.batch, len(self.clips)))
+        few = self.batches[0]
         latents, n = self.latents[few], self.n_context
         try:
             unit = self.variance

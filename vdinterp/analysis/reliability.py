@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vdinterp.pipeline import VideoDiffusion
 
 LEAST_PSNR = 20.0  # dB of the codec's round trip: below, it is not these pictures that the model sees
-ENOUGH = 16  # clips that are looked at
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,6 @@ def undetermined(model: Any) -> str:
 # Which weights these are
 
 
-@torch.no_grad()
 def marks(model: nn.Module) -> Float[torch.Tensor, " _"]:
     """What tells these weights from others: the norm and a few values of every parameter that is in memory."""
     held = [parameter.detach() for parameter in model.parameters() if not parameter.is_meta and parameter.numel()]

@@ -28,11 +28,11 @@ BASELINES = {
     "constant": "the most frequent class, or the mean",
     "clean latents": "the token's own latents without noise",
 }
-BY_LAYER = ("probe", "shuffled", "untrained")
+BY_LAYER = ("probe", "untrained", "shuffled")
 ASIDE = 0.12  # of the axis: what the lines of one layer are spread over
 SYMBOLS = ("circle", "square-open", "diamond-open", "triangle-up-open", "x", "cross", "star-open")
 # made of what the model was given
-FAIR = ("shuffled", "untrained", "noisy input", "noisy input, neighbours", "earlier frames, actions")
+FAIR = ("untrained", "shuffled", "noisy input", "noisy input, neighbours", "earlier frames, actions")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
