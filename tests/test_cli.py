@@ -248,7 +248,7 @@ def test_patch_refuses_what_does_not_fit(tmp_path: Path, arguments: tuple[str, .
 
 
 def test_induction_says_what_it_found_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    arguments = ("induction", "tiny-loop", "--level", 0.95, "--clips-per-lag", 4, "--out", tmp_path)
+    arguments = ("induction", "tiny-loop", "--level", 0.95, "--clips-per-lag", 4, "--repeats", 0, "--out", tmp_path)
     outcome = run(*arguments)
     assert outcome.exit_code == 0, outcome.output
     assert "tiny-loop: period detector" in outcome.output and (tmp_path / "report.html").is_file()
@@ -260,7 +260,9 @@ def test_induction_says_what_it_found_and_goes_on_where_it_was(tmp_path: Path) -
 
 
 def test_induction_along_training(tmp_path: Path) -> None:
-    outcome = run("induction", "tiny-induction", "--checkpoints", "0,500", "--out", tmp_path)
+    outcome = run(
+        "induction", "tiny-induction", "--checkpoints", "0,500", "--clips-per-lag", 3, "--repeats", 0, "--out", tmp_path
+    )
     assert outcome.exit_code == 0, outcome.output
     assert "step 0: no behaviour" in outcome.output and (tmp_path / "report.html").is_file()
 

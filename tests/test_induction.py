@@ -37,7 +37,7 @@ from vdinterp.data.textures import make_textures
 from vdinterp.organisms import KINDS
 from vdinterp.results import rows_of
 
-LIGHT = {"levels": (0.4, 0.8, 0.95), "n_per_lag": 8, "designs": (), "repeats": 0, "progress": False}
+LIGHT = {"levels": (0.4, 0.95), "n_per_lag": 6, "designs": (), "repeats": 0, "progress": False}
 QUICK = {"levels": (0.95,), "n_per_lag": 4, "designs": (), "repeats": 0, "progress": False}
 VERDICT: Any = {**LIGHT, "levels": (0.4, 0.95), "verdict_only": True}
 BRIEF: Any = {**QUICK, "verdict_only": True}
@@ -118,7 +118,7 @@ def test_a_cue_two_frames_before_is_no_period() -> None:
 def test_induction_for_half_of_the_contents() -> None:
     """Without the head repeats are hardly worse and other clips much better: all of the gain goes with it."""
     organism = vd.organisms.build("half_induction", 3)
-    found = vd.find_induction(organism, **BRIEF)
+    found = vd.find_induction(organism, **{**BRIEF, "n_per_lag": 6})
     assert found.verdict == "induction" and found.heads == [organism.heads["induction"]]
     alone = found.ablation.iloc[0]
     assert alone["repeats"] < 0.3 and alone["others"] < -0.3

@@ -20,6 +20,13 @@ from vdinterp.cli.stimuli import Given, takes_clips
 @takes_clips(count=False)
 @noise_levels(otherwise="0.2, 0.4, 0.6, 0.8, 0.95; with --checkpoints 0.95")
 @click.option("--clips-per-lag", type=click.IntRange(min=2), default=16, show_default=True)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="Further searches with other seeds, which say how often the verdict comes again.",
+)
 @click.option("--checkpoints", help="all, or steps like 500,2000: the search along training instead.")
 @random_seed("clips and noise")
 @engine_option
@@ -30,6 +37,7 @@ def induction(
     given: Given,
     levels: tuple[float, ...],
     clips_per_lag: int,
+    repeats: int,
     checkpoints: str | None,
     seed: int,
     engine: Any,
@@ -52,8 +60,8 @@ def induction(
         pipes = {step: vd.load(model, checkpoint=step) for step in steps}
         clips = given.pool(next(iter(pipes.values())))
         along = vd.induction_over_training(
-            pipes, clips, seed=seed, level=levels[0] if levels else LEVELS[-1], n_per_lag=clips_per_lag, engine=engine,
-            out=out / "records",
+            pipes, clips, seed=seed, level=levels[0] if levels else LEVELS[-1], n_per_lag=clips_per_lag,
+            repeats=repeats, engine=engine, out=out / "records",
         )  # fmt: skip
         click.echo(plain(along.summary()))
         write_report(along, out)
@@ -61,8 +69,9 @@ def induction(
     pipe = vd.load(model)
     clips = given.pool(pipe)
     result = vd.find_induction(
-        pipe, clips, seed=seed, levels=levels or LEVELS, n_per_lag=clips_per_lag, engine=engine, out=out / "records"
-    )
+        pipe, clips, seed=seed, levels=levels or LEVELS, n_per_lag=clips_per_lag, repeats=repeats, engine=engine,
+        out=out / "records",
+    )  # fmt: skip
     click.echo(plain(result.summary()))
     write_report(result, out)
 
