@@ -16,8 +16,12 @@ STEPS, LAYER, HEAD = 8, 2, 0  # head 2.0 of tiny-crafter looks where a pixel com
 
 def silence(z: torch.Tensor, hook: Any) -> torch.Tensor:
     """One head's output [batch pos head d_head] set to zero: a hook gets a copy, and what it returns goes on."""
+    visited.add(hook.ctx["step"])  # while sampling, `ctx` says the step and, a frame, the noise levels
     z[:, :, HEAD] = 0
     return z
+
+
+visited: set[int] = set()
 
 
 if __name__ == "__main__":
@@ -42,5 +46,7 @@ if __name__ == "__main__":
             at_steps=at_steps,
         )
         error = (sample.latents[:, half:] - truth[:, half:]).square().mean()
-        print(f"head {LAYER}.{HEAD} {name}: squared error of the generated latents {float(error):.2f}")
+        steps = ", ".join(map(str, sorted(visited))) or "none"
+        print(f"head {LAYER}.{HEAD} {name}: squared error of the generated latents {float(error):.2f} (steps {steps})")
+        visited.clear()
     # Where the picture scrolls to is decided while it is still noise: taking the head away later costs little.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,8 @@ class DirectEffect(Result):
 
 def _said(row: dict[str, Any]) -> str:
     """What a correlation is beside chance."""
+    if math.isnan(row["spearman"]):
+        return "as all of one kind are the same"
     if abs(row["spearman"]) > row["chance"]:
         return f"more than by chance (within {row['chance']:.2f} of 0)"
     return f"no more than by chance (within {row['chance']:.2f} of 0)"

@@ -303,7 +303,9 @@ def check_levels(levels: Sequence[float]) -> None:
     if not isinstance(levels, Sequence):
         raise ValueError(f"levels is {levels!r}; give a list or tuple of noise levels, for example ({levels!r},)")
     if not levels or not all(0 < level <= 1 for level in levels) or len(set(levels)) < len(levels):
-        raise ValueError(f"levels are noise levels in (0, 1], at least one, each once; got {tuple(levels)}")
+        whole = any(isinstance(level, int) and level > 1 for level in levels)
+        hint = "; of a model with K levels, level k is the share (k + 1) / K" if whole else ""
+        raise ValueError(f"levels are noise levels in (0, 1], at least one, each once; got {tuple(levels)}{hint}")
 
 
 def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str = "clips") -> None:

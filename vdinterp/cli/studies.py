@@ -12,6 +12,7 @@ from vdinterp.cli.files import check_out, write_report
 from vdinterp.cli.group import echo_table, main, plain
 from vdinterp.cli.options import out_folder, resumable
 from vdinterp.cli.stimuli import Given, takes_clips
+from vdinterp.wording import caution
 
 
 class StudyCommand(click.Command):
@@ -81,6 +82,8 @@ def heads(model: str, given: Given, out: Path, resume: bool) -> None:
     clips = given.clips(pipe, given.n)
     result: Any = vd.studies.run("heads", pipe, clips=clips, n_clips=given.n, out=out, resume=resume)
     table = result.to_frame()
+    if said := caution(result.meta):
+        click.echo(plain(said))
     level = table["level"].max()
     shown = table[table["level"] == level].sort_values("effect", ascending=False)
     click.echo(f"Noise level {level:g}; effect: rise of the x0 error when the head is at its mean, 95 % interval\n")

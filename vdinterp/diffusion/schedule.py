@@ -91,7 +91,9 @@ class NoiseSchedule:
     def check_levels(self, k: torch.Tensor) -> None:
         """Raise `ValueError` unless `k` holds integers in `[-1, K-1]`."""
         if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-            raise ValueError(f"noise levels are integers in [-1, {len(self) - 1}], got a tensor of {k.dtype}")
+            share = float(k.max()) if k.is_floating_point() and k.numel() else -1.0
+            hint = f"; a share of {share:.3g} is k = {round(share * len(self)) - 1}" if 0 <= share <= 1 else ""
+            raise ValueError(f"noise levels are integers in [-1, {len(self) - 1}], got a tensor of {k.dtype}{hint}")
         if k.numel() and (int(k.min()) < -1 or int(k.max()) >= len(self)):
             raise ValueError(
                 f"noise levels must be in [-1, {len(self) - 1}] (-1 is clean), got [{int(k.min())}, {int(k.max())}]"

@@ -128,8 +128,8 @@ def _unknown(name: str) -> KeyError:
     close = difflib.get_close_matches(name, models, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return KeyError(
-        f"no model is called {name!r}; {hint}Bundled are {models}. Besides, load takes a folder or checkpoint file "
-        f"(families {list_families()}), or a hub name 'owner/repo'"
+        f"no model is called {name!r}; {hint}bundled are {', '.join(models)}. Besides, load takes a folder or "
+        f"checkpoint file (families {', '.join(list_families())}), or a hub name 'owner/repo'"
     )
 
 

@@ -95,8 +95,8 @@ def _controls(found: InductionResult) -> str:
 
 def caution(found: InductionResult) -> str:
     """The first paragraph where the model cannot even denoise these clips: its x0 error is above the mean frame's at
-    every noise level, whether or not the last frame came back."""
-    rows = rows_of(found.behaviour, design="one-off", lag=0, twin="none")
+    every noise level, of every kind of repeat, whether or not the last frame came back."""
+    rows = rows_of(found.behaviour, lag=0, twin="none")
     asked: dict[str, float] = {}
     if len(rows) and not (rows["error"] <= 1).any():
         least = rows.sort_values("error").iloc[0]

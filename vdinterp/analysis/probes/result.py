@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vdinterp import plotting
 from vdinterp.plotting.template import level_line
 from vdinterp.results import Result, Section, rows_of
-from vdinterp.wording import caution, number
+from vdinterp.wording import caution, number, plural
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -170,7 +170,7 @@ class ProbeResult(Result):
     def summary(self) -> str:
         """At every noise level the best layer, its gain over each baseline, and the baselines that it does not beat."""
         first = self.table.iloc[0]
-        of = f"{len(self.names)} classes" if self.is_class else f"{len(self.names)} number(s)"
+        of = f"{len(self.names)} classes" if self.is_class else plural(len(self.names), "number")
         score = self.unit.split(",")[0]
         text = caution(self.meta) + (
             f"{self.what}: {of}, {first['n']} held-out samples, {first['clips']} clips. {score[0].upper()}{score[1:]} "
