@@ -94,7 +94,7 @@ def test_planted_numbers_are_found_in_pooled_frames() -> None:
         assert score(result, kind)["value"] < 0.1
     assert (torch.nn.functional.cosine_similarity(result.directions(1), basis) > 0.85).all()
     assert (torch.nn.functional.cosine_similarity(result.association[0, 0], basis) > 0.95).all()
-    assert result.subspace(1).shape == (2, WIDTH) and "R^2" in result.unit and "place: 2 number(s)" in result.summary()
+    assert result.subspace(1).shape == (2, WIDTH) and "R^2" in result.unit and "place: 2 numbers" in result.summary()
     pooled = (drawn(N, 48, WIDTH, seed=3).view(*SHAPE, -1) + value).mean((2, 3))
     assert (result.readout(pooled, 1) - labels).square().mean() < 0.1
 
