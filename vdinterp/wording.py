@@ -55,6 +55,14 @@ def listing(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+FAILS = "fails on these clips"
+
+
+def fails(meta: Mapping[str, Any]) -> bool:
+    """Whether the untouched model does, so that nothing follows from changing it (`vdinterp.analysis.reliability`)."""
+    return bool(meta.get(FAILS))
+
+
 def caution(meta: Mapping[str, Any]) -> str:
     """What has to be read before anything else in a summary, as its first paragraph; empty where nothing has to.
 

@@ -16,7 +16,7 @@ import torch
 
 from vdinterp.analysis.metrics import psnr
 from vdinterp.vae import IdentityVAE
-from vdinterp.wording import listing, number
+from vdinterp.wording import FAILS, listing, number
 
 if TYPE_CHECKING:
     from vdinterp.pipeline import VideoDiffusion
@@ -80,6 +80,8 @@ class Reliability:
             found["round trip of the codec (dB)"] = self.round_trip
         if self.without_actions:
             found["actions"] = "none: the model ran without"
+        if self.failures:
+            found[FAILS] = True
         return {**found, **({"caution": self.caution} if self.caution else {})}
 
 

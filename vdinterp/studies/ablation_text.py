@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vdinterp.studies import wording
-from vdinterp.wording import caution, listing, number, plural
+from vdinterp.wording import caution, fails, listing, number, plural
 
 if TYPE_CHECKING:
     from vdinterp.studies.ablation_result import AblationResult
@@ -46,6 +46,8 @@ def finding(result: AblationResult) -> str:
         f"`{meta.get('model')}` continues {meta.get('clips')} from {frames} with an x0 error of "
         f"{wording.scored(base)}; the mean frame scores 1, a still picture {wording.scored(still)}."
     )
+    if fails(meta):
+        return f"{text} Its parts are not ranked: what their absence costs a model that fails says nothing of them."
     clear = [name for name in ranked if worst[name]["clear"]]
     if clear:
         first = worst[clear[0]]
@@ -94,6 +96,8 @@ def _beside(row: Any, still: Any) -> str:
 
 def summary(result: AblationResult) -> str:
     """The finding, and what each ablation costs at its worst; first of all whether the model works on these clips."""
+    if fails(result.meta):
+        return caution(result.meta) + finding(result)
     base, still = wording.intact(result), wording.copy(result)
     noise = wording.only(result.pick(variant="decoded noise"))
     lines = [
