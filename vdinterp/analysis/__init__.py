@@ -111,3 +111,8 @@ __all__ = [
     "tuned_lens",
     "x0_error",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules that they live in."""
+    return sorted(__all__)
