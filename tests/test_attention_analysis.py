@@ -73,8 +73,8 @@ def test_noised_clips_are_clean_up_to_the_target_and_the_same_at_every_call(give
         ({"levels": (0.5, 0.5)}, "each once"),
         ({"levels": (1.5,)}, "in \\(0, 1\\]"),
         ({"n_context": 4}, "at least 5 are needed"),
-        ({"n_context": -1}, "n_context >= 0"),
-        ({"batch": 0}, "batch >= 1"),
+        ({"n_context": -1}, "n_context must be a whole number in 0"),
+        ({"batch": 0}, "batch must be a whole number in 1"),
         ({"levels": 0.9}, "give a list or tuple"),
     ],
 )

@@ -122,7 +122,7 @@ def test_grid() -> None:
     for wrong in (lambda: grid.index(3, 0, 0), lambda: grid.coordinates(24), lambda: grid.tokens(rows=[2])):
         with pytest.raises(ValueError, match="outside the grid"):
             wrong()
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="n_rows must be a whole number"):
         TokenGrid(1, 0, 1)
 
 

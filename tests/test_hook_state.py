@@ -351,8 +351,8 @@ def test_nan_is_said_once_and_of_the_hook_that_made_it() -> None:
         warnings.simplefilter("always")
         with model.hooks(broken):
             model(**given), model(**given)
-        hidden = dict(given, latents=given["latents"] * torch.nan)  # the caller's own
-        model.run_with_hooks(**hidden, fwd_hooks=[(Z, double)])
+        with pytest.raises(ValueError, match="latents hold NaN"):  # the caller's own
+            model.run_with_hooks(**dict(given, latents=given["latents"] * torch.nan), fwd_hooks=[(Z, double)])
     assert [str(one.message) for one in said] == [f"The hook on {Z} returned NaN, which the network went on with"]
 
 

@@ -258,5 +258,5 @@ def test_bad_requests() -> None:
         _, few = model.run_with_cache(**inputs(model), names=["resid_pre"])
     with pytest.raises(KeyError, match="not cached"):
         direct_attribution(model, few)
-    with pytest.raises(ValueError, match="steps >= 1"):
+    with pytest.raises(ValueError, match="steps must be a whole number in 1"):
         tuned_lens(noised("tiny-loop", (0.5,)), steps=0)

@@ -103,7 +103,7 @@ def attribution_patch(
     """
     check_gradients("attribution_patch")
     check_direction(direction)
-    n_steps = check_count("n_steps", n_steps)
+    n_steps, sample = check_count("n_steps", n_steps), check_count("sample", sample, 0)
     pair = Contrast(model, clean, corrupted, noise_levels, **contrast)
     if pair.steps is not None:
         raise ValueError("attribution patching is of single passes: give noise_levels, not steps")

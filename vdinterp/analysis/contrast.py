@@ -227,8 +227,9 @@ class Contrast:
             given = latents_of(self.pipe, given, self.model.cfg.n_frames)
         cfg = self.model.cfg
         wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
-        if not isinstance(given, torch.Tensor) or given.ndim != 5 or not len(given):
-            shown = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        float_tensor = isinstance(given, torch.Tensor) and given.is_floating_point()
+        if not float_tensor or given.ndim != 5 or not len(given):
+            shown = f"{given.dtype} {list(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
             raise ValueError(f"{what} is {shown}; give clips, NoisedClips, or latents {wanted}")
         if tuple(given.shape[2:]) != (cfg.in_channels, cfg.height, cfg.width) or given.shape[1] > cfg.n_frames:
             raise ValueError(f"{what} latents {list(given.shape)} do not fit {cfg.model_name}: it takes {wanted}")

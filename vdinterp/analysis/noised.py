@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float
 
 from vdinterp.analysis.reliability import Reliability, round_trip
 from vdinterp.analysis.stimulus import latents_of, video_of
+from vdinterp.counts import check_count, check_seed
 from vdinterp.data import Clips
 from vdinterp.data.clips import say_cut
 from vdinterp.diffusion import SeededNoise, level_to_k
@@ -60,12 +62,14 @@ class NoisedClips:
                 f"{type(pipe).__name__} and {type(clips).__name__}"
             )
         self.n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
+        if n_context is not None:
+            check_count("n_context", n_context, 0)
         self.n_context = self.n_frames - 1 if n_context is None else n_context
         check_fit(pipe, clips, self.n_context)
         say_cut(clips.n_frames, self.n_frames, pipe.model.cfg.model_name)
         check_levels(levels)
-        if batch < 1 or seed < 0:
-            raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
+        check_count("batch", batch)
+        check_seed(seed)
         self.pipe, self.clips, self.seed, self.batch = pipe, clips, seed, batch
         self.levels = tuple(float(level) for level in levels)
         if clips.n_frames > self.n_frames:
@@ -302,6 +306,8 @@ def check_levels(levels: Sequence[float]) -> None:
     """Raise `ValueError` unless there are noise levels, in (0, 1], each once."""
     if not isinstance(levels, Sequence):
         raise ValueError(f"levels is {levels!r}; give a list or tuple of noise levels, for example ({levels!r},)")
+    if any(isinstance(level, bool) or not isinstance(level, Real) for level in levels):
+        raise ValueError(f"levels are noise levels, numbers in (0, 1]; got {tuple(levels)}")
     if not levels or not all(0 < level <= 1 for level in levels) or len(set(levels)) < len(levels):
         whole = any(isinstance(level, int) and level > 1 for level in levels)
         hint = "; of a model with K levels, level k is the share (k + 1) / K" if whole else ""

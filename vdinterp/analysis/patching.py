@@ -260,7 +260,13 @@ def patch_axes(
     pair: Contrast, site: str, over: Sequence[str], regions: Mapping[str, Sequence[int]] | None
 ) -> dict[str, dict[Any, Any]]:
     """For every axis of the sweep, what each of its entries means."""
-    if isinstance(over, str) or not over or len(set(over)) < len(over) or not set(over) <= set(AXES):
+    if (
+        not isinstance(over, Sequence)
+        or isinstance(over, str)
+        or not over
+        or len(set(over)) < len(over)
+        or not set(over) <= set(AXES)
+    ):
         raise ValueError(f"over={over!r}: some of {', '.join(AXES)} are needed, each once")
     model, grid = pair.model, pair.model.grid(pair.clean.shape[1])
     if sum(name in over for name in ("frame", "region", "token")) > 1:

@@ -112,6 +112,8 @@ class Readout:
         cfg = self.model.cfg
         wanted = (len(self.frames), cfg.out_channels, cfg.height, cfg.width)
         n_clips = len(self.cache["hook_pred"])
+        if not isinstance(direction, torch.Tensor):
+            raise ValueError(f"direction is {type(direction).__name__}; give a tensor {list(wanted)}")
         if tuple(direction.shape) not in (wanted, (n_clips, *wanted)):
             raise ValueError(
                 f"direction {list(direction.shape)}: {list(wanted)} (frame channel height width) is needed, or one for "

@@ -121,6 +121,8 @@ class Clips:
         """What `clips[index]` means."""
         if isinstance(index, slice):
             return index
+        if index is None or isinstance(index, str | bytes):
+            raise ValueError(f"clips[{index!r}]: give numbers of clips, a slice, or a boolean mask [batch]")
         numbers = torch.as_tensor([index] if isinstance(index, Integral) and not isinstance(index, bool) else index)
         if numbers.dtype == torch.bool and numbers.ndim == 1:
             if len(numbers) != len(self):

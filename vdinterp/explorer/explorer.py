@@ -317,8 +317,8 @@ def _of_clip(pattern: AttentionPattern, clip: int) -> AttentionPattern:
 
 
 def _index(what: str, given: int, size: int) -> int:
-    if not -size <= given < size:
-        raise ValueError(f"No {what} {given}: there are {size}, so 0..{size - 1} or negative.")
+    if isinstance(given, bool) or not isinstance(given, int) or not -size <= given < size:
+        raise ValueError(f"No {what} {given!r}: there are {size}, so 0..{size - 1} or negative.")
     return given % size
 
 

@@ -47,7 +47,8 @@ def finding(result: AblationResult) -> str:
         f"{wording.scored(base)}; the mean frame scores 1, a still picture {wording.scored(still)}."
     )
     if fails(meta):
-        return f"{text} Its parts are not ranked: what their absence costs a model that fails says nothing of them."
+        text += " Its parts are not ranked: what their absence costs a model that fails says nothing of them."
+        return f"{text} {steps_finding(result)}".strip()
     clear = [name for name in ranked if worst[name]["clear"]]
     if clear:
         first = worst[clear[0]]

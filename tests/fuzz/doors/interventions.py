@@ -92,7 +92,6 @@ def interventions() -> st.SearchStrategy[Case]:
                 "allow": values.of(
                     "nonsense",
                     allowed[:2],
-                    allowed.tolist(),
                     True,
                     5,
                     (1, 2),

@@ -264,7 +264,7 @@ def configurations() -> st.SearchStrategy[Case]:
             "patch_size",
             values.of(2, (1, 2), (1, 0, 2), (1, "2", 2), None, (1, 3, 2), (1, 2.0, 2), "122"),
         ),
-        (VideoDiTConfig, sizes, "period", values.of((), None, "x", (1,), BlockSpec(), ({},))),
+        (VideoDiTConfig, sizes, "period", values.of((), None, "x", (1,), BlockSpec(), ("x",))),
         (VideoDiTConfig, sizes, "rope", values.of(None, "x", {"nose": Rope(dims=(4, 4, 4))}, {"3d": (4, 4, 4)}, [])),
         (VideoDiTConfig, sizes, "model_name", values.of(None, 5, [])),
         (

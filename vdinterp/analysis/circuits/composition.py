@@ -119,6 +119,8 @@ def composition(
         parts = ("v",) if reason else ("q", "k", "v")
         if reason:
             log.warning("%s: %s; this is V-composition alone", cfg.model_name, reason)
+    if not isinstance(parts, Sequence) or not len(parts):
+        raise ValueError(f"parts={parts!r}: give some of 'q', 'k', 'v'")
     for part in parts:
         check_part(model, part)
     places: list[Any] = [tuple(displacement) for displacement in displacements]
