@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import html
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -227,5 +228,14 @@ def make_clips(kind: str, n: int, seed: int = 0, **options: object) -> Clips:
     else:
         from vdinterp.data.crafter import make_crafter_clips
 
+        _check_options(kind, make_crafter_clips, options)
         return make_crafter_clips(n, seed, **options)  # type: ignore[arg-type]
+    _check_options(kind, make, options)
     return make(kind, n, seed, **options)  # type: ignore[arg-type]
+
+
+def _check_options(kind: str, make: Callable[..., Clips], options: Mapping[str, object]) -> None:
+    """Raise `ValueError` for an option that a kind of clips does not have."""
+    known = [name for name in inspect.signature(make).parameters if name not in ("kind", "n", "seed")]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{kind!r} clips have no option {unknown[0]!r}; they have {', '.join(known)}")

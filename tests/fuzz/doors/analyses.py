@@ -166,7 +166,7 @@ def calls() -> st.SearchStrategy[Case]:
                 lambda: {"model": pipe.model, "noise_level": 700},
                 {
                     "model": values.of(None, "tiny", 5),
-                    "parts": values.of([], ["x"], "x", 5, None),
+                    "parts": values.of([], ["x"], "x", 5),
                     "noise_level": values.of(0.95, 5000, "x", True),
                 },
             ),
@@ -213,7 +213,7 @@ def calls() -> st.SearchStrategy[Case]:
                 lambda: {"model": pipe.model},
                 {
                     "model": values.of(None, "tiny", 5),
-                    "noise_levels": values.of([], "x", [0.5], [5000], 5, [values.NAN]),
+                    "noise_levels": values.of([], "x", [0.5], [5000], [values.NAN]),
                 },
             ),
             Target(

@@ -22,6 +22,11 @@ def _sampled(**more: Any) -> dict[str, Any]:
     return {"context": context, "n_frames": 4, "steps": 2, "cond": world.action(), "seed": 0, **more}
 
 
+def _short(value: Any) -> bool:
+    """A longer clip than the model takes is decoded all the same."""
+    return not isinstance(value, torch.Tensor) or value.ndim != 5 or value.shape[1] <= 4
+
+
 def calls() -> st.SearchStrategy[Case]:
     pipe, model = world.pipe(), world.pipe().model
     noisy, k = world.pair()[0], world.k()
@@ -95,7 +100,9 @@ def calls() -> st.SearchStrategy[Case]:
                 {"latents": values.latents(noisy), "known": values.of("x", [True], [2, 0, 0, 1], 5, [True] * 9)},
             ),
             Target("encode", pipe.encode, lambda: {"video": noisy}, {"video": values.latents(noisy)}),
-            Target("decode", pipe.decode, lambda: {"latents": noisy}, {"latents": values.latents(noisy)}),
+            Target(
+                "decode", pipe.decode, lambda: {"latents": noisy}, {"latents": values.latents(noisy).filter(_short)}
+            ),
             Target(
                 "add_noise",
                 pipe.add_noise,
