@@ -155,6 +155,8 @@ def lens(
     Raises ValueError for frames that do not exist, other weights than the run's and a prediction that a hook changed
     after the last stream; KeyError for activations that were not kept.
     """
+    if tuned is not None and not isinstance(tuned, TunedLens):
+        raise ValueError(f"tuned is {type(tuned).__name__}; give a TunedLens, made by vd.tuned_lens(noised)")
     readout = Readout(model, cache, frames)
     cache = readout.cache
     n_layers = readout.model.cfg.n_layers

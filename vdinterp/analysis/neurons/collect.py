@@ -68,9 +68,12 @@ def top_patches(
 
     Raises ValueError before any compute for what does not fit, and for activations that are not finite.
     """
+    if layers is not None and not isinstance(layers, Sequence):
+        raise ValueError(f"layers={layers!r}: give a list of layers, or None for all that have an MLP")
     chosen = layers_with_mlp(noised.model, layers)
     n_tokens = noised.grid.n_tokens
-    if not isinstance(n_patches, int) or not 1 <= n_patches <= len(noised.clips) * n_tokens:
+    whole = isinstance(n_patches, int) and not isinstance(n_patches, bool)
+    if not whole or not 1 <= n_patches <= len(noised.clips) * n_tokens:
         raise ValueError(f"n_patches={n_patches!r}: 1..{len(noised.clips) * n_tokens}, the number of patches there are")
     if len(noised.clips) * n_tokens * len(noised.levels) > MOST_PLACES:
         raise ValueError(f"{noised!r}: at most {MOST_PLACES} tokens at all levels together; give fewer clips or levels")
