@@ -92,7 +92,7 @@ def test_interrupts_leave_nothing_behind() -> None:
     tried = 0
     for run in (hooks, intervene, run_with_cache, record, sample, denoise, gradients):
         run()  # what is made once is not counted
-        for borders, most in ((True, 70), (False, 15)):
+        for borders, most in ((True, 90), (False, 25)):
             with Interrupter(borders) as counted:
                 run()
             moments = range(counted.seen)
@@ -109,7 +109,7 @@ def test_interrupts_leave_nothing_behind() -> None:
                 left = check(model)
                 assert left is None, f"{run.__name__}, moment {at} of {len(moments)}: {left}"
         assert torch.equal(pipe.denoise(latents, levels), bare) and len(model.hook_names) == n_names
-    assert tried > 400
+    assert tried >= 500
 
 
 def check(model: Any) -> str | None:
