@@ -34,7 +34,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.patching import generic_activation_patch, layer_pos_patch_setter
 
 import vdinterp as vd
-from vdinterp.analysis.patch_metrics import Pair, recovered
+from vdinterp.analysis.patching.judging import Pair, recovered
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.interventions import Patch
 from vdinterp.models import HookedVideoDiT

@@ -1,4 +1,4 @@
-"""Shape checking for the whole suite: every vdinterp function with shapes in its annotations checks them while tests run.
+"""Shape checking for the whole suite: functions of vdinterp that state shapes check them while tests run.
 
 A call whose arguments break the annotations must be refused by the function itself, with the error a user would see
 (ValueError, KeyError, ...): that error is let through, so tests of bad input run unchanged. A function that accepts

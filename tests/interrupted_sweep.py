@@ -14,7 +14,7 @@ from contrasts import given
 
 import vdinterp as vd
 from vdinterp.analysis import Contrast
-from vdinterp.analysis.patch_metrics import Judge, recovered
+from vdinterp.analysis.patching.judging import Judge, recovered
 from vdinterp.interventions import Patch, Steer
 from vdinterp.sweep import SweepResult, Trial
 

@@ -20,7 +20,7 @@ from vdinterp.analysis import (
     scroll_heads,
     synopsis,
 )
-from vdinterp.analysis.patch_crossing import CROSSING, PARTS
+from vdinterp.analysis.stream._patch_crossing import CROSSING, PARTS
 from vdinterp.data.tracks import cell_tracks
 from vdinterp.results import Result
 

@@ -11,7 +11,7 @@ from contrasts import QUIET, actions, given, latents, small_pipe
 
 import vdinterp as vd
 from vdinterp.analysis.agreement import agreement, rank_correlation, spearman
-from vdinterp.analysis.edge_attribution import EdgeResult
+from vdinterp.analysis.patching._edge_attribution import EdgeResult
 
 
 @pytest.mark.parametrize("kind", ["3d", "normed", "space_time", "causal"])

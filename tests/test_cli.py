@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
-from click.testing import Result as Outcome
+from click.testing import CliRunner, Result as Outcome
 
 import vdinterp
 from vdinterp.cli import main

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdinterp.counts import MOST, check_between, check_count, check_indices, check_seed
+from vdinterp.checks.counts import MOST, check_between, check_count, check_indices, check_seed
 
 NO_COUNTS = (True, 2.5, 3.0, "3", None, float("nan"), float("inf"), [3], torch.tensor(3.0), -1, 10**30)
 

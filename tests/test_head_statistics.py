@@ -12,12 +12,12 @@ from factories import tiny_model
 
 import vdinterp as vd
 from vdinterp.analysis import NoisedClips
-from vdinterp.analysis.head_statistic import head_rows, head_statistic
-from vdinterp.analysis.massive_activations import massive_activations
-from vdinterp.analysis.redundancy import head_consensus, step_redundancy
-from vdinterp.analysis.rope_reliance import rope_reliance
-from vdinterp.analysis.sinks import sinks, without_key
-from vdinterp.analysis.spatial_temporal import spatial_temporal
+from vdinterp.analysis.heads._rope_reliance import rope_reliance
+from vdinterp.analysis.heads._sinks import sinks, without_key
+from vdinterp.analysis.heads._spatial_temporal import spatial_temporal
+from vdinterp.analysis.heads.redundancy import head_consensus, step_redundancy
+from vdinterp.analysis.heads.statistic import head_rows, head_statistic
+from vdinterp.analysis.stream._massive_activations import massive_activations
 from vdinterp.data import Clips
 from vdinterp.interventions.rope import no_fixed_point
 from vdinterp.models import Rope

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from factories import inputs, tiny_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import vdinterp as vd
 from vdinterp.interventions import Ablate, Custom, Freeze, MaskAttention, Patch, Steer

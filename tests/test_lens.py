@@ -9,10 +9,10 @@ import torch
 from factories import KINDS, inputs, tiny_model
 
 import vdinterp as vd
-from vdinterp.analysis.direct_attribution import direct_attribution
-from vdinterp.analysis.direct_effect import direct_effect
-from vdinterp.analysis.lens import LensResult, TunedLens, lens, tuned_lens
-from vdinterp.analysis.lens_curve import lens_curve
+from vdinterp.analysis.stream._direct_attribution import direct_attribution
+from vdinterp.analysis.stream._direct_effect import direct_effect
+from vdinterp.analysis.stream._lens import LensResult, TunedLens, lens, tuned_lens
+from vdinterp.analysis.stream._lens_curve import lens_curve
 from vdinterp.data.repeats import make_repeats
 from vdinterp.data.textures import make_textures
 from vdinterp.models import ActivationCache

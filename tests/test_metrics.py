@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vdinterp.analysis import bootstrap_mean, deviation, motion_error, psnr, ssim, x0_error
-from vdinterp.analysis.bootstrap import student, tails
+from vdinterp.analysis.intervals import student, tails
 
 
 def clips(*shape: int, seed: int = 0) -> torch.Tensor:

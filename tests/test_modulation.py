@@ -13,7 +13,7 @@ from factories import inputs, tiny_model
 
 import vdinterp as vd
 from vdinterp.analysis.circuits.weights import modulations
-from vdinterp.analysis.modulation import ModulationAtlas, modulation_atlas
+from vdinterp.analysis.stream.modulation import ModulationAtlas, modulation_atlas
 from vdinterp.models import BlockSpec, HookedVideoDiT, Sublayer
 from vdinterp.results import rows_of
 

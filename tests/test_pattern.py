@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from factories import inputs, tiny_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from vdinterp import MaskAttention
 from vdinterp.grid import TokenGrid
-from vdinterp.models import AttentionPattern, memory
-from vdinterp.models import query_keys as module
+from vdinterp.models import AttentionPattern, memory, query_keys as module
 
 CASES = [("3d", 0, "attn"), ("space_time", 0, "attn"), ("space_time", 1, "attn"), ("causal", 1, "attn"),
          ("cross", 0, "attn"), ("cross", 1, "cross_attn"), ("table", 1, "attn")]  # fmt: skip

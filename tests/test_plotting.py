@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vdinterp import plotting
-from vdinterp.plotting.filmstrip import GAP, enlarge, jpeg_uri
+from vdinterp.plotting._filmstrip import GAP, enlarge, jpeg_uri
 
 ROWS = pd.DataFrame(
     {

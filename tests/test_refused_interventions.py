@@ -13,7 +13,7 @@ from factories import inputs, tiny_model
 
 import vdinterp as vd
 from vdinterp.analysis import Contrast
-from vdinterp.analysis.patch_metrics import Judge, recovered
+from vdinterp.analysis.patching.judging import Judge, recovered
 from vdinterp.interventions import (
     Ablate,
     Custom,

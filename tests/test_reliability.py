@@ -10,7 +10,7 @@ from factories import tiny_model
 
 import vdinterp as vd
 from vdinterp.analysis import NoisedClips, frame_mass, head_table
-from vdinterp.analysis.reliability import Reliability
+from vdinterp.analysis.stimulus.reliability import Reliability
 from vdinterp.data import Clips
 from vdinterp.vae import IdentityVAE, LatentStats
 
@@ -77,7 +77,7 @@ def test_actions_left_out_and_weights_are_said() -> None:
 def test_a_codec_that_makes_other_pictures_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pipe()
     assert NoisedClips(model, clips()).reliability.round_trip is None, "pixels have no codec"
-    monkeypatch.setattr("vdinterp.analysis.reliability.IdentityVAE", type(None))
+    monkeypatch.setattr("vdinterp.analysis.stimulus.reliability.IdentityVAE", type(None))
     assert NoisedClips(model, clips()).reliability.round_trip == pytest.approx(60, abs=1)
     monkeypatch.setattr(model, "decode", lambda latents: torch.zeros_like(latents))
     found = NoisedClips(model, clips()).reliability

@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from vdinterp import glossary, plotting, report, wording
+from vdinterp import plotting, report
+from vdinterp.report import page as page_module, writing
 from vdinterp.results import Result, Section
+from vdinterp.words import glossary, wording
 
 TABLE = pd.DataFrame({"condition": [f"head {i} <&>" for i in range(70)], "error": np.linspace(0, 1, 70)})
 
@@ -89,7 +91,7 @@ def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
     rest = text.replace(library, "")
     assert not re.search(r"@import|url\(|fetch\(|\bimport\(", rest)
     assert set(re.findall(r"https?://[^\"'\s<]+", rest)) == set()
-    assert text.encode().__len__() < report.LARGEST_REPORT
+    assert text.encode().__len__() < writing.LARGEST_REPORT
 
 
 def test_contents_link_to_every_section(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_words_are_explained_where_they_are_used() -> None:
 def test_columns_that_do_not_apply_are_left_out_and_long_tables_link_to_their_file() -> None:
     table = TABLE.assign(unmeasured=np.nan)
     text = report.render([Section(title="Heads", tables={"Scores. What they mean": table})], title="T")
-    assert "unmeasured" not in text and text.count("<tr>") == 1 + report.FIRST_ROWS
+    assert "unmeasured" not in text and text.count("<tr>") == 1 + page_module.FIRST_ROWS
     assert '<a href="heads-scores.csv">' in text, "the name ends where the explanation begins"
 
 
@@ -188,8 +190,8 @@ def test_several_results_of_one_class_are_compared_first() -> None:
             return [Section(title="Side by side", text=" and ".join(one.title for one in results))]
 
     some = [Compared(title=name, table=TABLE) for name in ("A", "B")]
-    assert [s.title for s in report._side_by_side([*some, Study(title="C", table=TABLE)])] == ["Side by side"]
-    assert report._side_by_side(some[:1]) == []
+    assert [s.title for s in writing._side_by_side([*some, Study(title="C", table=TABLE)])] == ["Side by side"]
+    assert writing._side_by_side(some[:1]) == []
 
 
 @pytest.mark.parametrize(

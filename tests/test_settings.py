@@ -10,10 +10,10 @@ import pytest
 import torch
 from factories import golden, tiny_model
 
+from vdinterp.checks.settings import read_json
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import BlockSpec, Rope, VideoDiTConfig
 from vdinterp.models.loading import convert_config, dfot, oasis
-from vdinterp.settings import read_json
 from vdinterp.vae import LatentStats
 
 CFG = tiny_model("3d").cfg.to_dict()

@@ -20,11 +20,11 @@ import torch
 from nbclient import NotebookClient
 from PIL import Image
 
-from vdinterp import markup, plotting
+from vdinterp import plotting
 from vdinterp.data import make_clips
-from vdinterp.plotting import Figures
-from vdinterp.plotting import playing as playing_module
+from vdinterp.plotting import Figures, playing as playing_module
 from vdinterp.results import Result
+from vdinterp.words import markup
 
 FIGURE = run_notebooks.FIGURE
 START = f"""

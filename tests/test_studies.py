@@ -34,7 +34,7 @@ from vdinterp.studies import (
     run,
     study,
 )
-from vdinterp.studies.ablations import no_adaln
+from vdinterp.studies._ablations import no_adaln
 from vdinterp.studies.clips import default_context, judged
 from vdinterp.vae import IdentityVAE, LatentStats
 

@@ -20,7 +20,7 @@ from interrupted_sweep import run, trials
 
 import vdinterp as vd
 from vdinterp.analysis import Contrast
-from vdinterp.analysis.patch_metrics import Judge, recovered
+from vdinterp.analysis.patching.judging import Judge, recovered
 from vdinterp.interventions import Custom, MaskAttention, Patch
 from vdinterp.sweep import Records, Trial
 from vdinterp.sweep.start import Start, start_of, touched

@@ -12,8 +12,8 @@ from plotly.colors import sample_colorscale
 
 import vdinterp as vd
 from vdinterp.data import crafter
+from vdinterp.plotting._filmstrip import to_rgb
 from vdinterp.plotting.attention import COLORSCALE
-from vdinterp.plotting.filmstrip import to_rgb
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "overview.png"
 WIDTH, HEIGHT, EDGE = 1280, 586, 28

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 
-from vdinterp.counts import check_count
+from vdinterp.checks.counts import check_count
 
 
 @dataclass(frozen=True)

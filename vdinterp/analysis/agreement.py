@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from vdinterp.analysis.bootstrap import resamples, tails
+from vdinterp.analysis.intervals import resamples, tails
 from vdinterp.results import Result
 
 PERMUTATIONS = 1000

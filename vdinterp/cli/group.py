@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vdinterp.markup import plain as plain  # what every command prints a summary with
+from vdinterp.words.markup import plain as plain  # what every command prints a summary with
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,7 @@ import click
 
 from vdinterp.cli.files import write_report
 from vdinterp.cli.group import main, plain
-from vdinterp.cli.options import engine as engine_option
-from vdinterp.cli.options import noise_levels, out_folder, random_seed, resumable
+from vdinterp.cli.options import engine as engine_option, noise_levels, out_folder, random_seed, resumable
 from vdinterp.cli.stimuli import Given, takes_clips
 
 

@@ -25,7 +25,7 @@ LEVELS = (0.3, 0.6, 0.9)
 def lens(model: str, given: Given, levels: tuple[float, ...], steps: int, seed: int, out: Path) -> None:
     """What the stream of MODEL holds, layer by layer."""
     import vdinterp as vd
-    from vdinterp.analysis.lens_curve import lens_curve
+    from vdinterp.analysis.stream._lens_curve import lens_curve
 
     pipe = vd.load(model)
     judged, reference = (vd.NoisedClips(pipe, clips, levels=levels, seed=seed) for clips in given.halves(pipe, seed))
@@ -48,7 +48,7 @@ def lens(model: str, given: Given, levels: tuple[float, ...], steps: int, seed: 
 def attribute(model: str, given: Given, levels: tuple[float, ...], seed: int, out: Path) -> None:
     """Which components of MODEL write the prediction."""
     import vdinterp as vd
-    from vdinterp.analysis.direct_effect import direct_effect
+    from vdinterp.analysis.stream._direct_effect import direct_effect
 
     pipe = vd.load(model)
     noised = vd.NoisedClips(pipe, given.held_out(pipe, seed), levels=levels, seed=seed)

@@ -12,7 +12,7 @@ from vdinterp.cli.files import check_out, write_report
 from vdinterp.cli.group import echo_table, main, plain
 from vdinterp.cli.options import out_folder, resumable
 from vdinterp.cli.stimuli import Given, takes_clips
-from vdinterp.wording import caution
+from vdinterp.words.wording import caution
 
 
 class StudyCommand(click.Command):

@@ -1,7 +1,5 @@
 """Clips with ground truth, and video files."""
 
-from vdinterp.data.clips import KINDS, Clips, make_clips
-from vdinterp.data.samples import sample_clips
-from vdinterp.data.video_files import read_clips, read_video, write_video
+import lazy_loader
 
-__all__ = ["KINDS", "Clips", "make_clips", "read_clips", "read_video", "sample_clips", "write_video"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

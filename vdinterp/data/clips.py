@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from vdinterp.counts import check_count, check_seed
+from vdinterp.checks.counts import check_count, check_seed
 
 DIGIT_KINDS = ("loop", "snippet", "one_off", "control")
 OBJECT_KINDS = ("bounce", "occlusion")

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import safe_open
 
 from vdinterp import store
-from vdinterp.counts import check_count, check_indices, check_seed
+from vdinterp.checks.counts import check_count, check_indices, check_seed
 from vdinterp.data.clips import Clips
 from vdinterp.progress import bar
 

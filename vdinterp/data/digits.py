@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from safetensors.numpy import load
 
 from vdinterp import store
-from vdinterp.counts import check_between, check_count, check_seed
+from vdinterp.checks.counts import check_between, check_count, check_seed
 from vdinterp.data.clips import DIGIT_KINDS, Clips
 
 SPLITS = {"train": range(1437), "held_out": range(1437, 1797)}  # the last fifth; images come grouped by writer

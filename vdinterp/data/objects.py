@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vdinterp.counts import check_count, check_seed
+from vdinterp.checks.counts import check_count, check_seed
 from vdinterp.data.clips import OBJECT_KINDS, Clips
 
 BACKGROUND = (0.08, 0.08, 0.10)

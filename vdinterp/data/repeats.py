@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from vdinterp.counts import check_count, check_seed
+from vdinterp.checks.counts import check_count, check_seed
 
 DESIGNS = ("one-off", "loop", "cell loops", "translated", "velocity", "occlusion", "splice", "long cue")
 MEANING = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vdinterp.counts import check_count
+from vdinterp.checks.counts import check_count
 from vdinterp.data.clips import KINDS, Clips, make_clips
 
 CLIPS = Path(__file__).parent.parent / "assets" / "clips"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 
-from vdinterp.counts import check_count, check_seed
+from vdinterp.checks.counts import check_count, check_seed
 
 MEAN, STD = 0.5, 0.15  # of the pixels
 

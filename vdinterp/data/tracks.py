@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 
-from vdinterp.counts import check_count
+from vdinterp.checks.counts import check_count
 from vdinterp.data.clips import Clips
 from vdinterp.grid import TokenGrid
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vdinterp.settings import build, check_fields
+from vdinterp.checks.settings import build, check_fields
 
 Objective = Literal["eps", "x0", "v", "flow"]
 Schedule = Literal["cosine", "cosine_simple_diffusion", "linear", "sigmoid", "flow"]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 
-from vdinterp.counts import check_between
+from vdinterp.checks.counts import check_between
+from vdinterp.checks.signatures import check_signature
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
-from vdinterp.signatures import check_signature
 
 MASKED = 1.0
 CLEAN = 0.0

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from vdinterp.counts import check_seed
+from vdinterp.checks.counts import check_seed
 
 _INITIAL, _HISTORY, _ANCESTRAL = 0, 1, 2
 

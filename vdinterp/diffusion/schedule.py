@@ -7,7 +7,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 
-from vdinterp.counts import check_count
+from vdinterp.checks.counts import check_count
 from vdinterp.diffusion.config import DiffusionConfig
 
 _MAX_LOGSNR = 15.0  # both ends of the Simple Diffusion schedule

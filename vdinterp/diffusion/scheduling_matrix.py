@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 
-from vdinterp.counts import check_count
+from vdinterp.checks.counts import check_count
 from vdinterp.diffusion.schedule import levels
 
 MATRICES = ("full_sequence", "autoregressive", "pyramid", "trapezoid")

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from plotly.colors import get_colorscale
 
-from vdinterp.analysis.noised import NoisedClips, check_noised
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips, check_noised
 from vdinterp.explorer.encoding import frame_sheet
 from vdinterp.grid import TokenGrid
 from vdinterp.models import ActivationCache, AttentionPattern
+from vdinterp.plotting._filmstrip import to_rgb
 from vdinterp.plotting.attention import COLORSCALE
-from vdinterp.plotting.filmstrip import to_rgb
 from vdinterp.plotting.page import written
 
 Direction = Literal["from", "to", "frame"]

@@ -9,28 +9,6 @@ Where: a site (a hook name, an alias, a key, a list) or `layers`; then `heads`, 
 `steps` only some denoising steps of a sampler.
 """
 
-from vdinterp.interventions.attention import MaskAttention, TransferAttention
-from vdinterp.interventions.base import (
-    Acting,
-    HookPair,
-    Intervention,
-    Pass,
-    Run,
-    Site,
-    check_choice,
-    check_interventions,
-    hooks_of,
-)
-from vdinterp.interventions.condition import SetCondition, SetNoiseLevel
-from vdinterp.interventions.replace import Ablate, Custom, Freeze, Patch, Steer
-from vdinterp.interventions.rope import RotateRope
-from vdinterp.interventions.serialize import from_json, to_json
-from vdinterp.interventions.site import CHANNEL_AXES, SAMPLE_AXES, SiteIntervention
-from vdinterp.interventions.stored import check_stored, fitted
+import lazy_loader
 
-__all__ = [
-    "CHANNEL_AXES", "SAMPLE_AXES", "Ablate", "Acting", "Custom", "Freeze", "HookPair", "Intervention", "MaskAttention",
-    "Pass", "Patch", "RotateRope", "Run", "SetCondition", "SetNoiseLevel", "Site", "SiteIntervention", "Steer",
-    "TransferAttention", "check_choice", "check_interventions", "check_stored", "fitted", "from_json",
-    "hooks_of", "to_json",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

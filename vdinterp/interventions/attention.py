@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from vdinterp.counts import check_indices
+from vdinterp.checks.counts import check_indices
 from vdinterp.interventions.base import HookPair, Intervention, Run, check_choice, chosen_layers
 from vdinterp.interventions.replace import Patch
 from vdinterp.interventions.site import Computed, SiteIntervention

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from jaxtyping import Bool
 
-from vdinterp.counts import check_indices
+from vdinterp.checks.counts import check_indices
 
 if TYPE_CHECKING:
     from typing_extensions import Self

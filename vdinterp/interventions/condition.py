@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vdinterp.counts import check_indices
+from vdinterp.checks.counts import check_indices
 from vdinterp.interventions.base import HookPair, Intervention
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from vdinterp.checks.signatures import check_signature
 from vdinterp.interventions.base import Run, Site
 from vdinterp.interventions.site import SAMPLE_AXES, SiteIntervention, channel_axis
 from vdinterp.interventions.stored import (
@@ -20,7 +21,6 @@ from vdinterp.interventions.stored import (
     expanded,
     fitted,
 )
-from vdinterp.signatures import check_signature
 
 _REFERENCED = ("mean", "resample", "frozen")
 _MODES = ("zero", *_REFERENCED, "scaled")

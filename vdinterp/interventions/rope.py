@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float, Int
 
-from vdinterp.counts import check_indices, check_seed
+from vdinterp.checks.counts import check_indices, check_seed
 from vdinterp.interventions.base import HookPair, Intervention, chosen_layers
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed

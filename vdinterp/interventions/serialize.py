@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vdinterp.counts import MOST, check_count
+from vdinterp.checks.counts import MOST, check_count
 from vdinterp.interventions.attention import MaskAttention, TransferAttention
 from vdinterp.interventions.base import Intervention, check_interventions
 from vdinterp.interventions.condition import SetCondition, SetNoiseLevel

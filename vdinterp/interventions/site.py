@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 
-from vdinterp.counts import check_indices
+from vdinterp.checks.counts import check_indices
 from vdinterp.interventions.base import HookPair, Intervention, Site, check_choice, check_site
 
 # Axes that a mean is taken over; what is left (head, d_model, d_head ...) tells the components apart.

@@ -1,19 +1,5 @@
 """The hooked video diffusion transformer: architecture as data, every activation named."""
 
-from vdinterp.models.act_names import get_act_name
-from vdinterp.models.cache import ActivationCache, Recording
-from vdinterp.models.config import BlockSpec, Rope, Sublayer, VideoDiTConfig
-from vdinterp.models.hooked_video_dit import HookedVideoDiT
-from vdinterp.models.pattern import AttentionPattern
+import lazy_loader
 
-__all__ = [
-    "ActivationCache",
-    "AttentionPattern",
-    "BlockSpec",
-    "HookedVideoDiT",
-    "Recording",
-    "Rope",
-    "Sublayer",
-    "VideoDiTConfig",
-    "get_act_name",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

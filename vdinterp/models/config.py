@@ -10,7 +10,7 @@ import logging
 from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from vdinterp.settings import build, check_fields
+from vdinterp.checks.settings import build, check_fields
 
 Axis = Literal["3d", "space", "time"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vdinterp.checks.signatures import check_signature
 from vdinterp.models.scopes import checkpointing, current_call, edited_names, in_backward
-from vdinterp.signatures import check_signature
 
 if TYPE_CHECKING:
     from vdinterp.models.hooks import HookPoint

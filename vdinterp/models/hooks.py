@@ -18,16 +18,18 @@ from typing import Any, Literal
 import torch
 from torch.utils.hooks import RemovableHandle
 from transformer_lens import FactoredMatrix as FactoredMatrix
-from transformer_lens.hook_points import HookPoint as _HookPoint
-from transformer_lens.hook_points import LensHandle
+from transformer_lens.hook_points import HookPoint as _HookPoint, LensHandle
 
 from vdinterp.models.hook_functions import GuardedHook, HookFn, Recorder, warn_at_end
-from vdinterp.models.hook_names import Names as Names
-from vdinterp.models.hook_names import is_key as is_key
-from vdinterp.models.hook_names import match_alias as match_alias
-from vdinterp.models.hook_names import match_key as match_key
-from vdinterp.models.hook_names import resolve, resolve_one
-from vdinterp.models.hook_names import unknown_hook as unknown_hook
+from vdinterp.models.hook_names import (
+    Names as Names,
+    is_key as is_key,
+    match_alias as match_alias,
+    match_key as match_key,
+    resolve,
+    resolve_one,
+    unknown_hook as unknown_hook,
+)
 from vdinterp.models.scopes import (
     Call,
     Scope,

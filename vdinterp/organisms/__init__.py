@@ -4,6 +4,6 @@ A detector that is to be believed on a trained model has to name the planted hea
 other organisms.
 """
 
-from vdinterp.organisms.build import KINDS, Organism, build
+import lazy_loader
 
-__all__ = ["KINDS", "Organism", "build"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,20 +1,5 @@
 """VideoDiffusion: from a video to a video through a hooked model."""
 
-from vdinterp.pipeline.bundle import load_bundle, save_bundle
-from vdinterp.pipeline.loading import list_checkpoints, list_families, list_models, load
-from vdinterp.pipeline.sampling import SampleResult, StepState
-from vdinterp.pipeline.video_diffusion import VideoDiffusion
-from vdinterp.pipeline.windows import interpolation_plan
+import lazy_loader
 
-__all__ = [
-    "SampleResult",
-    "StepState",
-    "VideoDiffusion",
-    "interpolation_plan",
-    "list_checkpoints",
-    "list_families",
-    "list_models",
-    "load",
-    "load_bundle",
-    "save_bundle",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

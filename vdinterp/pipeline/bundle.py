@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vdinterp import store
+from vdinterp.checks.settings import read_json
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT, VideoDiTConfig
 from vdinterp.models.loading import assemble, check_filled, check_weights, shapes_of
 from vdinterp.models.weights import check_saves
 from vdinterp.pipeline.video_diffusion import VideoDiffusion
-from vdinterp.settings import read_json
 from vdinterp.vae import VAE, LatentStats, build
 from vdinterp.vae.diffusers_vae import check_hub_options
 from vdinterp.vae.protocol import vae_module

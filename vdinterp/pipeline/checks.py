@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vdinterp.counts import check_indices
+from vdinterp.checks.counts import check_indices
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.diffusion.schedule import NoiseSchedule
 from vdinterp.models import HookedVideoDiT

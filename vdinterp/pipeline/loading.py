@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from vdinterp import store
+from vdinterp.checks.settings import read_json
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.loading import FAMILIES, read_checkpoint
@@ -19,7 +20,6 @@ from vdinterp.pipeline.bundle import SETTINGS, WEIGHTS, bundle_checkpoints, load
 from vdinterp.pipeline.checks import check_device
 from vdinterp.pipeline.hub import download
 from vdinterp.pipeline.video_diffusion import VideoDiffusion
-from vdinterp.settings import read_json
 from vdinterp.vae import VAE, LatentStats
 
 MODELS = Path(__file__).parent.parent / "assets" / "models"

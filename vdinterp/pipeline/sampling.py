@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
-from vdinterp.counts import check_between, check_count, check_seed
+from vdinterp.checks.counts import check_between, check_count, check_seed
 from vdinterp.diffusion import (
     GivenNoise,
     Guidance,

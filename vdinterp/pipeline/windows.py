@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float
 
-from vdinterp.counts import check_count, check_seed
+from vdinterp.checks.counts import check_count, check_seed
 from vdinterp.pipeline.checks import check_cond, check_latents
 from vdinterp.pipeline.sampling import SampleResult, SamplingPlan, check_acting, collect, lay_out, make_plan
 from vdinterp.progress import bar

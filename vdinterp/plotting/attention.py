@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
 
-from vdinterp.plotting.filmstrip import enlarge, enlargement, jpeg_uri, strip_figure, to_rgb
+from vdinterp.plotting._filmstrip import enlarge, enlargement, jpeg_uri, strip_figure, to_rgb
 from vdinterp.plotting.template import color_bar, finish
 
 COLORSCALE = "Inferno"

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import UInt8
 
-from vdinterp.plotting.filmstrip import enlarge, enlargement, strip_figure
+from vdinterp.plotting._filmstrip import enlarge, enlargement, strip_figure
 
 BOX = (255, 0, 220)  # stands out from any game or photograph
 LARGEST_PAIR = 200  # shown pixels of a patch and its frame side by side

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vdinterp.plotting.filmstrip import enlarge, to_rgb
+from vdinterp.plotting._filmstrip import enlarge, to_rgb
 from vdinterp.plotting.template import INK
 
 SIDE = 132  # pixels of a frame's longer side, about

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vdinterp.plotting.filmstrip import to_rgb
+from vdinterp.plotting._filmstrip import to_rgb
 from vdinterp.plotting.moving import ACROSS, moving_clips
 
 LONGEST_SIDE = 144  # pixels that a larger frame is reduced to

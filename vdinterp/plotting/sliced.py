@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from vdinterp.plotting.heatmap import diverging_ends, heatmap, number
+from vdinterp.plotting._heatmap import diverging_ends, heatmap, number
 
 
 def sliced_heatmap(values: Any, *, slices: Sequence[str], title: str, **options: Any) -> go.Figure:

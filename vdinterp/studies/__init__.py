@@ -4,42 +4,8 @@
 `@study("name")`; it gets resuming, progress and the report for nothing (see `examples/own_study.py`).
 """
 
-from vdinterp.studies.ablation_result import AblationResult
-from vdinterp.studies.ablations import ablations
-from vdinterp.studies.bench import METRICS, Bench, Measurement, Moment
-from vdinterp.studies.clips import held_out_clips, pairs_of
-from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
-from vdinterp.studies.heads import HeadStudy, heads
-from vdinterp.studies.labels import Labels, label_names, labels_of
-from vdinterp.studies.ledger import Ledger
-from vdinterp.studies.registry import NAMES, find, run, study
-from vdinterp.studies.result import StudyResult, build, tabulate
-from vdinterp.sweep import fingerprint
+import lazy_loader
 
-__all__ = [
-    "INTACT",
-    "INTACT_DENOISE",
-    "METRICS",
-    "NAMES",
-    "AblationResult",
-    "Bench",
-    "Condition",
-    "HeadStudy",
-    "Labels",
-    "Ledger",
-    "Measurement",
-    "Moment",
-    "StudyResult",
-    "ablations",
-    "build",
-    "find",
-    "fingerprint",
-    "heads",
-    "held_out_clips",
-    "label_names",
-    "labels_of",
-    "pairs_of",
-    "run",
-    "study",
-    "tabulate",
-]
+from vdinterp.studies import _ablations, _heads  # noqa: F401  # the bundled studies enter the registry
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

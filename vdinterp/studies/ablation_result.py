@@ -13,7 +13,7 @@ from vdinterp import plotting
 from vdinterp.results import Section
 from vdinterp.studies import ablation_text, wording
 from vdinterp.studies.result import COLUMNS_MEAN, UNITS, StudyResult
-from vdinterp.wording import caution
+from vdinterp.words.wording import caution
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

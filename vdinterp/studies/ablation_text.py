@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vdinterp.studies import wording
-from vdinterp.wording import caution, fails, listing, number, plural
+from vdinterp.words.wording import caution, fails, listing, number, plural
 
 if TYPE_CHECKING:
     from vdinterp.studies.ablation_result import AblationResult

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
 
 from vdinterp.analysis import deviation, motion_error, psnr, sharpness, ssim, x0_error
-from vdinterp.analysis.noised import check_fit, check_levels, checkpoint, weights_id
-from vdinterp.analysis.reliability import Reliability, round_trip
-from vdinterp.analysis.stimulus import latents_of, video_of
+from vdinterp.analysis.stimulus.latents import latents_of, video_of
+from vdinterp.analysis.stimulus.noised_clips import check_fit, check_levels, checkpoint, weights_id
+from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
 from vdinterp.interventions import Intervention, check_interventions, hooks_of
@@ -25,7 +25,7 @@ from vdinterp.studies.clips import judged
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.ledger import Ledger, Tensors
 from vdinterp.studies.references import References
-from vdinterp.wording import plural
+from vdinterp.words.wording import plural
 
 log = logging.getLogger("vdinterp")
 

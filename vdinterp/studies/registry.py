@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from vdinterp.analysis.noised import check_levels
-from vdinterp.counts import check_count
+from vdinterp.analysis.stimulus.noised_clips import check_levels
+from vdinterp.checks.counts import check_count
 from vdinterp.data import Clips
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
 from vdinterp.studies.bench import Bench
 from vdinterp.studies.clips import default_context, held_out_clips, kind_of, without_twin
 from vdinterp.studies.ledger import Ledger
-from vdinterp.sweep.fingerprint import code_of
+from vdinterp.sweep._fingerprint import code_of
 
 Study = Callable[..., Result]
 NAMES: dict[str, Study] = {}

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from vdinterp import plotting
 from vdinterp.analysis import bootstrap_mean
 from vdinterp.results import Result, Section
-from vdinterp.wording import caution, interval
+from vdinterp.words.wording import caution, interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vdinterp.wording import listing, number, plural, with_interval
+from vdinterp.words.wording import listing, number, plural, with_interval
 
 if TYPE_CHECKING:
     from vdinterp.studies.result import StudyResult

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from vdinterp.counts import check_count
+from vdinterp.checks.counts import check_count
+from vdinterp.checks.signatures import check_signature
 from vdinterp.interventions import Pass
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline.sampling import make_plan
 from vdinterp.progress import bar
 from vdinterp.results import Result
-from vdinterp.signatures import check_signature
 from vdinterp.sweep.ledger import Shard, SweepLedger
 from vdinterp.sweep.start import Start, start_of, touched
 from vdinterp.sweep.trial import Case, Denoiser, Inputs, Metric, ModelOnly, Trial

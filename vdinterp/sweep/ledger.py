@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdinterp.sweep.fingerprint import code_of, fingerprint
+from vdinterp.sweep._fingerprint import code_of, fingerprint
 from vdinterp.sweep.records import Records, parse
 from vdinterp.sweep.trial import Case, Denoiser, Metric, Trial
 from vdinterp.sweep.worker import Outcome, Unit

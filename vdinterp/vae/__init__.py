@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from vdinterp.settings import pick
+from vdinterp.checks.settings import pick
 from vdinterp.vae.diffusers_vae import DiffusersVAE, check_hub_options
 from vdinterp.vae.identity import IdentityVAE
 from vdinterp.vae.protocol import VAE

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from vdinterp.settings import build, check_fields, pick
+from vdinterp.checks.settings import build, check_fields, pick
 
 
 @dataclass(frozen=True)

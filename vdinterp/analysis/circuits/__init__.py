@@ -8,23 +8,6 @@ circuit depend on the noise levels of the two frames, rotation makes QK depend o
 what an action adds to the modulation is not.
 """
 
-from vdinterp.analysis.circuits.activations import QKActivations, qk_activations
-from vdinterp.analysis.circuits.composition import CompositionScores, composition
-from vdinterp.analysis.circuits.heads import OVCircuit, QKCircuit, ov, qk
-from vdinterp.analysis.circuits.patches import CopyingScores, PatchCircuit, copying, eigenvalue_score, patch_circuit
+import lazy_loader
 
-__all__ = [
-    "CompositionScores",
-    "CopyingScores",
-    "OVCircuit",
-    "PatchCircuit",
-    "QKActivations",
-    "QKCircuit",
-    "composition",
-    "copying",
-    "eigenvalue_score",
-    "ov",
-    "patch_circuit",
-    "qk",
-    "qk_activations",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -22,7 +22,7 @@ from vdinterp.models import HookedVideoDiT
 from vdinterp.models.hooks import FactoredMatrix
 from vdinterp.models.weights import undetermined
 from vdinterp.results import Result
-from vdinterp.wording import number
+from vdinterp.words.wording import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

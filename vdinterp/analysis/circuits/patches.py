@@ -17,7 +17,7 @@ from vdinterp.analysis.circuits.weights import FoldedWeights, check_head
 from vdinterp.diffusion import split_prediction
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
-from vdinterp.wording import number
+from vdinterp.words.wording import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

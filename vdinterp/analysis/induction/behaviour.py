@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.induction.task import Task
+from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.data.repeats import MEANING
 from vdinterp.results import rows_of
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.induction.effects import Head
 from vdinterp.analysis.induction.scores import score_table
 from vdinterp.analysis.induction.task import Look, Task
+from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.interventions import RotateRope
 from vdinterp.pipeline import VideoDiffusion
 

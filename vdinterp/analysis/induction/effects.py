@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 
 from vdinterp import sweep
-from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.induction.task import Task
-from vdinterp.analysis.noised_sweep import TargetError, cases_of
-from vdinterp.analysis.path_patching import path_patch
+from vdinterp.analysis.intervals import bootstrap_mean
+from vdinterp.analysis.patching.paths import path_patch
+from vdinterp.analysis.stimulus.cases import TargetError, cases_of
 from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention, Patch
 from vdinterp.models import ActivationCache

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from vdinterp.analysis.bootstrap import bootstrap_mean
 from vdinterp.analysis.induction.controls import Control
 from vdinterp.analysis.induction.effects import Head, Rise
 from vdinterp.analysis.induction.verdict import Evidence, Finding, HeadEvidence, Verdict
+from vdinterp.analysis.intervals import bootstrap_mean
 
 if TYPE_CHECKING:
     from vdinterp.analysis.induction.result import InductionResult

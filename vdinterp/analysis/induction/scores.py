@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from vdinterp.analysis.bootstrap import bootstrap_mean, resamples, tails
 from vdinterp.analysis.induction.task import Look, Task
+from vdinterp.analysis.intervals import bootstrap_mean, resamples, tails
 
 FIRST_PERMUTATIONS, MOST_PERMUTATIONS = 1_000, 1_000_000
 NUMBERS_AT_ONCE = 20_000_000  # held while permuting

@@ -23,7 +23,7 @@ from vdinterp.analysis.induction.scores import candidates, same_position, score_
 from vdinterp.analysis.induction.stimuli import stimuli
 from vdinterp.analysis.induction.task import LookStore, Task, cells_of, pool_of
 from vdinterp.analysis.induction.verdict import FIXED, Evidence, Finding, findings, from_heads
-from vdinterp.analysis.noised import check_levels, checkpoint, weights_id
+from vdinterp.analysis.stimulus.noised_clips import check_levels, checkpoint, weights_id
 from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, cue_of, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load_file
 
 from vdinterp import store
-from vdinterp.analysis.noised import NoisedClips
-from vdinterp.analysis.stimulus import video_of
+from vdinterp.analysis.stimulus.latents import video_of
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.data import Clips, make_clips, sample_clips
 from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
 from vdinterp.data.digits import SPLITS, digit_images
@@ -22,7 +22,7 @@ from vdinterp.data.repeats import Repeats
 from vdinterp.data.textures import make_textures
 from vdinterp.interventions import Intervention
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.sweep.fingerprint import code_of, fingerprint
+from vdinterp.sweep._fingerprint import code_of, fingerprint
 
 POOL = 256  # pictures of a pool that is made, not found
 

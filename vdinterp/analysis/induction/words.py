@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from vdinterp.analysis.induction.stimuli import CONTROL_CLIPS, INTRODUCED, in_plain_words
-from vdinterp.analysis.reliability import Reliability
+from vdinterp.analysis.stimulus.reliability import Reliability
 from vdinterp.results import rows_of
-from vdinterp.wording import number, with_interval
+from vdinterp.words.wording import number, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd

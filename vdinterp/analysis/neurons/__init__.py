@@ -1,8 +1,5 @@
 """MLP neurons: which patches they fire for, what they write, and what is lost without them."""
 
-from vdinterp.analysis.neurons.collect import top_patches
-from vdinterp.analysis.neurons.directions import write_directions
-from vdinterp.analysis.neurons.effects import NeuronEffects, ablation_effects
-from vdinterp.analysis.neurons.result import NeuronResult
+import lazy_loader
 
-__all__ = ["NeuronEffects", "NeuronResult", "ablation_effects", "top_patches", "write_directions"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,8 +13,8 @@ from vdinterp.analysis.neurons.directions import HeldMean, directions, layers_wi
 from vdinterp.analysis.neurons.labels import NONE, TokenLabels, checked_labels
 from vdinterp.analysis.neurons.result import NeuronResult
 from vdinterp.analysis.neurons.running import MOST_PLACES, RunningMoments, RunningSums, RunningTop, correlation
-from vdinterp.analysis.noised import NoisedClips, on_noised_clips
-from vdinterp.plotting.filmstrip import to_rgb
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
+from vdinterp.plotting._filmstrip import to_rgb
 from vdinterp.progress import bar
 
 CLEAN = 0.0  # what stands for the noise level of a context frame

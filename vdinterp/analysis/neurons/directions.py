@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.diffusion import level_to_k, split_prediction
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion

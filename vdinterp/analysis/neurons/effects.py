@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float, Int
 
 from vdinterp import plotting, sweep
-from vdinterp.analysis.bootstrap import bootstrap_mean
+from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.neurons.directions import layers_with_mlp
 from vdinterp.analysis.neurons.labels import checked_labels
-from vdinterp.analysis.noised import NoisedClips, on_noised_clips
-from vdinterp.analysis.noised_sweep import TargetError, cases_of
+from vdinterp.analysis.stimulus.cases import TargetError, cases_of
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.interventions import Ablate
 from vdinterp.results import Result, rows_of
-from vdinterp.wording import number, with_interval
+from vdinterp.words.wording import number, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 
-from vdinterp.analysis.noised import NoisedClips
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 
 PADDING = ("outside",)  # labels of what is no content, as beyond the edge of a map: never what a list begins with
 NONE = "none"  # the label of a neuron that has no selectivity

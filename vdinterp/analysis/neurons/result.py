@@ -18,7 +18,7 @@ from vdinterp.analysis.neurons.labels import PADDING
 from vdinterp.plotting.crops import patch_strip
 from vdinterp.plotting.page import written
 from vdinterp.results import Result, Section
-from vdinterp.wording import caution, number, with_interval
+from vdinterp.words.wording import caution, number, with_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -1,6 +1,5 @@
 """Linear probes: what can be read off an activation, and off the input alone. `vd.probes.fit(noised, labels)`."""
 
-from vdinterp.analysis.probes.fitting import fit
-from vdinterp.analysis.probes.result import BASELINES, ProbeResult
+import lazy_loader
 
-__all__ = ["BASELINES", "ProbeResult", "fit"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Shaped
 from tqdm.auto import tqdm
 
-from vdinterp.analysis.noised import NoisedClips, on_noised_clips
 from vdinterp.analysis.probes.folds import Held, Scorer, need_sklearn
 from vdinterp.analysis.probes.result import BASELINES, ProbeResult
 from vdinterp.analysis.probes.samples import Frames, activations, latents, make_samples, site_names, untrained
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 
 
 @on_noised_clips

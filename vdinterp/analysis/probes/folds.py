@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vdinterp.analysis.bootstrap import resamples, tails
+from vdinterp.analysis.intervals import resamples, tails
 
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # squared weights per sample, features standardised: from strong to weak
 RESAMPLES, INTERVAL = 1000, 0.95

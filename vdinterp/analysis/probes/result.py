@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vdinterp import plotting
 from vdinterp.plotting.template import level_line
 from vdinterp.results import Result, Section, rows_of
-from vdinterp.wording import caution, number, plural
+from vdinterp.words.wording import caution, number, plural
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

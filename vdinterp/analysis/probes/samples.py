@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 
-from vdinterp.analysis.noised import NoisedClips
-from vdinterp.counts import check_count, check_seed
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips
+from vdinterp.checks.counts import check_count, check_seed
 from vdinterp.interventions.site import CHANNEL_AXES
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion

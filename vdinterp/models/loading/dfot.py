@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from vdinterp.checks.settings import pick
 from vdinterp.models.config import Rope, VideoDiTConfig
 from vdinterp.models.loading.keys import KeyTable, head_width, linear, mlp_width
-from vdinterp.settings import pick
 
 _BACKBONE = {"name": "dit3d", "variant": "full", "pos_emb_type": "rope_3d", "mlp_ratio": 4.0}
 

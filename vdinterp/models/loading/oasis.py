@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from vdinterp.checks.settings import pick
 from vdinterp.models.components.rope import RotaryEmbedding
 from vdinterp.models.config import BlockSpec, Rope, VideoDiTConfig
 from vdinterp.models.loading.keys import KeyTable, head_width, linear, mlp_width
 from vdinterp.models.loading.values import check_weights
-from vdinterp.settings import pick
 
 OASIS_500M = {
     "input_h": 18, "input_w": 32, "patch_size": 2, "in_channels": 16, "hidden_size": 1024, "depth": 16,

@@ -1,0 +1,1 @@
+"""What heads look at: statistics of attention, one number or one picture a head."""

@@ -1,0 +1,1 @@
+"""What matters when it is swapped: activations, paths and edges, exactly or estimated by gradients."""

@@ -1,0 +1,1 @@
+"""What is written where: the residual stream, taken apart and read out early."""

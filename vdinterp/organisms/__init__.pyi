@@ -1,0 +1,1 @@
+from ._build import KINDS as KINDS, Organism as Organism, build as build

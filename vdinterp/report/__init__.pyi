@@ -1,0 +1,2 @@
+from .page import render as render
+from .writing import write as write

@@ -1,0 +1,13 @@
+from ._fingerprint import fingerprint as fingerprint
+from .engine import SweepResult as SweepResult, run as run
+from .ledger import SweepLedger as SweepLedger
+from .records import Records as Records
+from .trial import (
+    Case as Case,
+    Inputs as Inputs,
+    Metric as Metric,
+    ModelOnly as ModelOnly,
+    Moment as Moment,
+    Trajectory as Trajectory,
+    Trial as Trial,
+)
