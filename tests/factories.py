@@ -64,7 +64,7 @@ def inputs(
     if cfg.d_action:
         given["cond"] = torch.randn(batch, frames, cfg.d_action, generator=generator)
     if cfg.d_text:
-        given["text"] = torch.randn(batch, 4, cfg.d_text, generator=generator)
+        given["cond"] = torch.randn(batch, 4, cfg.d_text, generator=generator)
     return given
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from factories import KINDS, inputs, tiny_model
 
+from vdinterp.conditions import Conditions
 from vdinterp.grid import TokenGrid
 from vdinterp.models import BlockSpec, HookedVideoDiT, Rope, Sublayer, VideoDiTConfig
 from vdinterp.models.components import RotaryEmbedding, rotate
@@ -85,11 +86,12 @@ def test_invalid_parts(make: Any, message: str) -> None:
         ("3d", {"noise_levels": torch.zeros(2)}, "one level per frame"),
         ("3d", {"noise_levels": torch.zeros(2, 2)}, "one level per frame"),
         ("3d", {"cond": torch.zeros(2, 3, 3)}, "takes no actions"),
-        ("3d", {"text": torch.zeros(2, 4, 5)}, "no cross-attention"),
+        ("3d", {"cond": Conditions(text=torch.zeros(2, 4, 5))}, "takes no text"),
         ("table", {"cond": torch.zeros(2, 3, 4)}, "one action a frame"),
-        ("table", {"cond_mask": torch.zeros(3).bool()}, "one boolean per clip"),
-        ("cross", {"text": None}, "needs text"),
-        ("cross", {"text": torch.zeros(1, 4, 5)}, "needs text"),
+        ("table", {"cond": Conditions(dropped=torch.zeros(3).bool())}, "one boolean a clip"),
+        ("cross", {"cond": torch.zeros(2, 4, 6)}, "takes embeddings"),
+        ("cross", {"cond": torch.zeros(1, 4, 5)}, "takes embeddings"),
+        ("cross", {"cond": Conditions(text=torch.zeros(2, 4, 5), text_mask=torch.zeros(2, 4).bool())}, "any token"),
     ],
 )
 def test_bad_inputs(kind: str, change: dict[str, Any], message: str) -> None:
@@ -253,7 +255,7 @@ def test_conditioning() -> None:
     model = tiny_model("table")
     given = inputs(model)
     bare = model(given["latents"], given["noise_levels"])
-    dropped = model(**given, cond_mask=torch.tensor([True, False]))
+    dropped = model(**{**given, "cond": Conditions(actions=given["cond"], dropped=torch.tensor([True, False]))})
     full = model(**given)
     close(dropped[0], bare[0])
     assert torch.equal(dropped[1], full[1]) and not torch.allclose(full[0], bare[0])
@@ -293,7 +295,7 @@ def test_weight_views(kind: str) -> None:
     _, cache = model.run_with_cache(**given)
     for sublayer in ("attn", "cross_attn") if kind == "cross" else ("attn",):
         attention = model.sublayer(1, sublayer)
-        keys = given["text"] if sublayer == "cross_attn" else cache["in", 1, sublayer]
+        keys = given["cond"] if sublayer == "cross_attn" else cache["in", 1, sublayer]
         for part, source in (("Q", cache["in", 1, sublayer]), ("K", keys), ("V", keys)):
             weight, bias = getattr(attention, f"W_{part}"), getattr(attention, f"b_{part}")
             close(cache[part.lower(), 1, sublayer], torch.einsum("b p d, h d e -> b p h e", source, weight) + bias)

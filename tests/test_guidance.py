@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vdinterp.conditions import NO_CONDITION, Conditions
 from vdinterp.diffusion import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -109,25 +110,24 @@ def test_history_levels(level, k):
 # Sampling under guidance, with a network whose every input matters
 
 
-def network(x, k, cond, cond_mask, step):
+def network(x, k, cond, step):
     pooled = (torch.tanh(x) * (1 + k[..., None, None, None] / 1000)).mean(1, keepdim=True)
     out = torch.sin(x + pooled)
-    if cond is not None:
-        out = (
-            out + (cond.sum(-1) * ~cond_mask[:, None] if cond_mask is not None else cond.sum(-1))[..., None, None, None]
-        )
+    if cond:
+        acts = cond.actions.sum(-1)
+        out = out + (acts if cond.dropped is None else acts * ~cond.dropped[:, None])[..., None, None, None]
     return out
 
 
-def sample(guidance, *, cond=None, cond_mask=None, mask=MASK, function=network, steps=6):
+def sample(guidance, *, cond=NO_CONDITION, mask=MASK, function=network, steps=6):
     schedule = make_schedule(DiffusionConfig())
     mask = mask.repeat(2, 1)
     noise = SeededNoise(3, [(0,), (1,)])
     context = torch.randn(2, mask.shape[1], 1, 3, 3, generator=torch.Generator().manual_seed(9))
     start = initial_state(schedule, context, mask, noise)
     rows = with_mask(full_sequence(mask.shape[1], steps, 1000), mask, 1000)
-    guidances = as_guidances(guidance, cond is not None)
-    states = list(sample_steps(function, schedule, start, mask, rows, noise, guidances, cond, cond_mask))
+    guidances = as_guidances(guidance, bool(cond))
+    states = list(sample_steps(function, schedule, start, mask, rows, noise, guidances, cond))
     return states[-1].next_latents
 
 
@@ -148,15 +148,15 @@ def test_stabilization_touches_generated_history_only():
 
 
 def test_condition_guidance_identities():
-    cond = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(1))
+    cond = Conditions(actions=torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(1)))
     dropped = torch.tensor([True, True])
-    with_cond, without = sample(None, cond=cond), sample(None, cond=cond, cond_mask=dropped)
+    with_cond, without = sample(None, cond=cond), sample(None, cond=cond.drop(dropped))
     assert not torch.equal(with_cond, without)
     assert torch.equal(sample(ClassifierFreeGuidance(1.0), cond=cond), with_cond)
     assert torch.equal(sample(ClassifierFreeGuidance(0.0), cond=cond), without)
     assert torch.equal(without, sample(None))
     # clips whose condition is dropped anyway are not moved by guidance on it
-    guided = sample(ClassifierFreeGuidance(2.0), cond=cond, cond_mask=torch.tensor([True, False]))
+    guided = sample(ClassifierFreeGuidance(2.0), cond=cond.drop(torch.tensor([True, False])))
     torch.testing.assert_close(guided[0], without[0])
     torch.testing.assert_close(guided[1], sample(ClassifierFreeGuidance(2.0), cond=cond)[1])
     assert not torch.allclose(guided[1], with_cond[1], atol=1e-3)
@@ -171,7 +171,7 @@ def test_predictions_are_combined_with_the_stated_weights():
     x = initial_state(schedule, context, mask, noise)
     k = torch.where(mask >= 1, -1, 999)
     masked = torch.where((mask >= 1)[..., None, None, None], noise.history(0, 0, x.shape), x)
-    clean_pred, masked_pred = network(x, k, None, None, 0), network(masked, torch.full_like(k, 999), None, None, 0)
+    clean_pred, masked_pred = network(x, k, NO_CONDITION, 0), network(masked, torch.full_like(k, 999), NO_CONDITION, 0)
     x0 = -(2.5 * clean_pred - 1.5 * masked_pred)  # v-prediction at a level without signal
     torch.testing.assert_close(
         sample(HistoryGuidance.vanilla(2.5), steps=1)[mask == 0], x0[mask == 0], atol=1e-5, rtol=0
@@ -181,11 +181,11 @@ def test_predictions_are_combined_with_the_stated_weights():
 def test_branches_follow_one_another_in_the_batch():
     shapes = []
 
-    def spy(x, k, cond, cond_mask, step):
-        shapes.append((tuple(x.shape), tuple(cond.shape), cond_mask.tolist(), k[:, 0].tolist()))
-        return network(x, k, cond, cond_mask, step)
+    def spy(x, k, cond, step):
+        shapes.append((tuple(x.shape), tuple(cond.actions.shape), cond.dropped.tolist(), k[:, 0].tolist()))
+        return network(x, k, cond, step)
 
-    sample(HistoryGuidance.vanilla(2.0), cond=torch.ones(2, 6, 3), function=spy, steps=1)
+    sample(HistoryGuidance.vanilla(2.0), cond=Conditions(actions=torch.ones(2, 6, 3)), function=spy, steps=1)
     assert shapes == [((4, 6, 1, 3, 3), (4, 6, 3), [True, True, False, False], [999, 999, -1, -1])]
 
 

@@ -9,6 +9,7 @@ import torch
 from factories import KINDS, inputs, tiny_model
 
 import vdinterp as vd
+from vdinterp.conditions import Conditions
 from vdinterp.interventions import (
     Ablate,
     Custom,
@@ -222,7 +223,7 @@ def test_another_action_is_that_of_another_call(kind: str) -> None:
     given, other = inputs(model), inputs(model, seed=8)["cond"]
     del given["cond"]
 
-    def call(cond: torch.Tensor | None, **more: Any) -> torch.Tensor:
+    def call(cond: Any, **more: Any) -> torch.Tensor:
         return model(**given, cond=cond, **more)
 
     own = inputs(model)["cond"]
@@ -233,8 +234,9 @@ def test_another_action_is_that_of_another_call(kind: str) -> None:
     some = own.clone()
     some[:, 2] = other[:, 2]
     assert torch.equal(under(model, SetCondition(other, frames=[2]))["hook_pred"], call(some))
-    masked = {"cond_mask": torch.tensor([True, False])}
-    assert torch.equal(under(model, SetCondition(other), **masked)["hook_pred"], call(other, **masked))
+    dropped = torch.tensor([True, False])
+    masked = under(model, SetCondition(other), cond=Conditions(actions=own, dropped=dropped))["hook_pred"]
+    assert torch.equal(masked, call(Conditions(actions=other, dropped=dropped)))
     branches = {name: x.repeat(2, *[1] * (x.ndim - 1)) for name, x in inputs(model).items()}
     repeated = under(model, SetCondition(other), **branches)
     close(repeated["hook_pred"], call(other).repeat(2, 1, 1, 1, 1), 1e-5)  # other batches round differently

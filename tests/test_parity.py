@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vdinterp as vd
+from vdinterp.conditions import Conditions
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.models.config import Rope
 from vdinterp.models.loading import convert_config, dfot, read_checkpoint
@@ -129,7 +130,7 @@ def test_shorter_clip_and_dropped_actions() -> None:
     assert_same(model(given["latents"][:, :3], given["noise_levels"][:, :3]), recorded["out.y_first3"], "dfot_golden")
 
     model, given, recorded = build("dfot_mcraft_golden")
-    masked = model(**given, cond_mask=recorded["in.external_cond_mask"])
+    masked = model(**{**given, "cond": Conditions(actions=given["cond"], dropped=recorded["in.external_cond_mask"])})
     assert_same(masked, recorded["out.y_masked_first"], "dfot_mcraft_golden")
     assert (masked - recorded["out.y"]).abs().max() > 1e-3
 

@@ -40,8 +40,8 @@ def test_all_paths_of_a_sender_together_give_its_total_effect(kind: str) -> None
     """Patching a sender as every reader sees it, each through its own recomputed stream, is patching the sender."""
     model = tiny_model(kind)
     one, other = inputs(model, seed=1), inputs(model, seed=2)
-    if "text" in one:
-        other["text"] = one["text"]
+    if model.cfg.d_text:
+        other["cond"] = one["cond"]
     _, source = model.run_with_cache(**other)
     graph = Graph(model)
     for sender in graph.senders:

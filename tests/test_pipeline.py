@@ -10,6 +10,7 @@ import pytest
 import torch
 from sampling_goldens import GUIDANCE, load_model, load_settings, load_tensors, replay
 
+from vdinterp.conditions import Conditions
 from vdinterp.diffusion import (
     ClassifierFreeGuidance,
     DiffusionConfig,
@@ -223,7 +224,7 @@ def test_actions_matter_and_can_be_guided(pipe):
     plain = pipe.sample(CONTEXT, steps=3).latents
     acted = pipe.sample(CONTEXT, steps=3, cond=cond).latents
     assert not torch.allclose(plain, acted, atol=1e-2)
-    dropped = pipe.sample(CONTEXT, steps=3, cond=cond, cond_mask=torch.tensor([True, False])).latents
+    dropped = pipe.sample(CONTEXT, steps=3, cond=Conditions(actions=cond, dropped=torch.tensor([True, False]))).latents
     torch.testing.assert_close(dropped[1], acted[1], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(dropped[0], acted[0], atol=1e-2)
     guided = pipe.sample(CONTEXT, steps=3, cond=cond, guidance=ClassifierFreeGuidance(1.0)).latents
@@ -429,8 +430,8 @@ BAD = {
     "levels range": (lambda p: p.denoise(CLIP, K + 1000), r"\[-1, 999\]"),
     "float levels": (lambda p: p.denoise(CLIP, K.float()), "integers"),
     "cond frames": (lambda p: p.denoise(CLIP, K, cond=torch.zeros(2, 5, 3)), "one action a frame"),
-    "cond width": (lambda p: p.sample(CONTEXT, cond=torch.zeros(2, 6, 4)), r"\[2 6 3\]"),
-    "cond mask": (lambda p: p.sample(CONTEXT, cond_mask=torch.zeros(2)), "boolean"),
+    "cond width": (lambda p: p.sample(CONTEXT, cond=torch.zeros(2, 6, 4)), r"\[2, 6, 3\]"),
+    "cond mask": (lambda p: p.sample(CONTEXT, cond=Conditions(dropped=torch.zeros(2))), "boolean"),
     "video range": (lambda p: p.encode(CLIP * 255), r"in \[0, 1\]"),
     "video dtype": (lambda p: p.encode(CLIP.byte()), "divide 8-bit video by 255"),
     "video rank": (lambda p: p.encode(CLIP[0]), "batch frame channel"),
@@ -474,7 +475,7 @@ BAD = {
     "overlap": (lambda p: p.rollout(CONTEXT, 9, overlap=6), "overlap must be"),
     "rollout length": (lambda p: p.rollout(CONTEXT, 2), "nothing is left"),
     "rollout mask": (lambda p: p.rollout(CONTEXT, 9, mask=[1]), "does not take"),
-    "rollout cond": (lambda p: p.rollout(CONTEXT, 9, cond=torch.zeros(2, 6, 3)), "9 in all"),
+    "rollout cond": (lambda p: p.rollout(CONTEXT, 9, cond=torch.zeros(2, 6, 3)), r"\[2, 9, 3\]"),
     "nothing unknown": (lambda p: p.interpolate(CLIP, [True] * 6), "every frame is known"),
     "unknown end": (lambda p: p.interpolate(normal(1, 9, 1, 8, 8), [True] + [False] * 8), "first and last"),
     "known shape": (lambda p: p.interpolate(CLIP, [True] * 5), "known of shape"),

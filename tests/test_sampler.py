@@ -62,7 +62,7 @@ def test_guided_trajectories_are_the_references(golden, model, name):
     seen: list[torch.Tensor] = []
     levels_seen: list[torch.Tensor] = []
 
-    def network(x, k, cond, cond_mask, step):
+    def network(x, k, cond, step):
         seen.append(x)
         levels_seen.append(k)
         with torch.no_grad():
@@ -170,7 +170,7 @@ def test_a_perfect_network_gives_its_own_answer():
     truth = normal(1, 4, 1, 4, 4)
     schedule = make_schedule(DiffusionConfig())
 
-    def network(x, k, cond, cond_mask, step):
+    def network(x, k, cond, step):
         a, s = (c[..., None, None, None] for c in schedule.coefficients(k.clamp(min=0)))
         return (a * x - truth) / s
 
@@ -183,7 +183,7 @@ def test_a_perfect_network_gives_its_own_answer():
 def test_context_and_padding_frames_never_change():
     mask = torch.tensor([[1, 0, 2, 0, -1], [0, 1, 0, 0, -1]])
     context = normal(2, 5, 1, 4, 4, seed=5)
-    states = run(lambda x, k, cond, cond_mask, step: torch.sin(x) + 1, mask, full_sequence(5, 6, 1000), context=context)
+    states = run(lambda x, k, cond, step: torch.sin(x) + 1, mask, full_sequence(5, 6, 1000), context=context)
     for state in states:
         assert torch.equal(state.next_latents[mask >= 1], context[mask >= 1])
         assert torch.equal(state.next_latents[mask == -1], states[0].latents[mask == -1])
@@ -197,7 +197,7 @@ def test_context_is_put_back_whatever_the_matrix_says():
     matrix = full_sequence(4, 5, 1000)[:, None]
     noise, context = SeededNoise(0, [(0,)]), normal(1, 4, 1, 4, 4, seed=5)
     start = initial_state(schedule, context, mask, noise)
-    states = list(sample_steps(lambda x, k, c, m, step: torch.sin(x), schedule, start, mask, matrix, noise))
+    states = list(sample_steps(lambda x, k, c, step: torch.sin(x), schedule, start, mask, matrix, noise))
     assert len(states) == 5
     for state in states:
         assert torch.equal(state.next_latents[mask != 0], start[mask != 0])
@@ -206,7 +206,7 @@ def test_context_is_put_back_whatever_the_matrix_says():
 
 def test_finished_frames_become_generated_history():
     mask = torch.tensor([[1, 0, 0]])
-    states = run(lambda x, k, cond, cond_mask, step: x, mask, pyramid(3, 3, 1000, 3.0))
+    states = run(lambda x, k, cond, step: x, mask, pyramid(3, 3, 1000, 3.0))
     masks = [state.mask[0].tolist() for state in states]
     assert masks == [[1, 0, 0]] * 3 + [[1, 2, 0]] * 3
     done = states[2].next_latents[:, 1]

@@ -19,6 +19,7 @@ import torch
 from factories import tiny_model
 
 import vdinterp as vd
+from vdinterp.conditions import Conditions
 from vdinterp.data import Clips
 from vdinterp.pipeline import save_bundle
 from vdinterp.studies import (
@@ -257,7 +258,7 @@ def test_other_actions_are_those_given_to_the_sampler(n_frames: int) -> None:
     found = {one.variant: one for one in no_adaln(bench, ()) if one.site == "condition"}
     assert list(found) == ["no action", "another clip's action"]
     action = bench.clips.action
-    without = {"cond": action, "cond_mask": torch.ones(len(action), dtype=torch.bool)}
+    without = {"cond": Conditions(actions=action).drop()}
     for condition, given in zip(found.values(), (without, {"cond": action.roll(1, dims=0)}), strict=True):
         sample = bench.pipe.sample(bench.truth[:, :2], 5, steps=bench.steps, noise=bench.noise, **given)
         made = bench.measure([INTACT, condition])

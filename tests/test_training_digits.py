@@ -107,7 +107,7 @@ class Constant(vd.VideoDiffusion):
         assert (noise_levels[:, :-1] == -1).all() and (noise_levels[:, -1] == 949).all()
         return latents
 
-    def denoise(self, noisy, noise_levels, cond=None, cond_mask=None):
+    def denoise(self, noisy, noise_levels, cond=None):
         mean = vd.data.digits.mean_frame() * 2 - 1
         return noisy if self.perfect else mean.expand_as(noisy)
 

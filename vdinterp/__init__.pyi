@@ -35,6 +35,7 @@ from .analysis import (
     probes as probes,
     tuned_lens as tuned_lens,
 )
+from .conditions import NO_CONDITION as NO_CONDITION, Conditions as Conditions
 from .diffusion import (
     ClassifierFreeGuidance as ClassifierFreeGuidance,
     ClassifierGuidance as ClassifierGuidance,

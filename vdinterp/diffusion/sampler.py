@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
+from vdinterp.conditions import NO_CONDITION, Conditions
 from vdinterp.diffusion.guidance import Branch, ClassifierGuidance, Guidance, make_branches
 from vdinterp.diffusion.noise import NoiseSource
 from vdinterp.diffusion.objective import split_prediction
@@ -19,7 +20,7 @@ from vdinterp.diffusion.schedule import NoiseSchedule, per_frame
 class Network(Protocol):
     """One forward pass of the sampler: prediction in the network's own objective for latents at integer levels `k`.
 
-    `cond_mask` marks the clips whose condition is dropped. Guidance branches follow one another in the batch: clip `i`
+    Guidance branches follow one another in the batch: clip `i`
     of branch `j` is entry `j * n_clips + i`.
     """
 
@@ -27,8 +28,7 @@ class Network(Protocol):
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
         noise_levels: Int[torch.Tensor, "batch frame"],
-        cond: Float[torch.Tensor, "batch frame d_action"] | None,
-        cond_mask: Bool[torch.Tensor, "batch"] | None,
+        cond: Conditions,
         step: int,
     ) -> Float[torch.Tensor, "batch frame channel height width"]: ...
 
@@ -143,10 +143,6 @@ def _stack_branches(
     return torch.cat(latents), torch.cat(levels)
 
 
-def _repeat(values: torch.Tensor | None, n: int) -> torch.Tensor | None:
-    return None if values is None else torch.cat([values] * n)
-
-
 def sample_steps(
     network: Network,
     schedule: NoiseSchedule,
@@ -155,8 +151,7 @@ def sample_steps(
     matrix: Int[torch.Tensor, "step batch frame"],
     noise: NoiseSource,
     guidances: Sequence[Guidance] = (),
-    cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
-    cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+    cond: Conditions = NO_CONDITION,
     eta: float = 0.0,
     first_step: int = 0,
 ) -> Iterator[SamplerState]:
@@ -171,7 +166,6 @@ def sample_steps(
         latents: the first state, see `initial_state`.
         matrix: output of `~vdinterp.diffusion.scheduling_matrix.with_mask`.
         guidances: output of `~vdinterp.diffusion.guidance.as_guidances`.
-        cond_mask: clips whose condition is dropped in every branch.
         first_step: resume here; `latents` are then the state before this step. Draws belong to their step, so what
             follows is what an uninterrupted run does.
     """
@@ -180,14 +174,13 @@ def sample_steps(
     for step in range(first_step, len(matrix) - 1):
         cur, nxt = matrix[step], matrix[step + 1]
         mask = torch.where((mask == 0) & (cur == -1), 2, mask)
-        branches = make_branches(guidances, mask, len(schedule), has_cond=cond is not None)
+        branches = make_branches(guidances, mask, len(schedule), has_cond=bool(cond))
         n = len(branches)
         seen, levels = _stack_branches(schedule, branches, x, cur, mask, noise, step)
-        drop = _repeat(cond_mask, n)
+        steered = cond.repeat(n)
         if any(b.drop_cond for b in branches):
-            own = torch.tensor([b.drop_cond for b in branches], device=x.device).repeat_interleave(x.shape[0])
-            drop = own if drop is None else drop | own
-        pred = network(seen, levels, _repeat(cond, n), drop, step)
+            steered = steered.drop(torch.tensor([b.drop_cond for b in branches]).repeat_interleave(len(x)))
+        pred = network(seen, levels, steered, step)
         if branches[0].weight != 1 or n > 1:
             weights = torch.tensor([b.weight for b in branches], dtype=pred.dtype, device=pred.device)
             pred = torch.einsum("b,b...->...", weights, pred.unflatten(0, (n, -1)))

@@ -54,7 +54,7 @@ class SetCondition(Intervention):
     """Tell the network another action than the one it is given, as `model(..., cond=action)` would.
 
     `action`: `[d_action]` for every frame, `[frame d_action]` or `[batch frame d_action]`; None for no action.
-    `frames`: only these (None: all). Clips without an action in a call that has some stay without (`cond_mask`, the
+    `frames`: only these (None: all). Clips without an action in a call that has some stay without (dropped, as the
     unconditional branch of guidance). What the network is told of the noise level stays, a `SetNoiseLevel` included.
     """
 

@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vdinterp import store
+from vdinterp.conditions import Conditions
 from vdinterp.grid import TokenGrid
+from vdinterp.models.components.attention import text_keys
 from vdinterp.models.decompose import Decomposition
 from vdinterp.models.habits import Habits
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
@@ -53,11 +55,18 @@ class ActivationCache(Decomposition, Habits):
 
     @classmethod
     def of_run(
-        cls, model: HookedVideoDiT, latents: torch.Tensor, noise_levels: torch.Tensor, weights: torch.Tensor
+        cls,
+        model: HookedVideoDiT,
+        latents: torch.Tensor,
+        noise_levels: torch.Tensor,
+        cond: Conditions,
+        weights: torch.Tensor,
     ) -> ActivationCache:
         """An empty cache for a forward pass of `model`, whose weights are `marks(model)`."""
         cache = cls({}, model.grid(latents.shape[1]), model)
         cache.inputs, cache.weights = {"latents": latents, "noise_levels": noise_levels}, weights
+        if cond.text_mask is not None:
+            cache.inputs["text_mask"] = cond.text_mask
         return cache
 
     def __iter__(self) -> Iterator[str]:
@@ -206,8 +215,8 @@ class ActivationCache(Decomposition, Habits):
         scores = attention.scores(
             self._get(("rot_q", layer, sublayer)), self._get(("rot_k", layer, sublayer)), self.grid
         )
-        hooked = ("mask", layer, sublayer)
-        return self._shown(scores.masked_fill(~self._get(hooked).bool(), -torch.inf) if hooked in self else scores)
+        mask = self._mask(layer, sublayer)
+        return self._shown(scores if mask is None else scores.masked_fill(~mask, -torch.inf))
 
     def pattern(self, layer: int, sublayer: str = "attn") -> AttentionPattern:
         """The pattern behind the cached `rot_q`, `rot_k`: answers questions about it, never holding it whole.
@@ -217,10 +226,16 @@ class ActivationCache(Decomposition, Habits):
         """
         self._check_edited(("pattern", layer, sublayer))
         attention = self._model("An attention pattern").sublayer(self._layer(layer), sublayer)
-        hooked = ("mask", layer, sublayer)
-        mask = self._get(hooked).bool() if hooked in self else None
+        mask = self._mask(layer, sublayer)
         q, k = self._get(("rot_q", layer, sublayer)), self._get(("rot_k", layer, sublayer))
         return self._shown(attention.pattern(q, k, self.grid, mask))
+
+    def _mask(self, layer: int, sublayer: str) -> torch.Tensor | None:
+        """What this pass masked beyond the model's own: by hooks, or text tokens that are none."""
+        hooked = ("mask", layer, sublayer)
+        if hooked in self:
+            return self._get(hooked).bool()
+        return text_keys(self.inputs.get("text_mask")) if sublayer == "cross_attn" else None
 
     def head_results(self, layer: int, sublayer: str = "attn", gated: bool = True) -> torch.Tensor:
         """What each head adds to the stream, `[batch pos head d_model]`: `z` through W_O, times the gate.

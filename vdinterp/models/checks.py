@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vdinterp.conditions import Conditions
 from vdinterp.grid import TokenGrid
 from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.hooks import Names
@@ -20,9 +21,7 @@ def check_inputs(
     model: HookedVideoDiT,
     latents: torch.Tensor,
     noise_levels: torch.Tensor,
-    cond: torch.Tensor | None,
-    cond_mask: torch.Tensor | None,
-    text: torch.Tensor | None,
+    cond: Conditions,
 ) -> None:
     """Raise `ValueError` when a shape or a dtype does not fit the model."""
     cfg = model.cfg
@@ -49,18 +48,21 @@ def check_inputs(
             f"noise_levels {list(noise_levels.shape)}: one level per frame is needed, [{batch}, {frames}]."
         )
     check_timesteps(model, noise_levels)
-    if cond is not None and not cfg.d_action:
-        raise ValueError(f"{cfg.model_name} takes no actions; leave cond out.")
-    if cond is not None and cond.shape != (batch, frames, cfg.d_action):
-        raise ValueError(f"cond {list(cond.shape)}: one action a frame is needed, [{batch}, {frames}, {cfg.d_action}].")
-    if cond_mask is not None and cond_mask.shape != (batch,):
-        raise ValueError(f"cond_mask {list(cond_mask.shape)}: one boolean per clip is needed, [{batch}].")
-    needs_text = any(block.cross_attn for block in cfg.period)
-    if text is not None and not needs_text:
-        raise ValueError(f"{cfg.model_name} has no cross-attention; leave text out.")
-    if needs_text and (text is None or text.ndim != 3 or (len(text), text.shape[-1]) != (batch, cfg.d_text)):
-        given = None if text is None else list(text.shape)
-        raise ValueError(f"text {given}: {cfg.model_name} needs text embeddings [{batch}, tokens, {cfg.d_text}].")
+    cond.check(cfg, batch, frames)
+
+
+OLD = {
+    "cond_mask": "cond=vd.Conditions(actions=.., dropped=..)",
+    "text": "cond=vd.Conditions(text=..)",
+}
+
+
+def check_old(given: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for what a forward pass does not take, saying what it is called now."""
+    for name in given:
+        raise TypeError(
+            f"{name}=: " + (f"give {OLD[name]}" if name in OLD else "a forward pass takes no such argument")
+        )
 
 
 def check_timesteps(model: HookedVideoDiT, given: Any, name: str = "noise_levels") -> None:

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import nn
 
+from vdinterp.conditions import Cond, Conditions, as_conditions
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Acting, Intervention, check_interventions
@@ -23,6 +24,7 @@ from vdinterp.models.checks import (
     asked_stop,
     check_habits,
     check_inputs,
+    check_old,
     check_resume,
     check_timesteps,
 )
@@ -31,6 +33,7 @@ from vdinterp.models.components import (
     ActionEmbed,
     Block,
     FinalLayer,
+    Given,
     NoiseEmbed,
     PatchEmbed,
     RotaryEmbedding,
@@ -91,21 +94,20 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
         noise_levels: Shaped[torch.Tensor, "batch frame"],
-        cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
-        cond_mask: Bool[torch.Tensor, "batch"] | None = None,
-        text: Float[torch.Tensor, "batch key d_text"] | None = None,
+        cond: Cond = None,
         *,
         start_at_layer: int = 0,
         stop_at_layer: int | None = None,
         resid_pre: Float[torch.Tensor, "batch pos d_model"] | None = None,
         known: Mapping[str, torch.Tensor] | None = None,
+        **old: Any,
     ) -> Float[torch.Tensor, "batch ..."]:
         """The prediction, in the shape of the latents.
 
         `noise_levels`: of each frame, as the network was trained to receive them: integers 0..K-1 (a negative one, a
         clean frame, counts as 0), or scaled log-SNRs for models trained on continuous levels.
-        `cond`: the action that led to each frame; None adds no condition. `cond_mask`: clips whose condition is
-        dropped. `text`: token embeddings, for models with cross-attention.
+        `cond`: actions, text ..: `vd.Conditions`, or the one tensor that the model takes. One that takes some and is
+        given None is said to run without, once; `vd.NO_CONDITION` is silent.
 
         As in TransformerLens, `start_at_layer` resumes at a block, of which `resid_pre` is then the stream (blocks
         before it, and the patch embedding, are not run and their hooks do not fire); `n_layers` resumes at the final
@@ -114,20 +116,22 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         stream before that block instead of a prediction.
         Raises `ValueError` when a shape or a layer does not fit the model.
         """
-        inputs = (latents, noise_levels, cond, cond_mask, text, start_at_layer, stop_at_layer, resid_pre, known)
-        check_inputs(self, latents, noise_levels, cond, cond_mask, text)
-        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), *inputs[5:])
+        check_old(old)
+        cond = as_conditions(cond, self.cfg)
+        inputs = (latents, noise_levels, cond, start_at_layer, stop_at_layer, resid_pre, known)
+        check_inputs(self, latents, noise_levels, cond)
+        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), *inputs[3:])
         if not torch.compiler.is_compiling():
             return self._run(*inputs)
         return self._eager(*inputs) if self.may_have_hooks else self._forward(*inputs)
 
     def _run(self, *inputs: Any) -> torch.Tensor:
         """One uncompiled pass, kept apart from others by whoever records."""
-        latents, noise_levels = inputs[:2]
+        latents, noise_levels, cond = inputs[:3]
         call = Call()
         for scope in self.scopes.of_thread(self.scopes.hooking):
             if scope.at_call is not None and not scope.is_repeated:
-                scope.at_call(call, latents, noise_levels)
+                scope.at_call(call, latents, noise_levels, cond)
         pred = run_in(call, partial(run_uncompiled, self, self._forward), *inputs)
         if call.suspects and not bool(latents.isnan().any()):
             warn_of_nan(call.suspects)
@@ -137,9 +141,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self,
         latents: torch.Tensor,
         noise_levels: torch.Tensor,
-        cond: torch.Tensor | None,
-        cond_mask: torch.Tensor | None,
-        text: torch.Tensor | None,
+        cond: Conditions,
         start: int,
         stop: int | None,
         resid_pre: torch.Tensor | None,
@@ -148,19 +150,31 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         grid = self.grid(latents.shape[1])
         x = self._embed(latents, grid) if resid_pre is None else resid_pre
 
-        condition = self.hook_noise_embed(self.noise_embed(noise_levels))
-        if self.action_embed is not None and cond is not None:
-            condition = condition + self.action_embed(cond.to(condition), cond_mask)
-        condition = self.hook_cond(condition)
-        shared = self.shared_modulation(condition) if self.shared_modulation is not None else None
-
-        tables = {axis: rope(grid, like=x) for axis, rope in self.rope.items()}
+        given = self._given(noise_levels, cond, grid, like=x)
         for block in self.blocks[start:stop]:
-            x = block(x, condition, grid, shared, tables.get(block.axis), text, known or {})
+            x = block(x, given, known or {})
             known = None  # of the first block
         if stop is not None:
             return x
-        return self.hook_pred(unpatchify(self.final(x, condition), self.cfg))
+        return self.hook_pred(unpatchify(self.final(x, given.cond), self.cfg))
+
+    def _given(self, noise_levels: torch.Tensor, cond: Conditions, grid: TokenGrid, like: torch.Tensor) -> Given:
+        """What travels beside the stream."""
+        driven = self.hook_noise_embed(self.noise_embed(noise_levels))
+        if self.action_embed is not None and cond.actions is not None:
+            driven = driven + self.action_embed(cond.actions.to(driven), cond.dropped)
+        driven = self.hook_cond(driven)
+        shared = self.shared_modulation(driven) if self.shared_modulation is not None else None
+        rope = {axis: table(grid, like=like) for axis, table in self.rope.items()}
+        text = self._text(cond, like) if self.cfg.d_text else None
+        return Given(driven, grid, shared, rope, text, cond.text_mask)
+
+    def _text(self, cond: Conditions, like: torch.Tensor) -> torch.Tensor:
+        """The text that is looked at: zeros for clips without."""
+        if cond.text is None:
+            return like.new_zeros(len(like), 1, self.cfg.d_text)
+        text = cond.text.to(like)
+        return text if cond.dropped is None else text.masked_fill(cond.dropped[:, None, None].to(text.device), 0)
 
     def _embed(self, latents: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
         """The stream before the first block."""
@@ -209,9 +223,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
         noise_levels: Shaped[torch.Tensor, "batch frame"],
-        cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
-        cond_mask: Bool[torch.Tensor, "batch"] | None = None,
-        text: Float[torch.Tensor, "batch key d_text"] | None = None,
+        cond: Cond = None,
         *,
         names: Names | None = None,
         names_filter: Names | None = None,
@@ -245,7 +257,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             keep_grad_mode(),
             torch.set_grad_enabled(graded or incl_bwd),
         ):
-            pred = self(latents, noise_levels, cond=cond, cond_mask=cond_mask, text=text, stop_at_layer=stop)
+            pred = self(latents, noise_levels, cond=cond, stop_at_layer=stop)
             if loss is not None:
                 value = loss(pred)
                 if value.numel() != 1:
@@ -270,7 +282,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         `stats`: some of "frame_mass" (`[.. frame frame]`), "mass" (`[.. query part]`, on each part of a `partition` of
         the tokens: a label 0, 1, .. for every one, or "frame"), "sinks" (`[.. key]`), "entropy" (`[.. query]`),
         "displacement_kernel"; `describe_hooks()` says what they are. They are computed during the pass, in little
-        memory: the pattern is never made and no activation is kept. `inputs`: cond, cond_mask, text.
+        memory: the pattern is never made and no activation is kept. `inputs`: cond.
         Raises MemoryError with the byte count where `estimate_stats` says that it would not fit.
         """
         if not isinstance(stats, Sequence) or not len(stats):
@@ -304,8 +316,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """A block that gives the `Recording` of its calls, of their gradients too with `incl_bwd`."""
         recording, caches, wanted, weights = Recording(), {}, self.cacheable_names(names), marks(self)
 
-        def begin(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor) -> None:
-            caches[call] = ActivationCache.of_run(self, latents, noise_levels, weights)
+        def begin(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor, cond: Conditions) -> None:
+            caches[call] = ActivationCache.of_run(self, latents, noise_levels, cond, weights)
             recording.begin(self.hook_pred.ctx.get("step"), caches[call])
 
         def current() -> ActivationCache | None:

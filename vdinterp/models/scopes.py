@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointFunction
 
+from vdinterp.conditions import Conditions
+
 Side = Literal["fwd", "bwd"]
 _COUNT = itertools.count()
 
@@ -85,7 +87,7 @@ class Scope:
         value: Any = None,
         hooks: Mapping[Side, Mapping[str, Any]] | None = None,
         says: Mapping[str, Any] | None = None,
-        at_call: Callable[[Call, torch.Tensor, torch.Tensor], None] | None = None,
+        at_call: Callable[[Call, torch.Tensor, torch.Tensor, Conditions], None] | None = None,
         at_end: Callable[[], None] | None = None,
     ) -> None:
         self.scopes, self.value, self.says = scopes, value, dict(says or {})

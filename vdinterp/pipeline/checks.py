@@ -83,29 +83,6 @@ def check_latents(latents: torch.Tensor, cfg: VideoDiTConfig, what: str = "laten
         raise ValueError(f"{what} hold NaN or infinity; give finite numbers")
 
 
-def check_cond(cond: torch.Tensor | None, cfg: VideoDiTConfig, batch: int, frames: int, at_most: int) -> None:
-    """Raise `ValueError` unless `cond` is `[batch frame d_action]` with `frames` to `at_most` frames."""
-    if cond is None:
-        return
-    if not cfg.d_action:
-        raise ValueError(f"{cfg.model_name} takes no actions; leave cond out")
-    if cond.ndim != 3 or cond.shape[0] != batch or cond.shape[2] != cfg.d_action:
-        raise ValueError(
-            f"cond of shape {list(cond.shape)}: expected [batch frame d_action] = [{batch} {frames} {cfg.d_action}]"
-        )
-    if not frames <= cond.shape[1] <= max(frames, at_most):
-        raise ValueError(f"cond has {cond.shape[1]} frames; one action a frame is needed, {frames} in all")
-
-
-def check_cond_mask(cond_mask: torch.Tensor | None, batch: int) -> None:
-    """Raise `ValueError` unless `cond_mask` is None or bool `[batch]`."""
-    if cond_mask is not None and (cond_mask.shape != (batch,) or cond_mask.dtype != torch.bool):
-        raise ValueError(
-            f"cond_mask must be a boolean [batch] = [{batch}] (True drops the clip's condition), got {cond_mask.dtype} "
-            f"{list(cond_mask.shape)}"
-        )
-
-
 def check_mask(mask: torch.Tensor | Sequence[int], batch: int, frames: int) -> torch.Tensor:
     """`mask` as `[batch frame]` long. Raises `ValueError` for other shapes or values outside -1, 0, 1, 2."""
     mask = torch.as_tensor(mask)

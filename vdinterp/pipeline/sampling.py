@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from vdinterp.checks.counts import check_between, check_count, check_seed
+from vdinterp.conditions import Cond, Conditions, as_conditions
 from vdinterp.diffusion import (
     GivenNoise,
     Guidance,
@@ -27,8 +28,6 @@ from vdinterp.gradient_state import keep_grad_mode
 from vdinterp.interventions import Intervention, Pass, check_interventions, hooks_of
 from vdinterp.models import ActivationCache
 from vdinterp.pipeline.checks import (
-    check_cond,
-    check_cond_mask,
     check_latents,
     check_mask,
     check_steps_used,
@@ -119,8 +118,7 @@ class SamplingPlan:
     n_levels: int
     n_frames: int
     guidances: tuple[Guidance, ...]
-    cond: torch.Tensor | None
-    cond_mask: torch.Tensor | None
+    cond: Conditions
     eta: float
     interventions: tuple[Intervention, ...]
     at_steps: frozenset[int] | None
@@ -132,7 +130,7 @@ class SamplingPlan:
         for step, rows in enumerate(self.matrix[:-1]):
             if self.at_steps is None or step in self.at_steps:
                 mask = torch.where((self.mask == 0) & (rows == -1), 2, self.mask)
-                branches = make_branches(self.guidances, mask, self.n_levels, has_cond=self.cond is not None)
+                branches = make_branches(self.guidances, mask, self.n_levels, has_cond=bool(self.cond))
                 yield step, torch.cat([torch.where(mask >= 1, branch.levels, rows) for branch in branches])
 
 
@@ -156,8 +154,7 @@ def lay_out(
     *,
     steps: int = 50,
     guidance: Guidance | Sequence[Guidance] | None = None,
-    cond: Float[torch.Tensor, "batch _ d_action"] | None = None,
-    cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+    cond: Cond = None,
     seed: int = 0,
     noise: torch.Tensor | NoiseSource | None = None,
     interventions: Sequence[Intervention] = (),
@@ -220,12 +217,11 @@ def lay_out(
         known = torch.cat([known, known.new_full((batch, padding), -1)], dim=1)
         full = torch.cat([full, full.new_zeros(batch, padding, *full.shape[2:])], dim=1)
 
-    check_cond(cond, cfg, batch, frames, horizon)
-    check_cond_mask(cond_mask, batch)
-    if cond is not None:
-        missing = horizon - cond.shape[1]
-        cond = torch.cat([cond, cond[:, -1:].expand(-1, missing, -1)], dim=1) if missing > 0 else cond[:, :horizon]
-        cond = cond.to(device=device, dtype=dtype)
+    cond = as_conditions(cond, cfg)
+    cond.check(cfg, batch, frames, horizon)
+    if cond.actions is not None:  # the last one goes on through the padding
+        cond = cond.frames(torch.arange(horizon).clamp(max=cond.actions.shape[1] - 1))
+    cond = cond.to(device, dtype)
 
     uncertainty = check_between("uncertainty", uncertainty, 0, n_levels, "steps per frame")
     if isinstance(matrix, str):
@@ -249,8 +245,8 @@ def lay_out(
     rows = with_mask(rows, known, n_levels)
     eta = check_between("eta", eta, 0, 1, "0 DDIM, 1 DDPM")
 
-    guidances = as_guidances(guidance, has_cond=cond is not None)
-    make_branches(guidances, known, n_levels, has_cond=cond is not None)  # raises for history frames that do not exist
+    guidances = as_guidances(guidance, has_cond=bool(cond))
+    make_branches(guidances, known, n_levels, has_cond=bool(cond))  # raises for history frames that do not exist
     interventions = check_interventions(interventions)
     for intervention in interventions:
         intervention.hooks(pipe.model)
@@ -276,7 +272,6 @@ def lay_out(
         n_frames=frames,
         guidances=guidances,
         cond=cond,
-        cond_mask=None if cond_mask is None else cond_mask.to(device),
         eta=eta,
         interventions=interventions,
         at_steps=check_steps_used(at_steps, len(rows) - 1),
@@ -302,8 +297,7 @@ def run_plan(
     def network(
         latents: torch.Tensor,
         noise_levels: torch.Tensor,
-        cond: torch.Tensor | None,
-        cond_mask: torch.Tensor | None,
+        cond: Conditions,
         step: int,
     ) -> torch.Tensor:
         active = plan.interventions if plan.at_steps is None or step in plan.at_steps else ()
@@ -316,7 +310,7 @@ def run_plan(
             model.hooks(hooks_of(active, model)),
             recorded as recording,
         ):
-            pred = model(latents, schedule.network_level(noise_levels), cond=cond, cond_mask=cond_mask, **inside)
+            pred = model(latents, schedule.network_level(noise_levels), cond=cond, **inside)
         if recording is not None:
             caches.append(recording[step])
         return pred
@@ -331,7 +325,6 @@ def run_plan(
         plan.noise,
         plan.guidances,
         plan.cond,
-        plan.cond_mask,
         plan.eta,
         first_step,
     )

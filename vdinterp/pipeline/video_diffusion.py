@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 
+from vdinterp.conditions import Cond, as_conditions
 from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
 from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import windows
 from vdinterp.pipeline.checks import (
-    check_cond,
-    check_cond_mask,
     check_device,
     check_latents,
     check_noise_levels,
@@ -169,8 +168,7 @@ class VideoDiffusion:
         self,
         noisy: Float[torch.Tensor, "batch frame channel height width"],
         noise_levels: Integer[torch.Tensor, "batch frame"],
-        cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
-        cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+        cond: Cond = None,
         **resume: Any,
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
         """One forward pass, as an estimate of the clean latents `x0` (whatever the objective).
@@ -186,11 +184,12 @@ class VideoDiffusion:
         check_latents(noisy, cfg)
         batch, frames = noisy.shape[:2]
         k = check_noise_levels(noise_levels, batch, frames, self.schedule)
-        check_cond(cond, cfg, batch, frames, frames)
-        check_cond_mask(cond_mask, batch)
+        cond = as_conditions(cond, cfg)
+        cond.check(cfg, batch, frames)
+        cond = cond.to(self.device, self.dtype)
         noisy, k = noisy.to(device=self.device, dtype=self.dtype), k.to(self.device)
         with self.model.hook_ctx(noise_levels=k):
-            pred = self.model(noisy, self.schedule.network_level(k), cond=cond, cond_mask=cond_mask, **resume)
+            pred = self.model(noisy, self.schedule.network_level(k), cond=cond, **resume)
         if self.diffusion.objective == "eps":
             pred = pred.clamp(-self.diffusion.clip, self.diffusion.clip)
         x0, _ = split_prediction(self.diffusion.objective, pred, noisy, *self.schedule.coefficients(k.clamp(min=0)))
@@ -203,8 +202,7 @@ class VideoDiffusion:
         *,
         steps: int = 50,
         guidance: Guidance | Sequence[Guidance] | None = None,
-        cond: Float[torch.Tensor, "batch _ d_action"] | None = None,
-        cond_mask: Bool[torch.Tensor, "batch"] | None = None,
+        cond: Cond = None,
         seed: int = 0,
         noise: torch.Tensor | NoiseSource | None = None,
         interventions: Sequence[Intervention] = (),
@@ -228,7 +226,7 @@ class VideoDiffusion:
             steps: denoising steps a frame, at most the number of noise levels.
             guidance: a guidance or a list of them, see `vdinterp.diffusion.guidance`. Branches follow one
                 another in the batch: clip `i` of branch `j` is entry `j * n_clips + i`.
-            cond: one action a frame. `cond_mask`: clips whose action is dropped.
+            cond: `vd.Conditions`, or the one tensor that the model takes (one action a frame; text).
             seed: a clip's noise depends on `(seed, first_index + its place in the batch)` and on nothing else.
             noise: the initial state itself (to share one noise between conditions), or a NoiseSource.
             interventions: applied at `at_steps` (step 0 is the noisiest; None: at all steps) to every branch.
@@ -251,7 +249,6 @@ class VideoDiffusion:
             steps=steps,
             guidance=guidance,
             cond=cond,
-            cond_mask=cond_mask,
             seed=seed,
             noise=noise,
             interventions=interventions,

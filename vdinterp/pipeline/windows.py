@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 
 from vdinterp.checks.counts import check_count, check_seed
-from vdinterp.pipeline.checks import check_cond, check_latents
+from vdinterp.conditions import Cond, Conditions, as_conditions
+from vdinterp.pipeline.checks import check_latents
 from vdinterp.pipeline.sampling import SampleResult, SamplingPlan, check_acting, collect, lay_out, make_plan
 from vdinterp.progress import bar
 
@@ -30,7 +31,7 @@ def rollout(
     *,
     window: int | None = None,
     overlap: int | None = None,
-    cond: Float[torch.Tensor, "batch _ d_action"] | None = None,
+    cond: Cond = None,
     first_index: int = 0,
     progress: bool = False,
     **options: Any,
@@ -45,7 +46,7 @@ def rollout(
         window: frames a window, at most `model.cfg.n_frames` (the default).
         overlap: context frames of a later window, `1 .. window - 1`; default half a window or the given context,
             whichever is more. `window - 1` generates one frame at a time.
-        cond: one action for each of the `n_frames` frames.
+        cond: as of `sample`; one action for each of the `n_frames` frames.
         options: those of `VideoDiffusion.sample` except `mask`, `batch`, `noise` and `keep_states`.
 
     Raises:
@@ -63,7 +64,8 @@ def rollout(
     overlap = check_count("overlap", overlap, 1, window - 1, f"the window has {window} frames")
     if n_frames <= n_context:
         raise ValueError(f"n_frames={n_frames} counts the {n_context} context frames: nothing is left to generate")
-    check_cond(cond, cfg, n_clips, n_frames, n_frames)
+    cond = as_conditions(cond, cfg)
+    cond.check(cfg, n_clips, n_frames)
 
     windows = []  # (first frame, frames seen, length) of each
     done = n_context
@@ -84,7 +86,7 @@ def rollout(
             full,
             length,
             mask=mask,
-            cond=None if cond is None else cond[:, start : start + length],
+            cond=cond.frames(slice(start, start + length)),
             keys=[(first_index + i, index) if index else (first_index + i,) for i in range(n_clips)],
             **options,
         )
@@ -147,7 +149,7 @@ def interpolate(
     latents: Float[torch.Tensor, "batch frame channel height width"],
     known: Bool[torch.Tensor, "frame"] | Sequence[bool] | None = None,
     *,
-    cond: Float[torch.Tensor, "batch frame d_action"] | None = None,
+    cond: Cond = None,
     first_index: int = 0,
     progress: bool = False,
     **options: Any,
@@ -168,7 +170,8 @@ def interpolate(
     _refuse(options, ("n_frames", "mask", "batch", "noise", "keys", "pad", "keep_states"), "interpolate")
     check_latents(latents, cfg)
     n_clips, n_frames = latents.shape[:2]
-    check_cond(cond, cfg, n_clips, n_frames, n_frames)
+    cond = as_conditions(cond, cfg)
+    cond.check(cfg, n_clips, n_frames)
     if known is None:
         mask = torch.zeros(n_frames, dtype=torch.bool)
         mask[[0, -1]] = True
@@ -206,7 +209,7 @@ def interpolate(
             torch.cat([clip[:, frames] for frames in padded]),
             window,
             mask=torch.cat([state[frames].expand(n_clips, -1) for frames in padded]),
-            cond=None if cond is None else torch.cat([cond[:, frames] for frames in padded]),
+            cond=Conditions.cat([cond.frames(frames) for frames in padded]),
             keys=[(first_index + i, index, j) for j in range(len(padded)) for i in range(n_clips)],
             **options,
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from vdinterp.conditions import Cond, Conditions
 from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
 
@@ -25,8 +26,7 @@ class Denoiser(Protocol):
         self,
         noisy: torch.Tensor,
         noise_levels: torch.Tensor,
-        cond: torch.Tensor | None = None,
-        cond_mask: torch.Tensor | None = None,
+        cond: Cond = None,
         **resume: Any,
     ) -> torch.Tensor: ...
 
@@ -41,13 +41,12 @@ class ModelOnly:
         self,
         noisy: torch.Tensor,
         noise_levels: torch.Tensor,
-        cond: torch.Tensor | None = None,
-        cond_mask: torch.Tensor | None = None,
+        cond: Cond = None,
         **resume: Any,
     ) -> torch.Tensor:
         """The prediction; noise levels as the network was trained to receive them."""
         device, dtype = self.model.device, self.model.dtype
-        return self.model(noisy.to(device, dtype), noise_levels.to(device), cond=cond, cond_mask=cond_mask, **resume)
+        return self.model(noisy.to(device, dtype), noise_levels.to(device), cond=cond, **resume)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,24 +54,23 @@ class Inputs:
     """What one forward pass is given.
 
     `noisy` `[batch frame channel height width]`, `noise_levels` integers `[batch frame]` (-1 clean; as the network
-    receives them for a `ModelOnly`), `cond` `[batch frame d_action]`, `cond_mask` `[batch]`.
+    receives them for a `ModelOnly`), `cond` as the denoiser takes it.
     """
 
     noisy: torch.Tensor
     noise_levels: torch.Tensor
-    cond: torch.Tensor | None = None
-    cond_mask: torch.Tensor | None = None
+    cond: Cond = None
 
     def __len__(self) -> int:
         return len(self.noisy)
 
-    def repeated(self, n: int) -> dict[str, torch.Tensor]:
+    def repeated(self, n: int) -> dict[str, Any]:
         """Arguments of `denoise` for `n` times these clips, one set after the other."""
-        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        cond = self.cond.repeat(n, 1, 1) if isinstance(self.cond, torch.Tensor) else self.cond
         return {
-            name: value if n == 1 else value.repeat(n, *[1] * (value.ndim - 1))
-            for name, value in given.items()
-            if value is not None
+            "noisy": self.noisy.repeat(n, 1, 1, 1, 1),
+            "noise_levels": self.noise_levels.repeat(n, 1),
+            "cond": cond.repeat(n) if isinstance(cond, Conditions) else cond,
         }
 
 

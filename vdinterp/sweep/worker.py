@@ -291,8 +291,7 @@ def _repeated(plan: SamplingPlan, n: int) -> SamplingPlan:
         mask=plan.mask.repeat(n, 1),
         matrix=plan.matrix.repeat(1, n, 1) if plan.matrix.ndim == 3 else plan.matrix,
         noise=RepeatedNoise(plan.noise, n),
-        cond=None if plan.cond is None else plan.cond.repeat(n, 1, 1),
-        cond_mask=None if plan.cond_mask is None else plan.cond_mask.repeat(n),
+        cond=plan.cond.repeat(n),
     )
 
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
+from vdinterp.conditions import NO_CONDITION
 from vdinterp.diffusion import level_to_k, split_prediction
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
@@ -146,8 +147,7 @@ def _held_without_clips(pipe: VideoDiffusion, level: float) -> dict[str, torch.T
     like: dict[str, Any] = {"device": pipe.device, "dtype": pipe.dtype}
     blank = torch.zeros(1, 1, cfg.in_channels, cfg.height, cfg.width, **like)
     k = torch.full((1, 1), max(0, level_to_k(level, len(pipe.schedule))), device=pipe.device)
-    text = torch.zeros(1, 1, cfg.d_text, **like) if cfg.d_text else None
-    _, cache = model.run_with_cache(blank, pipe.schedule.network_level(k), text=text, names=names)
+    _, cache = model.run_with_cache(blank, pipe.schedule.network_level(k), NO_CONDITION, names=names)
     return {name: cache[name][0, 0].double().cpu() for name in names}
 
 

@@ -1,6 +1,7 @@
 from .attention import Attention as Attention
 from .block import Block as Block
 from .final_layer import FinalLayer as FinalLayer
+from .given import Given as Given
 from .mlp import MLP as MLP
 from .modulation import (
     AdaLN as AdaLN,

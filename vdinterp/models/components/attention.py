@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 from torch import nn
 
 from vdinterp.grid import TokenGrid
+from vdinterp.models.components.given import Given
 from vdinterp.models.components.projections import HeadProjections
-from vdinterp.models.components.rope import Table, rotate
+from vdinterp.models.components.rope import rotate
 from vdinterp.models.components.statistics import (
     STATISTICS,
     add_statistics,
@@ -88,18 +89,15 @@ class Attention(HeadProjections):
     def forward(
         self,
         x: Float[torch.Tensor, "batch pos d_model"],
-        grid: TokenGrid,
-        rope_table: Table | None = None,
-        text: Float[torch.Tensor, "batch key d_text"] | None = None,
+        given: Given,
     ) -> Float[torch.Tensor, "batch pos d_model"]:
-        q, k, v = self.project(x, text)
+        q, k, v = self.project(x, given.text)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         rot_q, rot_k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
-            assert rope_table is not None
-            rot_q, rot_k = rotate(rot_q, self.rope, rope_table), rotate(rot_k, self.rope, rope_table)
+            rot_q, rot_k = (rotate(x, self.rope, given.rope[self.axis]) for x in (rot_q, rot_k))
         rot_q, rot_k = self.hook_rot_q(rot_q), self.hook_rot_k(rot_k)
-        z = self.hook_z(self._attend(rot_q, rot_k, v, grid))
+        z = self.hook_z(self._attend(rot_q, rot_k, v, given))
         out = self.proj(z.flatten(2))
         if self.hook_result.is_hooked:
             result = self.head_results(z)
@@ -157,9 +155,12 @@ class Attention(HeadProjections):
         """The axis that folding merges into the batch, if any."""
         return {"3d": (), "space": (grid.n_frames,), "time": (grid.tokens_per_frame,)}[self.axis]
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, given: Given) -> torch.Tensor:
+        grid = given.grid
         q, k, v = self._fold(q, grid), self._fold(k, grid), self._fold(v, grid)
-        mask = self._hooked_mask(q, k, grid) if self.hook_mask.is_hooked else self.mask(grid, q.device)
+        mask = text_keys(given.text_mask) if self.cross else self.mask(grid, q.device)
+        if self.hook_mask.is_hooked:
+            mask = self._hooked_mask(q, k, mask, grid)
         if wanted := wanted_statistics(self):
             return self._unfold(self._attend_with_statistics(q, k, v, mask, grid, wanted), grid)
         return self._unfold(self._weighted(q, k, v, mask, grid), grid)
@@ -217,13 +218,13 @@ class Attention(HeadProjections):
         groups = self._groups(grid)
         return scores.unflatten(0, (-1, *groups)) if groups else scores
 
-    def _hooked_mask(self, q: torch.Tensor, k: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    def _hooked_mask(self, q: torch.Tensor, k: torch.Tensor, own: torch.Tensor | None, grid: TokenGrid) -> torch.Tensor:
         """The mask after `hook_mask`, in the shape of the folded tensors."""
         n_query, n_key, groups = q.shape[-2], k.shape[-2], self._groups(grid)
-        mask = self.mask(grid, q.device)
-        if mask is None:
-            mask = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device)
-        mask = self.hook_mask(mask.view(*[1] * (2 + len(groups)), n_query, n_key)).bool()
+        if own is None:
+            own = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device)
+        mask = own.expand(*own.shape[:-2], n_query, n_key)
+        mask = self.hook_mask(mask.reshape(*(mask.shape[:-2] or [1] * (2 + len(groups))), n_query, n_key)).bool()
         full = (len(q) // math.prod(groups), *groups, self.n_heads, n_query, n_key)
         if any(size not in (1, wanted) for size, wanted in zip(mask.shape, full, strict=True)):
             raise ValueError(
@@ -239,6 +240,11 @@ class Attention(HeadProjections):
         if mask.shape[:2] != (1, 1):
             mask = mask.expand(len(q) // groups[0], *groups, *mask.shape[2:])
         return mask.flatten(0, 1)
+
+
+def text_keys(mask: Bool[torch.Tensor, "batch key"] | None) -> Bool[torch.Tensor, "batch 1 1 key"] | None:
+    """Which text tokens may be looked at, as a mask of cross-attention."""
+    return None if mask is None else mask[:, None, None]
 
 
 def _ones(dims: str) -> str:

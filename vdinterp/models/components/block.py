@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import nn
 
-from vdinterp.grid import TokenGrid
 from vdinterp.models.components.attention import Attention
+from vdinterp.models.components.given import Given
 from vdinterp.models.components.mlp import MLP
 from vdinterp.models.components.modulation import BlockModulation, per_frame
-from vdinterp.models.components.rope import Table
 from vdinterp.models.config import BlockSpec, VideoDiTConfig
 from vdinterp.models.hooks import HookPoint
 
@@ -31,13 +30,13 @@ class Block(nn.Module):
     def __init__(self, cfg: VideoDiTConfig, spec: BlockSpec) -> None:
         super().__init__()
         self.residual = cfg.residual
+        self.sublayers = spec.sublayers
         self.axis = spec.axis
         stream = "batch pos d_model"
         self.hook_resid_pre = HookPoint(stream, "the carried stream before the block")
         self.modulation = BlockModulation(cfg, spec.n_slots)
         self.attn = Attention(cfg, spec.attn, axis=spec.axis, causal_block=spec.causal_block)
         self.hook_attn_out = HookPoint(stream, "what attention adds to the stream, after the gate")
-        self.cross_attn = self.mlp = None
         if spec.cross_attn is not None:
             self.cross_attn = Attention(cfg, spec.cross_attn, cross=True)
             self.hook_cross_attn_out = HookPoint(stream, "what cross-attention adds to the stream, after the gate")
@@ -50,38 +49,24 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[torch.Tensor, "batch pos d_model"],
-        cond: Float[torch.Tensor, "batch frame d_model"],
-        grid: TokenGrid,
-        shared: torch.Tensor | None = None,
-        rope_table: Table | None = None,
-        text: torch.Tensor | None = None,
+        given: Given,
         known: Mapping[str, Float[torch.Tensor, "batch pos d_model"]] = NOTHING,
     ) -> Float[torch.Tensor, "batch pos d_model"]:
         """The stream after the block. `known`: what some sublayers add to it, by name, where they need not be run."""
-        slots = self.modulation(cond, shared)
+        slots = self.modulation(given.cond, given.shared)
         x = self.hook_resid_pre(x)
-        x = self._add(x, slots, "attn", lambda entered: self.attn(entered, grid, rope_table), known)
-        if self.cross_attn is not None:
-            cross = self.cross_attn
-            x = self._add(x, slots, "cross_attn", lambda entered: cross(entered, grid, text=text), known)
-        if self.mlp is not None:
-            x = self._add(self.hook_resid_mid(x), slots, "mlp", self.mlp, known)
+        for name in self.sublayers:
+            if name == "mlp":
+                x = self.hook_resid_mid(x)
+            sublayer, hook_out = getattr(self, name), getattr(self, f"hook_{name}_out")
+            entered, gate = sublayer.enter(x, slots)
+            carried = x if self.residual == "pre" else entered
+            x = carried + hook_out(known[name] if name in known else gated(sublayer(entered, given), gate))
         return self.hook_resid_post(x)
 
-    def _add(
-        self,
-        x: torch.Tensor,
-        slots: Sequence[torch.Tensor],
-        name: str,
-        run: Callable[[torch.Tensor], torch.Tensor],
-        known: Mapping[str, torch.Tensor],
-    ) -> torch.Tensor:
-        """The stream after one sublayer."""
-        entered, gate = getattr(self, name).enter(x, slots)
-        carried = x if self.residual == "pre" else entered
-        added = known.get(name)
-        if added is None:
-            added = run(entered)
-            if gate is not None:
-                added = (gate.unsqueeze(2) * per_frame(added, gate)).flatten(1, 2)
-        return carried + getattr(self, f"hook_{name}_out")(added)
+
+def gated(
+    added: Float[torch.Tensor, "batch pos d_model"], gate: Float[torch.Tensor, "batch frame d_model"] | None
+) -> Float[torch.Tensor, "batch pos d_model"]:
+    """A sublayer's output times the gate of its frame."""
+    return added if gate is None else (gate.unsqueeze(2) * per_frame(added, gate)).flatten(1, 2)

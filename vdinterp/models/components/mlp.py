@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn
 
+from vdinterp.models.components.given import Given
 from vdinterp.models.components.linear import applied
 from vdinterp.models.components.modulation import AdaLN
 from vdinterp.models.config import Sublayer, VideoDiTConfig
@@ -25,7 +26,9 @@ class MLP(AdaLN):
         self.fc2 = nn.Linear(cfg.d_mlp, cfg.d_model, bias=cfg.mlp_bias)
         self.hook_out = HookPoint("batch pos d_model", "sublayer output, before the gate")
 
-    def forward(self, x: Float[torch.Tensor, "batch pos d_model"]) -> Float[torch.Tensor, "batch pos d_model"]:
+    def forward(
+        self, x: Float[torch.Tensor, "batch pos d_model"], given: Given | None = None
+    ) -> Float[torch.Tensor, "batch pos d_model"]:
         pre = self.hook_pre(self.fc1(x))
         return self.hook_out(self.fc2(self.hook_post(F.gelu(pre, approximate=self.approximate))))
 
