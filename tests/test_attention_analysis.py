@@ -192,7 +192,7 @@ def test_the_head_table_names_planted_roles_and_measures_effects() -> None:
     match = torch.full((5, 4), -1)
     match[:, 3] = torch.tensor([0, 1, 0, 1, -1])
     pipe = planted.pipe()
-    given = NoisedClips(pipe, planted.clips(match=match), levels=(0.9,), batch=8)
+    given = NoisedClips(pipe, planted.clips(labels={"match": match}), levels=(0.9,), batch=8)
     implied = torch.zeros(5, 4, 2, dtype=torch.long)
     implied[:, 3] = SHIFT
     zero = SHIFT * 0
@@ -280,7 +280,7 @@ def test_objects_are_tracked_where_their_centre_is_seen() -> None:
     clips = vd.data.make_clips("occlusion", 3, n_frames=8)
     tracks = cell_tracks(clips, vd.TokenGrid(8, 8, 8))
     assert tracks.shape == (3, 2, 8) and (tracks[:, 0] == -1).any() and (tracks[:, 1] >= 0).all()
-    row, col = clips.position[0, 0, 0].tolist()
+    row, col = clips.labels["position"][0, 0, 0].tolist()
     assert tracks[0, 0, 0] == int((row + 0.5) / 4) * 8 + int((col + 0.5) / 4)
 
 

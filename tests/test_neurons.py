@@ -368,7 +368,7 @@ def test_patches_of_a_model_with_a_vae_are_cut_from_the_clips_own_video() -> Non
     pipe, clips = vd.load("tiny-crafter"), vd.data.sample_clips("crafter", n=4)
     noised = NoisedClips(pipe, clips, levels=(0.5,), batch=3)
     names = vd.data.crafter.SEMANTIC
-    found = neurons.top_patches(noised, n_patches=4, labels=clips.semantic_map, label_names=names)
+    found = neurons.top_patches(noised, n_patches=4, labels=clips.labels["semantic_map"], label_names=names)
     assert found.grid == (8, 7, 9) and found.frames.shape[1:] == (56, 72, 3)
     assert found.writes.shape == (4, 384, 1, 8, 1, 1) and found.pixel_map.shape == (8, 1, 1, 3, 8, 8)
     clip, frame = found.patches[2, 7, 0, :2].tolist()

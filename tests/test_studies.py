@@ -512,9 +512,9 @@ def test_records_of_other_weights_are_not_taken(tmp_path: Path, monkeypatch: pyt
 
 def test_judged_frames_end_at_the_first_surprise() -> None:
     predictable = torch.tensor([[0, 0, 1, 1, 0, 1], [0, 1, 0, 1, 1, 1]]).bool()
-    clips = Clips(kind="snippet", video=torch.rand(2, 6, 1, 8, 8), predictable=predictable)
+    clips = Clips(kind="snippet", video=torch.rand(2, 6, 1, 8, 8), labels={"predictable": predictable})
     assert judged(clips, 2).tolist() == [[True, True, False, False], [False] * 4]
-    assert judged(replace(clips, predictable=None), 2).all()
+    assert judged(replace(clips, labels={}), 2).all()
     assert default_context(16, True) == 15 and default_context(8, False) == 4 and default_context(1, False) == 1
 
 

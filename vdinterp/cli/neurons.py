@@ -52,11 +52,11 @@ def neurons(model: str, given: Given, levels: tuple[float, ...], effects: bool, 
 
 def _labels(clips: Any, n_frames: int) -> tuple[Any, Any]:
     """A label a token, where the clips' own ground truth has one."""
-    if clips.semantic_map is not None:
+    if "semantic_map" in clips.labels:
         from vdinterp.data.crafter import SEMANTIC
 
-        return clips.semantic_map[:, :n_frames], list(SEMANTIC)
-    for values in (clips.labels or {}).values():
+        return clips.labels["semantic_map"][:, :n_frames], list(SEMANTIC)
+    for values in clips.labels.values():
         if values.ndim == 4 and not values.is_floating_point() and int(values.min()) >= 0:
             return values[:, :n_frames].long(), [str(index) for index in range(int(values.max()) + 1)]
     return None, None

@@ -139,9 +139,9 @@ def judged(clips: Clips, n_context: int) -> Bool[torch.Tensor, "batch frame"]:
     A frame that is predictable from the one before it is so from the context only if that one is, too; the chain ends
     at the first frame that comes as a surprise.
     """
-    if clips.predictable is None:
+    if "predictable" not in clips.labels:
         return torch.ones(len(clips), clips.n_frames - n_context, dtype=torch.bool)
-    return clips.predictable[:, n_context:].long().cumprod(1).bool()
+    return clips.labels["predictable"][:, n_context:].long().cumprod(1).bool()
 
 
 def without_twin(clips: Clips) -> Clips:

@@ -117,7 +117,7 @@ def run(
         n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
         n_context = defaults.get("n_context")
         if n_context is None:
-            n_context = default_context(n_frames, clips.predictable is not None)
+            n_context = default_context(n_frames, "predictable" in clips.labels)
         n_context += n_frames if n_context < 0 else 0
     own_reference = reference is None and kind_of(pipe) is None
     if own_reference:

@@ -65,7 +65,7 @@ def digit_figures(pipe: VideoDiffusion, *, seed: int, n: int = 256, level: float
 
     loops = error(make_clips("loop", n, seed))
     drawn = make_clips("snippet", 4 * n, seed)
-    known = drawn.predictable[:, -1]  # pyright: ignore[reportOptionalSubscript]
+    known = drawn.labels["predictable"][:, -1]
     inside, starts = error(drawn[known.nonzero()[:n, 0]]), error(drawn[(~known).nonzero()[:n, 0]])
     one_off = {str(lag): relative_error(error(make_clips("one_off", n, seed, lag=lag))) for lag in LAGS}
     return {

@@ -148,8 +148,8 @@ def _middle(size: tuple[int, int] | torch.Size) -> Bool[torch.Tensor, "row col"]
 def free_cell_actions(clips: Clips, seed: int) -> tuple[Clips, torch.Tensor]:
     """The clips in which at least one neighbour of the player is free before the last step, with the last action
     replaced by a random move to such a neighbour; and the indices of those clips."""
-    assert clips.semantic_map is not None and clips.action is not None
-    before = clips.semantic_map[:, -2]
+    assert clips.action is not None
+    before = clips.labels["semantic_map"][:, -2]
     row, col = game.ROWS // 2, game.COLS // 2
     free = torch.stack(
         [torch.isin(before[:, row + dr, col + dc], torch.tensor(_FREE)) for dr, dc in game.MOVES.values()], -1
@@ -161,8 +161,7 @@ def free_cell_actions(clips: Clips, seed: int) -> tuple[Clips, torch.Tensor]:
     assert picked.action is not None
     action = picked.action.clone()
     action[:, -1] = torch.nn.functional.one_hot(chosen, action.shape[-1]).float()
-    return Clips(kind="crafter", video=picked.pixels, action=action, semantic_map=picked.semantic_map,
-                 player_position=picked.player_position), kept  # fmt: skip
+    return Clips(kind="crafter", video=picked.pixels, action=action, labels=picked.labels), kept
 
 
 def shift_accuracy(bench: Bench, clips: Clips, expected: torch.Tensor, seed: int) -> tuple[float | None, int]:

@@ -126,7 +126,8 @@ def head_table(
 
     Scores: mean attention mass of the target frames' queries on what a role names (see `ROLES`), over the queries for
     which it exists. A head's role is the narrowest relation that holds at least half of its attention; "mixed" where
-    none does. "match" is the clips' own ground truth (`clips.match`: the frame whose content comes back), "scroll"
+    none does. "match" is the clips' own ground truth (`clips.labels["match"]`: the frame whose content comes back),
+    "scroll"
     needs `implied` (where an action leads, (row, col), for example `vd.data.crafter.implied(clips)`) and counts frames
     in which it is not (0, 0); roles of which the clips say nothing have no column. Range 0 to 1. Chance: the same of
     uniform attention.
@@ -202,7 +203,7 @@ def _scores(
         at["previous, same place"] = place[:, :, now - 1] if frame else nothing
         at["previous frame"] = masses[:, :, frame, frame - 1] if frame else nothing
         at["first frame"] = masses[:, :, frame, 0] if frame else nothing
-        match = None if noised.clips.match is None else noised.clips.match[list(where), frame]
+        match = None if "match" not in noised.clips.labels else noised.clips.labels["match"][list(where), frame]
         if match is not None:
             there, index = (match >= 0)[:, None], match.clamp(min=0)
             to = masses[:, :, frame].gather(2, index[:, None, None].expand(-1, masses.shape[1], 1))[..., 0]

@@ -32,7 +32,8 @@ def top_patches(
 ) -> NeuronResult:
     """The patches at which every MLP neuron (`hook_post`) is most active, and what it does over all clips.
 
-    >>> result = vd.neurons.top_patches(noised, labels=clips.semantic_map, label_names=vd.data.crafter.SEMANTIC)
+    >>> materials = noised.labels("semantic_map")
+    >>> result = vd.neurons.top_patches(noised, labels=materials, label_names=vd.data.crafter.SEMANTIC)
     >>> result.to_html("neurons.html")
 
     Counted are all tokens of every pass: those of the target frames at each noise level; those of clean context frames
