@@ -351,7 +351,12 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                 of_hooks()
             acting.warn_of_idle()
 
-        scope.at_end = at_end
+        def at_call(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor) -> None:
+            for one in acting.interventions:
+                if one.steps is None and one.noise_levels is None:  # the others may leave this call as it is
+                    one.check_clips(self, latents.shape[1])
+
+        scope.at_end, scope.at_call = at_end, at_call if interventions else None
         return scope
 
     @classmethod
