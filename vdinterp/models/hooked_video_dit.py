@@ -17,7 +17,7 @@ from torch import nn
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Acting, Intervention, check_interventions
-from vdinterp.models.cache import ActivationCache, Recording, keeper
+from vdinterp.models.cache import ActivationCache, Recording, kept
 from vdinterp.models.checks import (
     asked_names,
     asked_stop,
@@ -386,7 +386,7 @@ def _into(
         cache = current()
         if cache is None:
             return False
-        keeper(lambda: cache.tensors, device, suffix)(activation, hook)
+        cache.tensors[f"{hook.name}{suffix}"] = kept(activation, hook, device)
         if not suffix:
             cache.note(hook)
         return True
