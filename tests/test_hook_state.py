@@ -363,7 +363,7 @@ def test_nan_is_said_once_and_of_the_hook_that_made_it() -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_needs_the_hooks_in_the_backward_pass(reentrant: bool) -> None:
     def saving(run: Any, x: torch.Tensor, given: Given, known: Any) -> torch.Tensor:
-        """The reentrant kind follows only tensors that it is handed one by one."""
+        # The reentrant kind follows only tensors that it is handed one by one.
         return checkpoint(
             lambda x, cond: run(x, replace(given, cond=cond), known), x, given.cond, use_reentrant=reentrant
         )

@@ -363,7 +363,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                 of_hooks()
             acting.warn_of_idle()
 
-        def at_call(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor) -> None:
+        def at_call(call: Call, latents: torch.Tensor, *_: Any) -> None:
             for one in acting.interventions:
                 if one.steps is None and one.noise_levels is None:  # the others may leave this call as it is
                     one.check_clips(self, latents.shape[1])
