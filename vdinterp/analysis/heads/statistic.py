@@ -65,7 +65,7 @@ class HeadStatistic(Result):
     def _curves(self, rows: pd.DataFrame, title: str, unit: str) -> go.Figure:
         """One score of the heads that reach highest, with what uniform attention gives the first of them."""
         named = rows.assign(name=rows["layer"].astype(str) + "." + rows["head"].astype(str))
-        highest = named.groupby("name")["value"].max().nlargest(CURVES).index
+        highest = named.sort_values("value", ascending=False)["name"].unique()[:CURVES]
         shown = pd.concat([rows_of(named, name=name) for name in highest])
         chance = shown["chance"].dropna()
         return plotting.lines(
