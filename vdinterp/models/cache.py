@@ -22,8 +22,8 @@ from vdinterp.models.components.attention import text_keys
 from vdinterp.models.decompose import Decomposition
 from vdinterp.models.habits import Habits
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
+from vdinterp.models.identity import marks, same_weights
 from vdinterp.models.pattern import AttentionPattern
-from vdinterp.models.weights import marks, same_weights
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT

@@ -45,12 +45,13 @@ from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.describe import HookDescriptions
 from vdinterp.models.hook_functions import warn_of_nan
 from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
+from vdinterp.models.identity import marks
 from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
 from vdinterp.models.scopes import Call, Scope, current_call, run_in
 from vdinterp.models.stream import CARRIED
-from vdinterp.models.weights import WeightViews, marks
+from vdinterp.models.weights import WeightViews
 
 DERIVED = (".hook_attn_scores", ".hook_pattern", ".hook_result")  # what a cache computes on demand
 
