@@ -231,7 +231,7 @@ def test_metrics_of_the_library_and_of_the_user() -> None:
     clean, runs = [], pair.inputs(slice(0, 5), 0.6)
     with torch.no_grad():
         x0 = pair.denoiser.denoise(**runs["clean"].repeated(1))
-    clean = (x0 - pair.clean)[:, 3].square().mean() / pair.variance
+    clean = (x0 - pair.clean.latents)[:, 3].square().mean() / pair.variance
     assert error.untouched["clean"] == pytest.approx(float(clean), rel=1e-5)
     assert psnr.untouched["clean"] != psnr.untouched["corrupted"]
 

@@ -59,7 +59,7 @@ def _scroll(canvas: Canvas) -> None:
     heads = vd.analysis.head_table(noised, implied=crafter.implied(clips)).to_frame()
     effect = heads.pivot(index="layer", columns="head", values="effect").to_numpy()
     layer, head = (int(one) for one in np.unravel_index(effect.argmax(), effect.shape))
-    mean = vd.Ablate(("z", layer), heads=[head], mode="mean", reference=noised.mean_outputs(LEVEL))
+    mean = vd.Ablate(("z", layer), heads=[head], mode="mean", reference=noised.means(LEVEL))
     with torch.no_grad():
         intact, without = (pipe.decode(noised.x0(LEVEL, *change))[:, 0] for change in ((), (mean,)))
     harm = (without - clips.pixels[:, -1]).square().mean((1, 2, 3))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool
 
+from vdinterp.analysis.stimulus.latent_clips import LatentClips
 from vdinterp.data import Clips, crafter, digits, objects
 from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
 
@@ -39,8 +40,9 @@ def label_names(clips: Clips | str | None) -> list[str]:
     return ["position", "velocity", "occluded"] if kind in OBJECT_KINDS else []
 
 
-def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
-    """One of `label_names(clips)`, masked to some frames: those that are to be probed.
+def labels_of(stimulus: LatentClips | Clips, name: str, frames: Sequence[int]) -> Labels:
+    """One of `label_names(clips)`, masked to some frames: those that are to be probed. Of clips their own frames, of
+    `NoisedClips` latent frames, each labelled as its last video frame (`by_frame`).
 
     Classes are those that occur in at least 12 clips there.
 
@@ -51,6 +53,7 @@ def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
 
     Raises ValueError for another name.
     """
+    clips = stimulus.clips if isinstance(stimulus, LatentClips) else stimulus
     if name not in label_names(clips):
         known = ", ".join(label_names(clips)) or "none"
         raise ValueError(f"{clips.kind!r} clips have no label {name!r}; they have {known}")
@@ -59,6 +62,9 @@ def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
         "position": _of_object, "velocity": _of_object, "occluded": _occluded,
     }  # fmt: skip
     found = _own(clips, name) if name not in label_names(clips.kind) else makers[name](clips, name)
+    if isinstance(stimulus, LatentClips):
+        mask = None if found.mask is None else stimulus.by_frame(found.mask)
+        found = Labels(stimulus.by_frame(found.values), found.names, mask)
     probed = torch.zeros(found.values.shape[:2], dtype=torch.bool)
     probed[:, list(frames)] = True
     mask = probed[:, :, None, None]
@@ -73,9 +79,10 @@ def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
 def _own(clips: Clips, name: str) -> Labels:
     """A label that came with the clips; one number a clip holds for all its frames."""
     values = clips.labels[name]
+    lengths = {part.shape[1] for part in (clips.video, clips.encoded) if part is not None}
     if values.ndim == 1:
         values = values[:, None].expand(-1, clips.n_frames)
-    if values.ndim not in (2, 3, 4) or values.shape[1] != clips.n_frames:
+    if values.ndim not in (2, 3, 4) or values.shape[1] not in lengths:
         raise ValueError(
             f"label {name!r} has shape {list(values.shape)}; give [clip], [clip frame], [clip frame row col] or "
             f"[clip frame k], with {clips.n_frames} frames"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vdinterp.analysis.stimulus.noised_clips import check_levels
+from vdinterp.analysis.stimulus.fit import check_levels, frames_seen
 from vdinterp.checks.counts import check_count
 from vdinterp.data import Clips
 from vdinterp.pipeline import VideoDiffusion
@@ -114,7 +114,7 @@ def run(
         raise ValueError("clips holds no clip")
     clips = without_twin(clips if n_clips is None else clips[:n_clips])
     if n_context is None:
-        n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
+        n_frames = frames_seen(pipe, clips)
         n_context = defaults.get("n_context")
         if n_context is None:
             n_context = default_context(n_frames, "predictable" in clips.labels)

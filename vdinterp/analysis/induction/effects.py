@@ -16,7 +16,6 @@ from vdinterp.analysis.induction.task import Task
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.patching.paths import path_patch
 from vdinterp.analysis.stimulus.cases import TargetError, cases_of
-from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention, Patch
 from vdinterp.models import ActivationCache
 
@@ -70,7 +69,7 @@ def rises(
 ) -> dict[str, Rise]:
     """What mean ablation of each set of heads does. The mean is that of the twins without a repeat at this noise level:
     that of the repeats would put back a part of what comes back. `name`: of the sweep's records."""
-    means = task.noised("none").mean_outputs(level)
+    means = task.noised("none").means(level)
     trials = [sweep.Trial(interventions=without(one, means), label={"set": key}) for key, one in sets.items()]
     cases = [
         case
@@ -192,7 +191,7 @@ def path_table(
     if not pairs:
         return pd.DataFrame(columns=["sender", "receiver", "value", "low", "high"])
     for part, twin in seconds.items():
-        clean, corrupted = (Clips(kind="repeats", video=video[:PAIRS]) for video in _videos(task, twin))
+        clean, corrupted = (task.clips(which)[:PAIRS] for which in (None, twin))
         found = path_patch(
             task.pipe, clean, corrupted, level,
             senders=[f"{layer}.{head}" for layer, head in dict.fromkeys(s for s, _ in pairs)],
@@ -204,10 +203,6 @@ def path_table(
     return pd.concat(rows, ignore_index=True)
 
 
-def _videos(task: Task, twin: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return task.repeats.video, task.repeats.twins[twin]
-
-
 def reliance_table(task: Task, level: float, senders: Sequence[Head], heads: Sequence[Head]) -> pd.DataFrame:
     """Composition, by interchange: prefix matching of the named heads when an earlier one tells them of a twin.
 
@@ -217,7 +212,7 @@ def reliance_table(task: Task, level: float, senders: Sequence[Head], heads: Seq
     head. Chance: no drop. A head that is needed for something else drops `ablated` only; several that tell the same
     drop it in parts.
     """
-    means, noised = task.noised("none").mean_outputs(level), task.noised()
+    means, noised = task.noised("none").means(level), task.noised()
     n_clips = min(PAIRS, len(task.repeats))
     few = [clips for clips in noised.batches if clips.start < n_clips]
     twins = {

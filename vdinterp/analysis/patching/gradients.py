@@ -74,7 +74,7 @@ def untouched(
                 x0[run] = pair.denoiser.denoise(**inputs.repeated(1))
     like = x0["clean"]
     compare = Pair(
-        clean=like, corrupted=x0["corrupted"], truth=pair.clean[clips].to(like),
+        clean=like, corrupted=x0["corrupted"], truth=pair.clean.latents[clips].to(like),
         region=pair.region[clips].to(like.device), variance=pair.variance,
     )  # fmt: skip
     return runs, compare, caches

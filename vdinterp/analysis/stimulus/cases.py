@@ -22,7 +22,7 @@ class TargetError:
     def __call__(self, x0: torch.Tensor, moment: Moment) -> Float[torch.Tensor, " clip"]:
         about = moment.case.about
         truth = about["truth"].to(x0)
-        return (x0[:, -truth.shape[1] :] - truth).square().mean((1, 2, 3, 4)) / about["variance"]
+        return (x0[:, about["target"]] - truth).square().mean((1, 2, 3, 4)) / about["variance"]
 
 
 def cases_of(
@@ -36,7 +36,8 @@ def cases_of(
             base="base",
             label={**(label or {}), "first_clip": clips.start},
             about={
-                "truth": noised.latents[clips, noised.n_context :],
+                "truth": noised.latents[clips][:, noised.target],
+                "target": noised.target,
                 "variance": noised.variance if variance is None else variance,
             },
         )
