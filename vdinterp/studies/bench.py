@@ -17,7 +17,7 @@ from vdinterp.analysis.stimulus.latents import latents_of, video_of
 from vdinterp.analysis.stimulus.noised_clips import check_fit, check_levels, checkpoint, weights_id
 from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.data import Clips
-from vdinterp.diffusion import SeededNoise, level_to_k
+from vdinterp.diffusion import SeededNoise
 from vdinterp.interventions import Intervention, check_interventions, hooks_of
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.pipeline.sampling import make_plan
@@ -36,11 +36,11 @@ REFERENCES = ("truth", "intact")
 @dataclass(frozen=True, eq=False)
 class Moment:
     """Where interventions are about to be applied: which clips (a slice of the bench's) and, outside sampling, which
-    noise level (k) their target frames have."""
+    noise level their target frames have."""
 
     bench: Bench
     clips: slice
-    level: int | None = None
+    level: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Bench:
         n_levels = pipe.diffusion.n_levels
         if not 1 <= steps <= n_levels:
             raise ValueError(f"steps must lie in 1..{n_levels} (the model's noise levels), got {steps}")
-        check_levels(levels)
+        check_levels(levels, pipe)
         if batch < 1 or seed < 0:
             raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
         self.pipe, self.clips, self.reference = pipe, clips, reference
@@ -204,8 +204,8 @@ class Bench:
         given, cfg = condition.interventions, self.pipe.model.cfg
         if callable(given) or not given:
             return
-        levels = torch.full((len(self.ks), self.n_frames), -1)
-        levels[:, self.n_context :] = torch.tensor(self.ks)[:, None]
+        levels = torch.zeros(len(self.levels), self.n_frames)
+        levels[:, self.n_context :] = torch.tensor(self.levels)[:, None]
         try:
             if condition.protocol == "sample":
                 context = torch.zeros(1, self.n_context, cfg.in_channels, cfg.height, cfg.width)
@@ -295,7 +295,7 @@ class Bench:
     def _make(self, condition: Condition, clips: slice) -> list[torch.Tensor]:
         """Target latents `[batch frame channel height width]`: one generated clip, or one x0 estimate a noise level."""
         if condition.protocol == "denoise":
-            made = [self._denoise(condition, clips, level) for level in self.ks]
+            made = [self._denoise(condition, clips, level) for level in self.levels]
         elif condition.protocol == "sample":
             made = [self._sample(condition, clips)]
         else:
@@ -314,7 +314,7 @@ class Bench:
         ).latents
 
     @torch.no_grad()
-    def _denoise(self, condition: Condition, clips: slice, level: int) -> torch.Tensor:
+    def _denoise(self, condition: Condition, clips: slice, level: float) -> torch.Tensor:
         noisy, levels = self.noised(self.truth[clips], self.noise[clips], level)
         interventions = self._interventions(condition, Moment(self, clips, level))
         with self.pipe.model.hooks(hooks_of(interventions, self.pipe.model)):
@@ -325,16 +325,11 @@ class Bench:
         given = condition.interventions
         return given(moment) if callable(given) else given
 
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor]:
         """All target frames at one noise level, the context clean; and the levels `[batch frame]`."""
-        levels = torch.full(latents.shape[:2], -1)
+        levels = torch.zeros(latents.shape[:2])
         levels[:, self.n_context :] = level
         return self.pipe.add_noise(latents, levels, noise), levels
-
-    @property
-    def ks(self) -> list[int]:
-        """The noise levels of protocol "denoise" as integers."""
-        return [max(0, level_to_k(level, self.pipe.diffusion.n_levels)) for level in self.levels]
 
     def cond(self, clips: slice) -> dict[str, Any]:
         """`cond` as the model takes it; empty for a model or clips without actions."""

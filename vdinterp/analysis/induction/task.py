@@ -99,7 +99,9 @@ class Task:
         if twin not in self._noised:
             video = self.repeats.video if twin is None else self.repeats.twins[twin]
             clips = Clips(kind=f"{self.design} repeats" + (f", {twin}" if twin else ""), video=video)
-            self._noised[twin] = NoisedClips(self.pipe, clips, levels=self.levels, seed=self.seed, batch=self.batch)
+            self._noised[twin] = NoisedClips(
+                self.pipe, clips, noise_levels=self.levels, seed=self.seed, batch=self.batch
+            )
         return self._noised[twin]
 
     @cached_property
@@ -127,7 +129,7 @@ class Task:
         noised, layers, parts = self.noised(twin), self.pipe.model.cfg.n_layers, []
         for clips in noised.batches:
             with self.pipe.model.record(["frame_mass"]) as recording, self.pipe.model.intervene(*interventions):
-                x0 = self.pipe.denoise(**noised.inputs(level, clips))[:, -1].float().cpu()
+                x0 = self.pipe.denoise(*noised.inputs(level, clips))[:, -1].float().cpu()
             if not bool(x0.isfinite().all()):
                 raise ValueError(
                     f"{self.pipe.model.cfg.model_name} predicts NaN or infinity at noise level {level:g} on "
@@ -162,7 +164,7 @@ class Task:
         for clips in batches:
             chosen = interventions(clips)
             with self.pipe.model.record(["frame_mass"]) as recording, self.pipe.model.intervene(*chosen):
-                self.pipe.denoise(**noised.inputs(level, clips))
+                self.pipe.denoise(*noised.inputs(level, clips))
             cache = next(iter(recording.values()))
             last = torch.stack([cache["frame_mass", i][..., -1, :-1] for i in range(self.pipe.model.cfg.n_layers)])
             parts.append((shares(last.cpu()) * self._successor[None, clips, None, :-1]).sum(-1))
