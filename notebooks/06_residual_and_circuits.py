@@ -24,7 +24,7 @@ import vdinterp as vd
 
 crafter, induction = vd.load("tiny-crafter"), vd.load("tiny-induction")
 clips = vd.data.sample_clips("crafter", n=24, n_frames=8)
-train, noised = (vd.NoisedClips(crafter, part, levels=(0.3, 0.9)) for part in (clips[:16], clips[16:]))
+train, noised = (vd.NoisedClips(crafter, part, noise_levels=(0.3, 0.9)) for part in (clips[:16], clips[16:]))
 
 # %% [markdown]
 # ## The lens
@@ -62,7 +62,7 @@ parts.plot()
 
 # %%
 repeats = vd.data.make_clips("one_off", n=16)
-effect = vd.analysis.direct_effect(vd.NoisedClips(induction, repeats, levels=(0.9,)))
+effect = vd.analysis.direct_effect(vd.NoisedClips(induction, repeats, noise_levels=(0.9,)))
 table = effect.table.set_index(["layer", "head"])
 for head in ((1, 2), (0, 0)):
     assert table.loc[head, "total"] > 0.4 and abs(table.loc[head, "direct"]) < 0.05

@@ -76,7 +76,7 @@ labels = walkable.long()[:, None, None, None].expand(len(moves), 8, 7, 9).contig
 own_cell = torch.zeros(len(moves), 8, 7, 9, dtype=torch.bool)
 own_cell[:, last, 3, 4] = True
 probe = vd.probes.fit(
-    vd.NoisedClips(pipe, moves, levels=(level,)),
+    vd.NoisedClips(pipe, moves, noise_levels=(level,)),
     labels,
     names=["blocked", "walkable"],
     what="cell ahead",
@@ -143,7 +143,7 @@ pd.DataFrame(
 # the player: one bright patch, in the frame before.
 
 # %%
-noised = vd.NoisedClips(pipe, clips, levels=(level,))
+noised = vd.NoisedClips(pipe, clips, noise_levels=(level,))
 cache = noised.cache(level, ["rot_q", "rot_k"], slice(0, 16))
 query = grid.index(last, 1, 1)  # a cell far from the player
 rows = cache["pattern", 0].heads([2]).rows([query])[:, 0, 0]

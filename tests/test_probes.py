@@ -137,7 +137,7 @@ def test_samples_are_the_models_own_activations() -> None:
     np.testing.assert_allclose(found, pooled[at], atol=1e-6)
     gate = activations(given, 0.9, {1: "blocks.1.attn.mod.hook_gate"}, frames)[1]
     np.testing.assert_allclose(gate, cache["mod.gate", 1][at], atol=1e-6)
-    noisy = given.inputs(0.9, slice(0, 10))["noisy"].flatten(1)
+    noisy = given.inputs(0.9, slice(0, 10)).noisy.flatten(1)
     np.testing.assert_array_equal(latents(given, samples, 0.9)[:, 0], noisy[chosen])
     np.testing.assert_array_equal(latents(given, samples, None)[:, 0], given.latents.flatten(1)[chosen])
     assert latents(given, samples, 0.9, "neighbours").shape == (70, 18)

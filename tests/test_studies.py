@@ -412,7 +412,7 @@ def test_the_ledger_survives_a_torn_line_and_a_lost_file(tmp_path: Path) -> None
 def test_a_condition_that_never_acts_is_said_first(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = small_bench()
     monkeypatch.setattr(bench.pipe.model, "forward", lambda *_, **__: pytest.fail("computed"))
-    never = vd.Ablate("z", noise_levels=[3])
+    never = vd.Ablate("z", noise_levels=[0.3])
     condition = Condition(ablation="mine", variant="idle", interventions=(never,), protocol=protocol)
     with pytest.raises(ValueError, match="mine: idle: Ablate never acts: no frame is at the noise levels 3"):
         bench.measure([condition])

@@ -168,8 +168,8 @@ def chapter(result: AblationResult, ablation: str) -> str:
         lead = "better than" if gap["low"] > 0 else "worse than" if gap["high"] < 0 else "not measurably unlike"
         parts.append(
             f"The model's x0 error of {wording.scored(base)} is {lead} that of a still picture, "
-            f"{wording.scored(still)}. In {'pixels' if unit else 'latents'}, {best}the model {own:.1f}{unit}, decoded noise "
-            f"{noise:.1f}{unit}."
+            f"{wording.scored(still)}. In {'pixels' if unit else 'latents'}, {best}the model {own:.1f}{unit}, decoded "
+            f"noise {noise:.1f}{unit}."
         )
     elif ablation == "one step":
         parts.append(_steps(result, base))

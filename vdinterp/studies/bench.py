@@ -266,7 +266,7 @@ class Bench:
         if (protocol, clips.start) not in self._intact_video:
             self._intact_video[protocol, clips.start] = [self._pixels(latents, clips) for latents in intact]
         pictures = self._intact_video[protocol, clips.start]
-        scores = [self._scores(one, clips, *other) for one, *other in zip(made, intact, pictures, strict=True)]
+        scores = [self._scores(*one, clips) for one in zip(made, intact, pictures, strict=True)]
         out = {name: torch.stack([score[name] for score in scores]).mean(0) for name in scores[0]}
         return out if condition.protocol == "denoise" else {**out, "latents": made[0]}
 
@@ -332,7 +332,7 @@ class Bench:
         return self.pipe.frame_map.n_video(self.n_context)
 
     def _scores(
-        self, target: torch.Tensor, clips: slice, intact: torch.Tensor, intact_video: torch.Tensor | None
+        self, target: torch.Tensor, intact: torch.Tensor, intact_video: torch.Tensor | None, clips: slice
     ) -> Tensors:
         """Every metric against the truth and against the intact model, NaN on frames that cannot be judged; those of
         pixels as means over the video frames of a frame."""

@@ -180,10 +180,10 @@ class _Pass(_Runs):
         for name, run in self.case.runs.items():
             assert isinstance(run, Inputs)
             if not wanted.get(name):
-                x0[name] = self.denoiser.denoise(**run.repeated(1))
+                x0[name] = self.denoiser.denoise(*run)
                 continue
             with self.model.record(sorted(wanted[name])) as recording:
-                x0[name] = self.denoiser.denoise(**run.repeated(1))
+                x0[name] = self.denoiser.denoise(*run)
             caches[name] = recording[0]
         return x0, caches
 
@@ -197,7 +197,7 @@ class _Pass(_Runs):
         run = self.case.runs[self.case.base]
         assert isinstance(run, Inputs)
         given = resume(start, self.model, caches.get(self.case.base, {}), len(trials), self.case.n_clips)
-        pass_ = partial(self.denoiser.denoise, **run.repeated(len(trials)), **given)
+        pass_ = partial(self.denoiser.denoise, *run.repeated(len(trials)), **given)
         x0 = self.hooked([self.pairs(trial, caches) for trial in trials], pass_)
         return list(x0.split(self.case.n_clips))
 

@@ -20,12 +20,12 @@ PER_HEAD = {"q": ("W_Q", "b_Q"), "k": ("W_K", "b_K"), "v": ("W_V", "b_V")}
 @torch.no_grad()
 def modulations(
     model: HookedVideoDiT,
-    levels: Shaped[torch.Tensor, " level"],
+    timestep: Shaped[torch.Tensor, " level"],
     actions: Float[torch.Tensor, "level d_action"] | None = None,
 ) -> dict[str, Float[torch.Tensor, "level d_model"]]:
-    """Shift, scale and gate of every sublayer at each noise level, by hook name. From weights: nothing else is run."""
+    """Shift, scale and gate of every sublayer at each timestep, by hook name. From weights: nothing else is run."""
     network: Any = model
-    condition = network.noise_embed(levels[:, None].to(model.device))
+    condition = network.noise_embed(timestep[:, None].to(model.device))
     if actions is not None:
         condition = condition + network.action_embed(actions[:, None].to(condition), None)
     shared = network.shared_modulation(condition) if network.shared_modulation is not None else None
@@ -63,10 +63,10 @@ class Fold:
         return folded - folded.mean(-2, keepdim=True) if self.centred else folded
 
 
-def folds(model: HookedVideoDiT, level: Float[torch.Tensor, " level"]) -> dict[str, Fold]:
-    """The fold of every sublayer ("blocks.0.attn" .., "final") at one noise level, without an action."""
+def folds(model: HookedVideoDiT, timestep: Shaped[torch.Tensor, " level"]) -> dict[str, Fold]:
+    """The fold of every sublayer ("blocks.0.attn" .., "final") at one timestep, without an action."""
     network: Any = model
-    known = modulations(model, level)
+    known = modulations(model, timestep)
     found = {}
     for site in [*_sublayers(model), "final"]:
         norm = (network.final if site == "final" else model.sublayer(*_place(site))).ln
@@ -88,21 +88,19 @@ def folds(model: HookedVideoDiT, level: Float[torch.Tensor, " level"]) -> dict[s
 class FoldedWeights:
     """Weights of the self-attentions of a model, folded at the noise levels of a key's and of a query's frame.
 
-    `noise_level` (the key's) and `query_level` (default: the same) are what `model.forward` takes. All is float64 on
-    the CPU. Matrices act on row vectors from the right, as in TransformerLens.
-    Raises ValueError for anything but a model, and for levels that are no single number.
+    `noise_level` (the key's) and `query_level` (default: the same) are shares, 0 clean. All is float64 on the CPU.
+    Matrices act on row vectors from the right, as in TransformerLens.
+    Raises ValueError for anything but a model that knows its noise levels, and for levels that are no single share.
     """
 
     def __init__(self, model: HookedVideoDiT, noise_level: Any, query_level: Any = None) -> None:
         check_model(model)
-        level = one_level(noise_level, "noise_level")
-        other = None if query_level is None else one_level(query_level, "query_level")
-        for name, given in (("noise_level", level), ("query_level", other)):
-            if given is not None:
-                model.check_noise_levels(given, name)
+        given = {"noise_level": noise_level, "query_level": noise_level if query_level is None else query_level}
+        key, query = (_timestep(model, level, name) for name, level in given.items())
         self.model = model
-        key = folds(model, level)
-        self.folds: dict[Side, dict[str, Fold]] = {"key": key, "query": key if other is None else folds(model, other)}
+        self.meta = {"model": model.cfg.model_name, **{name: float(level) for name, level in given.items()}}
+        self.folds: dict[Side, dict[str, Fold]] = {"key": folds(model, key)}
+        self.folds["query"] = self.folds["key"] if torch.equal(key, query) else folds(model, query)
 
     def read(self, layer: int, part: Part) -> Float[torch.Tensor, "head d_model d_head"]:
         """W_Q, W_K or W_V, reading the stream over LayerNorm's scale."""
@@ -171,19 +169,12 @@ def check_head(model: HookedVideoDiT, layer: int, head: int) -> None:
         )
 
 
-def one_level(given: Any, name: str) -> Float[torch.Tensor, " level"]:
-    """One noise level as the network receives it, `[1]`."""
-    try:
-        level = torch.as_tensor(given).flatten()
-    except (TypeError, ValueError, RuntimeError):
-        level = torch.zeros(0)
-    is_number = len(level) == 1 and level.dtype != torch.bool and not level.is_complex()
-    if not is_number or not bool(level.isfinite().all()):
-        raise ValueError(
-            f"{name}={given!r}: one number is needed, as model.forward takes it (of a pipeline's level k: "
-            "pipe.schedule.network_level(torch.tensor([[k]])))"
-        )
-    return level.float()
+def _timestep(model: HookedVideoDiT, level: Any, name: str) -> Shaped[torch.Tensor, " level"]:
+    """What the network is fed at one noise level, `[1]`."""
+    found = model.timestep(level, name).flatten()
+    if len(found) != 1:
+        raise ValueError(f"{name} holds {len(found)} numbers; one share of noise is needed")
+    return found
 
 
 def unseen(model: HookedVideoDiT, layer: int, displacement: Any) -> str:

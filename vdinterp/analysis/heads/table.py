@@ -128,8 +128,8 @@ def head_table(
     which it exists. A head's role is the narrowest relation that holds at least half of its attention; "mixed" where
     none does. "match" is the clips' own ground truth (`clips.labels["match"]`: the frame whose content comes back),
     "scroll" needs `implied` (where an action leads, (row, col), for example `vd.data.crafter.implied(clips)`) and
-    counts frames in which it is not (0, 0); roles of which the clips say nothing have no column. Range 0 to 1. Chance: the same of
-    uniform attention.
+    counts frames in which it is not (0, 0); roles of which the clips say nothing have no column. Range 0 to 1. Chance:
+    the same of uniform attention.
     Effect: x0 error with the head's output (`hook_z`) at its mean over clips, frames and positions of `reference`
     (default: these clips), minus the error without. Range: any; 0 for a head that is not needed.
     Misleads: a role says where a head looks, not what it does with it; a head can be needed and have a backup, which

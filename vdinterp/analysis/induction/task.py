@@ -100,7 +100,7 @@ class Task:
     def noised(self, twin: str | None = None) -> NoisedClips:
         if twin not in self._noised:
             self._noised[twin] = NoisedClips(
-                self.pipe, self.clips(twin), levels=self.levels, seed=self.seed, batch=self.batch
+                self.pipe, self.clips(twin), noise_levels=self.levels, seed=self.seed, batch=self.batch
             )
         return self._noised[twin]
 
@@ -139,7 +139,7 @@ class Task:
         noised, layers, parts = self.noised(twin), self.pipe.model.cfg.n_layers, []
         for clips in noised.batches:
             with self.pipe.model.record(["frame_mass"]) as recording, self.pipe.model.intervene(*interventions):
-                x0 = self.pipe.denoise(**noised.inputs(level, clips))[:, -1].float().cpu()
+                x0 = self.pipe.denoise(*noised.inputs(level, clips))[:, -1].float().cpu()
             if not bool(x0.isfinite().all()):
                 raise ValueError(
                     f"{self.pipe.model.cfg.model_name} predicts NaN or infinity at noise level {level:g} on "
@@ -174,7 +174,7 @@ class Task:
         for clips in batches:
             chosen = interventions(clips)
             with self.pipe.model.record(["frame_mass"]) as recording, self.pipe.model.intervene(*chosen):
-                self.pipe.denoise(**noised.inputs(level, clips))
+                self.pipe.denoise(*noised.inputs(level, clips))
             cache = next(iter(recording.values()))
             last = torch.stack([cache["frame_mass", i][..., -1, :-1] for i in range(self.pipe.model.cfg.n_layers)])
             parts.append((shares(last.cpu()) * self._successor[None, clips, None, :-1]).sum(-1))

@@ -61,8 +61,8 @@ def top_patches(
     Args:
         noised: what to look at; `n_context=0` noises every frame.
         n_patches: kept a neuron.
-        labels: of the tokens, 0, 1, ..., for example the semantic map of a game; of video frames they count for latent frames as
-            `noised.by_frame` says.
+        labels: of the tokens, 0, 1, ..., for example the semantic map of a game; those of video frames count for latent
+            frames as `noised.by_frame` says.
         label_names: one a label.
         layers: default all that have an MLP.
 

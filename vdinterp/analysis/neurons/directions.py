@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from vdinterp.analysis.stimulus.latents import pictures_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.conditions import NO_CONDITION
-from vdinterp.diffusion import level_to_k, split_prediction
+from vdinterp.diffusion import split_prediction
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 
@@ -50,7 +51,7 @@ def write_directions(
     pipe = source if isinstance(source, VideoDiffusion) else source.pipe
     if isinstance(source, NoisedClips) and level not in source.levels:
         raise ValueError(f"level {level}: these clips are noised at {', '.join(f'{one:g}' for one in source.levels)}")
-    if not 0 < level <= 1:
+    if not isinstance(level, Real) or isinstance(level, bool) or not 0 < level <= 1:
         raise ValueError(f"level {level}: noise levels are in (0, 1]")
     layer = layers_with_mlp(pipe.model, [layer])[0]
     if isinstance(source, VideoDiffusion):
@@ -106,7 +107,7 @@ def directions(
     for site in _on_the_way(model, layer):
         found = _entered(model, site, found, held)
     values = found @ model.final.weights[0].detach().double().cpu().T
-    signal, sigma = pipe.schedule.coefficients(torch.tensor(max(0, level_to_k(level, len(pipe.schedule)))))
+    signal, sigma = pipe.schedule.coefficients(pipe.schedule.k(level))
     x0, _ = split_prediction(pipe.diffusion.objective, values, torch.zeros_like(values), signal.cpu(), sigma.cpu())
     _, patch_h, patch_w = model.cfg.patch_size
     return rearrange(x0, INSIDE[model.cfg.unpatch_order], p=patch_h, q=patch_w).float()
@@ -147,8 +148,8 @@ def _held_without_clips(pipe: VideoDiffusion, level: float) -> dict[str, torch.T
         return {}
     like: dict[str, Any] = {"device": pipe.device, "dtype": pipe.dtype}
     blank = torch.zeros(1, 1, cfg.in_channels, cfg.height, cfg.width, **like)
-    k = torch.full((1, 1), max(0, level_to_k(level, len(pipe.schedule))), device=pipe.device)
-    _, cache = model.run_with_cache(blank, pipe.schedule.network_level(k), NO_CONDITION, names=names)
+    timestep = pipe.timestep(torch.full((1, 1), level, device=pipe.device))
+    _, cache = model.run_with_cache(blank, timestep, NO_CONDITION, names=names)
     return {name: cache[name][0, 0].double().cpu() for name in names}
 
 

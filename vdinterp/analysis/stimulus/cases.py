@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.interventions import Ablate
-from vdinterp.sweep import Case, Inputs, Moment, Trial, run
+from vdinterp.sweep import Case, Moment, Trial, run
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def cases_of(
     (default: the clips' own)."""
     return [
         Case(
-            runs={"base": Inputs(**noised.inputs(level, clips))},
+            runs={"base": noised.inputs(level, clips)},
             base="base",
             label={**(label or {}), "first_clip": clips.start},
             about={

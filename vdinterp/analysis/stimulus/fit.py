@@ -12,7 +12,6 @@ import torch
 from vdinterp.checks.counts import check_count, check_indices
 from vdinterp.conditions import Conditions, as_conditions
 from vdinterp.data import Clips
-from vdinterp.pipeline import VideoDiffusion
 from vdinterp.sweep import ModelOnly
 
 
@@ -66,7 +65,7 @@ def check_fit(pipe: Any, clips: Clips, what: str = "clips") -> None:
         raise ValueError(f"{what} are latents of {clips.encoded.dtype}; give floating point")
 
 
-def _check_video(pipe: VideoDiffusion, video: torch.Tensor, size: tuple[int, int, int], what: str) -> None:
+def _check_video(pipe: Any, video: torch.Tensor, size: tuple[int, int, int], what: str) -> None:
     cfg = pipe.model.cfg
     if pipe.vae is None:
         raise ValueError(
@@ -108,15 +107,14 @@ def conditions_for(pipe: Any, clips: Clips, cond: Any, n_frames: int, what: str 
 
 
 def _actions(pipe: Any, clips: Clips, actions: torch.Tensor, n_frames: int, what: str) -> torch.Tensor:
-    cfg, frames = pipe.model.cfg, getattr(pipe, "frame_map", None)
-    rate = 1 if frames is None else frames.time_compression
-    by_video = rate > 1 and clips.video is not None and actions.shape[1] == clips.video.shape[1]
-    if not by_video or frames is None:
+    cfg, frames = pipe.model.cfg, pipe.frame_map
+    rate = frames.time_compression
+    if rate == 1 or clips.video is None or actions.shape[1] != clips.video.shape[1]:
         return actions[:, :n_frames]
     if actions.shape[-1] * rate != cfg.d_action:
         raise ValueError(
             f"{what} have one action a video frame, {list(actions.shape)}, and {cfg.model_name} takes one of width "
-            f"{cfg.d_action} a latent frame of {rate}: give one a latent frame, or such that {rate} side by side are one"
+            f"{cfg.d_action} for {rate} of them: give one a latent frame, or such that {rate} side by side are one"
         )
     actions = actions[:, : frames.n_video(n_frames)]
     first = actions.new_zeros(len(actions), rate - 1, actions.shape[-1])

@@ -69,28 +69,29 @@ class LatentClips:
         return [slice(start, min(start + self.batch, len(self))) for start in starts]
 
     @cached_property
-    def _lengths(self) -> tuple[int, int | None]:
-        """Latent frames and video frames of the clips as given; None where nobody knows."""
-        frames, clips = getattr(self.pipe, "frame_map", None), self.clips
-        if clips.encoded is None:
-            n_video = clips.pixels.shape[1]
-            return max(self.n_frames, (n_video + frames.time_compression - 1) // frames.time_compression), n_video
-        n_latent = clips.encoded.shape[1]
-        return n_latent, None if frames is None else frames.n_video(n_latent)
+    def _lengths(self) -> tuple[int, int]:
+        """Latent frames and video frames of the clips as they were given."""
+        frames, clips = self.pipe.frame_map, self.clips
+        if clips.encoded is not None:
+            return clips.encoded.shape[1], frames.n_video(clips.encoded.shape[1])
+        n_video = clips.pixels.shape[1]
+        return int(frames.latent_of(torch.tensor(n_video - 1))) + 1, n_video
 
     def by_frame(self, values: torch.Tensor, reduce: Reduce = "last") -> torch.Tensor:
-        """What holds of every latent frame: values `[clip video_frame ..]`, or of latent frames already, as `[clip frame
-        ..]`. `reduce` as of `vdinterp.vae.FrameMap.by_frame`: by default a latent frame has the value of its last video
-        frame. ValueError for other lengths."""
+        """What holds of every latent frame, `[clip frame ..]`: of values of video frames, or of latent frames already.
+
+        `reduce` as of `vdinterp.vae.FrameMap.by_frame`: by default a latent frame has the value of its last video
+        frame. ValueError for other lengths.
+        """
         n_latent, n_video = self._lengths
-        shape = list(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+        frames = self.pipe.frame_map
         if isinstance(values, torch.Tensor) and values.ndim > 1 and len(values) == len(self):
             if values.shape[1] in (self.n_frames, n_latent):
                 return values[:, : self.n_frames]
-            if values.shape[1] == n_video:
-                frames = self.pipe.frame_map
+            if values.shape[1] in (n_video, frames.n_video(self.n_frames)):
                 return frames.by_frame(values[:, : frames.n_video(self.n_frames)], reduce)
-        video = f", or [{len(self)} {n_video} ..] of video frames" if n_video not in (None, n_latent) else ""
+        shape = list(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+        video = f", or [{len(self)} {n_video} ..] of video frames" if n_video != n_latent else ""
         raise ValueError(f"values {shape}: give [clip frame ..] = [{len(self)} {self.n_frames} ..]{video}")
 
     def labels(self, name: str, reduce: Reduce = "last") -> torch.Tensor:
@@ -103,8 +104,7 @@ class LatentClips:
 
     def frame_of(self, video_frames: Int[torch.Tensor, "*any"]) -> Int[torch.Tensor, "*any"]:
         """The latent frame of video frames that labels name (`match`); negative ones stay -1."""
-        n_latent, n_video = self._lengths
-        return video_frames if n_video in (None, n_latent) else self.pipe.frame_map.latent_of(video_frames)
+        return self.pipe.frame_map.latent_of(video_frames)
 
     @cached_property
     def framed(self) -> Clips:

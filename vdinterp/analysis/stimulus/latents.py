@@ -1,4 +1,4 @@
-"""Clips as a pipeline takes them: latents made from the video or given, pixels given or decoded, one picture a frame."""
+"""Clips as a pipeline takes them: latents made from a video or given; pixels given or decoded; a picture a frame."""
 
 from __future__ import annotations
 

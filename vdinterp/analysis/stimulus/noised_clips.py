@@ -149,7 +149,7 @@ class NoisedClips(LatentClips):
             before = [max((at for at in self.context if at < frame), default=-1) for frame in self.target]
             if min(before) >= 0:
                 still = float(self._distance(latents[:, before], latents[:, self.target], few).mean())
-        has_video = self.clips.video is not None and self.pipe.vae is not None
+        has_video = self.framed.video is not None and self.pipe.vae is not None
         return Reliability(
             model=name,
             errors=errors,
@@ -270,8 +270,8 @@ class NoisedClips(LatentClips):
         if not bool(x0.isfinite().all()):
             clip = int((~x0.isfinite()).flatten(1).any(1).nonzero()[0])
             raise ValueError(
-                f"{self.model.cfg.model_name} predicts NaN or infinity at noise level {level:g}, first for clip {clip}: "
-                "its error is no number"
+                f"{self.model.cfg.model_name} predicts NaN or infinity at noise level {level:g}, first for clip {clip}:"
+                " its error is no number"
             )
         return x0
 
