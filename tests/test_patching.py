@@ -279,7 +279,7 @@ def test_the_result_is_a_table_and_figures(tmp_path: Any) -> None:
         ({"corrupted": torch.zeros(4, 4, 1, 4, 6)}, ValueError, "same shape"),
         ({"corrupted": None}, ValueError, "twin"),
         ({"clean": torch.zeros(5, 4, 2, 4, 6)}, ValueError, "do not fit"),
-        ({"noise": torch.zeros(5, 3, 1, 4, 6)}, ValueError, "both runs share it"),
+        ({"noise": torch.zeros(5, 3, 1, 4, 6)}, ValueError, "as the latents are"),
         ({"site": "zz"}, KeyError, "zz"),
         ({"site": "entropy", "over": ("layer",)}, ValueError, "statistic"),
         ({"site": "cross_attn.z"}, KeyError, "cross_attn"),

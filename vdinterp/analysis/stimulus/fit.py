@@ -15,7 +15,7 @@ from vdinterp.data import Clips
 from vdinterp.sweep import ModelOnly
 
 
-def check_levels(levels: Sequence[float], pipe: VideoDiffusion | None = None) -> None:
+def check_levels(levels: Sequence[float], pipe: Any = None) -> None:
     """Raise `ValueError` unless there are noise levels, in (0, 1], each once; none that is clean to the model."""
     if not isinstance(levels, Sequence):
         raise ValueError(f"levels is {levels!r}; give a list or tuple of noise levels, for example ({levels!r},)")

@@ -27,14 +27,15 @@ class LatentClips:
 
     def __init__(
         self,
-        pipe: VideoDiffusion,
+        pipe: VideoDiffusion | ModelOnly,
         clips: Clips | Float[torch.Tensor, "clip frame channel height width"],
         *,
         n_frames: int | None = None,
         cond: Cond = None,
         batch: int = 16,
     ) -> None:
-        self.pipe, self.clips = pipe, _as_clips(pipe, clips)
+        self.clips = _as_clips(pipe, clips)
+        self.pipe: VideoDiffusion = pipe  # type: ignore[assignment]  # a bare model only where nothing is noised
         check_fit(pipe, self.clips)
         self.n_frames, self.batch = frames_seen(pipe, self.clips, n_frames), check_count("batch", batch)
         say_cut(self._lengths[0], self.n_frames, self.model.cfg.model_name)

@@ -57,7 +57,7 @@ class NoisedClips(LatentClips):
 
     def __init__(
         self,
-        pipe: VideoDiffusion,
+        pipe: VideoDiffusion | ModelOnly,
         clips: Clips | Float[torch.Tensor, "clip frame channel height width"],
         noise_levels: float | Sequence[float] | Float[torch.Tensor, "*clip frame"] | None = (0.9,),
         *,
