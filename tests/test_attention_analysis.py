@@ -76,7 +76,6 @@ def test_noised_clips_are_clean_up_to_the_target_and_the_same_at_every_call(give
         ({"n_context": 4}, "at least 5 are needed"),
         ({"n_context": -1}, "n_context must be a whole number in 0"),
         ({"batch": 0}, "batch must be a whole number in 1"),
-        ({"noise_levels": 0.9}, "give a list or tuple"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message) -> None:

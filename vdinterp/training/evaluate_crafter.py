@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 
+from vdinterp.analysis import NoisedClips
 from vdinterp.data import crafter as game
 from vdinterp.data.clips import Clips
 from vdinterp.diffusion import levels
@@ -64,15 +65,10 @@ class Bench:
         self, latents: torch.Tensor, actions: torch.Tensor, level: float, seed: int, hooks: Hooks | None = None
     ) -> Float[torch.Tensor, "batch channel height width"]:
         """x0 of the last frame, noised to `level`, everything before it clean."""
-        noise_levels = torch.zeros(latents.shape[:2])
-        noise_levels[:, -1] = level
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-        noisy = self.pipe.add_noise(latents, noise_levels, noise)
-        parts = []
+        noised = NoisedClips(self.pipe, latents, level, cond=actions, noise=noise, batch=_BATCH)
         with self.model.hooks(fwd_hooks=hooks or []):
-            split = (given.split(_BATCH) for given in (noisy, noise_levels, actions))
-            parts += [self.pipe.denoise(*part)[:, -1] for part in zip(*split, strict=True)]
-        return torch.cat(parts)
+            return noised.x0(level)[:, 0]
 
     @torch.no_grad()
     def roll_out(

@@ -88,7 +88,8 @@ class Contrast:
             clean = self._noised(clean, "clean", cond, shared)
             if isinstance(corrupted, torch.Tensor | Clips) and len(corrupted) != len(clean):
                 raise ValueError(
-                    f"clean has {len(clean)} clips, corrupted {len(corrupted)}: patching compares runs of the same shape"
+                    f"clean has {len(clean)} clips, corrupted {len(corrupted)}: patching compares runs of the same "
+                    "shape"
                 )
             given = clean.cond if corrupted_cond is None and not _has_own(corrupted, self.model) else corrupted_cond
             corrupted = self._noised(corrupted, "corrupted", given, shared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ log = logging.getLogger("vdinterp")
 
 
 def latents_of(
-    pipe: VideoDiffusion, clips: Clips, n_frames: int, batch: int = 16
+    pipe: Any, clips: Clips, n_frames: int, batch: int = 16
 ) -> Float[torch.Tensor, "clip frame channel height width"]:
     """Normalised latents of the first `n_frames` latent frames: the clips' own where they have some, else encoded.
 
