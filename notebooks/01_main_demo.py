@@ -57,8 +57,8 @@ vd.plotting.filmstrip(
 # ## A forward pass with every activation
 #
 # Noise is per frame: `0` is clean, `1` is pure noise. We hide the last frame (noise level 0.95) and let the model
-# tell what it was. The network itself is fed a timestep, which `pipe.timestep` makes. `run_with_cache` keeps every activation by name, except the N x N ones, which the cache computes on
-# demand.
+# tell what it was. The network itself is fed a timestep, which `pipe.timestep` makes. `run_with_cache` keeps every
+# activation by name, except the N x N ones, which the cache computes on demand.
 
 # %%
 levels = torch.zeros(len(clips), clips.n_frames)

@@ -53,7 +53,7 @@ def given() -> NoisedClips:
 
 def test_noised_clips_are_clean_up_to_the_target_and_the_same_at_every_call(given) -> None:
     inputs = given.inputs(0.9, slice(0, 5))
-    assert torch.equal(inputs["noisy"][:, :3], given.latents[:, :3])
+    assert torch.equal(inputs.noisy[:, :3], given.latents[:, :3])
     assert torch.equal(inputs.noise_levels, torch.tensor([[0, 0, 0, 0.9]] * 5))
     assert torch.equal(given.inputs(0.9, slice(3, 5)).noisy, inputs.noisy[3:])
     assert given.target == [3] and int(given.target_tokens.sum()) == 12

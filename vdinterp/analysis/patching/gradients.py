@@ -42,8 +42,10 @@ class GradientPass:
                 return metric(pair.denoiser.denoise(*inputs), compare)
 
         self.value = of_activations_only(pair.model.parameters(), run)
-        if self.value.shape != (len(inputs),):
-            raise ValueError(f"the metric gave {list(self.value.shape)}; one number a clip is needed, [{len(inputs)}]")
+        if self.value.shape != (inputs.n_clips,):
+            raise ValueError(
+                f"the metric gave {list(self.value.shape)}; one number a clip is needed, [{inputs.n_clips}]"
+            )
         if not self.value.requires_grad:
             raise ValueError(
                 "the metric does not depend on x0 by anything that has a gradient; exact patching needs none"
