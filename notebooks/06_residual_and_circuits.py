@@ -78,7 +78,7 @@ effect
 
 # %%
 organism = vd.organisms.build("induction", seed=3)
-clean, dirty = 0, 949
+clean, dirty = 0, 0.95
 composed = vd.circuits.composition(organism.model, clean, dirty, displacements=[(-6, 0, 0)], parts=["k", "q"])
 best = composed.table[composed.table["part"] == "k"].nlargest(1, "score").iloc[0]
 sender, receiver = (".".join(map(str, organism.heads[role])) for role in ("previous frame", "induction"))
@@ -87,7 +87,7 @@ print(organism.heads)
 composed
 
 # %%
-planted = vd.circuits.copying(organism, -1, dirty)
+planted = vd.circuits.copying(organism, clean, dirty)
 scores = planted.table.set_index(["layer", "head"])["value"]
 assert scores.idxmax() == organism.heads["induction"] and scores.max() > 0.9
 planted.plot()
@@ -97,7 +97,7 @@ planted.plot()
 # queries. The heads that the induction search names copy.
 
 # %%
-copying = vd.circuits.copying(induction, -1, 949)
+copying = vd.circuits.copying(induction, clean, dirty)
 trained = copying.table.set_index(["layer", "head"])["value"]
 assert trained.loc[(3, 3)] > 0.9 and trained.loc[(3, 2)] > 0.9
 copying.plot()
@@ -107,7 +107,7 @@ copying.plot()
 # the prediction. A dark diagonal copies pixel by pixel.
 
 # %%
-whole = vd.circuits.patch_circuit(induction, 3, 3, -1, 949)
+whole = vd.circuits.patch_circuit(induction, 3, 3, clean, dirty)
 whole.plot()
 
 # %% [markdown]

@@ -49,11 +49,11 @@ def scrolled(x0):
 
 
 noise = torch.randn(free.shape, generator=torch.Generator().manual_seed(0))
-k = torch.full(free.shape[:2], -1)
-k[:, last] = int(level * 1000) - 1
+noise_levels = torch.zeros(free.shape[:2])
+noise_levels[:, last] = level
 with torch.no_grad():
     behaviour = {
-        name: scrolled(pipe.denoise(pipe.add_noise(latents, k, noise), k, cond=clips.action))
+        name: scrolled(pipe.denoise(pipe.add_noise(latents, noise_levels, noise), noise_levels, cond=clips.action))
         for name, latents in {"as played": free, **versions}.items()
     }
 assert behaviour["as played"] > 0.8 and behaviour["sand"] > 0.8

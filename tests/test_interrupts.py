@@ -60,7 +60,7 @@ def test_interrupts_leave_nothing_behind() -> None:
     pipe = small_pipe(n_layers=1, d_mlp=4)
     model = pipe.model
     given = inputs(model, batch=1)
-    latents, levels = given["latents"], torch.full((1, 3), 0.5)
+    latents, levels = given["latents"], torch.full((1, 4), 0.5)
     zero = Ablate("z", noise_levels=Between(0, 1))
     bare, n_names = pipe.denoise(latents, levels).detach(), len(model.hook_names)
 

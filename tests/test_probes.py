@@ -353,7 +353,7 @@ def test_untrained_weights_are_the_models_own_in_another_order() -> None:
 
 
 def test_round_trip_figures_and_wording(tmp_path) -> None:
-    given = noised(levels=(0.3, 0.9))
+    given = noised(noise_levels=(0.3, 0.9))
     labels, basis = drawn_classes(*SHAPE, n=3) + 1, directions(4) * 5
     names = ["none", "grass", "water", "stone"]
     result = fit(given, labels, put(basis[labels]), layers=[0, -1], names=names, what="material")

@@ -1,5 +1,5 @@
-"""Latent rate: VAEs that compress time, and models without any VAE, give the numbers of the same latents; labels land on
-the right tokens."""
+"""Latent rate: VAEs that compress time, and models without any VAE, give the numbers of the same latents, and labels land
+on the right tokens."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def _contrast(function: Callable[..., Any], **options: Any) -> Callable[[NoisedC
 
 
 ANALYSES: dict[str, Callable[[NoisedClips], Any]] = {
-    "rope_reliance": a.rope_reliance, "sinks": a.sinks, "spatial_temporal": a.spatial_temporal, "frame_mass": a.frame_mass,
+    "rope_reliance": a.rope_reliance, "sinks": a.sinks, "spatial_temporal": a.spatial_temporal,
+    "frame_mass": a.frame_mass,
     "chunk_mass": a.chunk_mass, "displacement_kernel": lambda n: a.displacement_kernel(n, radius=(1, 1, 1)),
     "synopsis": lambda n: a.synopsis(n, n.labels("lit"), ["dark", "lit"]), "head_consensus": a.head_consensus,
     "step_redundancy": a.step_redundancy, "head_table": a.head_table, "massive_activations": a.massive_activations,
@@ -122,7 +123,8 @@ ANALYSES: dict[str, Callable[[NoisedClips], Any]] = {
     "patch_crossing": a.patch_crossing, "direct_effect": a.direct_effect, "lens_curve": a.lens_curve,
     "tuned_lens": lambda n: a.tuned_lens(n, steps=2), "lens": lambda n: a.lens(n.pipe, n.cache(0.9)),
     "direct_attribution": lambda n: a.direct_attribution(n.pipe, n.cache(0.9)),
-    "activation_patch": _contrast(a.activation_patch, **QUIET), "path_patch": _contrast(a.path_patch, senders=["0.1"], **QUIET),
+    "activation_patch": _contrast(a.activation_patch, **QUIET),
+    "path_patch": _contrast(a.path_patch, senders=["0.1"], **QUIET),
     "attribution_patch": _contrast(a.attribution_patch, sample=2, **QUIET),
     "edge_attribution": _contrast(a.edge_attribution), "modulation_atlas": lambda n: a.modulation_atlas(n.model),
     "faithfulness": lambda n: a.faithfulness(n.pipe, a.edge_attribution(n.pipe, n.latents, n.latents.roll(1, 0), 0.9),
@@ -187,7 +189,8 @@ def test_studies_run_and_give_the_numbers_of_the_latents(both: Both, caplog: pyt
 
 
 COMMANDS = {
-    "heads": (), "lens": ("--steps", 1), "attribute": (), "neurons": (), "patch": ("--metric", "error"), "probe": ("--label", "lit"),
+    "heads": (), "lens": ("--steps", 1), "attribute": (), "neurons": (), "patch": ("--metric", "error"),
+    "probe": ("--label", "lit"),
     "induction": ("--clips-per-lag", 16, "--repeats", 0, "--level", 0.9), "study": (),
 }  # fmt: skip
 
@@ -243,7 +246,7 @@ def test_actions_of_video_frames_are_those_of_latent_frames_side_by_side() -> No
     assert torch.equal(noised.cond.actions[:, 2], action[:, 3:5].flatten(1)) and not noised.cond.actions[:, 0, :3].any()
     assert torch.equal(NoisedClips(pipe, clips, cond=noised.cond).inputs(0.9).cond.actions, noised.cond.actions)
     narrow = pipes(2, d_action=3)[0]
-    with pytest.raises(ValueError, match="one action a video frame.* 2 side by side are one"):
+    with pytest.raises(ValueError, match=r"one action a video frame.* 2 side by side are one"):
         NoisedClips(narrow, replace(clips, action=action))
 
 
@@ -275,7 +278,7 @@ def test_an_error_is_never_nan_in_silence(both: Both) -> None:
     broken.model.final.linear.bias.data[0] = torch.nan
     noised = NoisedClips(broken, both.clips[:3])
     for measure in (noised.x0_error, noised.x0_change):
-        with pytest.raises(ValueError, match="predicts NaN or infinity at noise level 0.9, first for clip 0"):
+        with pytest.raises(ValueError, match=r"predicts NaN or infinity at noise level 0\.9, first for clip 0"):
             measure(0.9)
     assert "is not a number" in noised.reliability.caution
     with pytest.raises(ValueError, match="clip 1, frame 0: NaN"):

@@ -50,7 +50,7 @@ def test_an_untrained_model_is_said_first_and_a_working_one_is_not(monkeypatch: 
         first = result.summary().split("\n")[0]
         assert "fails on these clips, so what follows means nothing" in first and "noise level 0.9" in first
     truth = NoisedClips(wild, clips(), noise_levels=(0.9,))
-    monkeypatch.setattr(wild, "denoise", lambda noisy, *rest: truth.latents[: len(noisy)])
+    monkeypatch.setattr(wild, "denoise", lambda noisy, noise_levels, cond: truth.latents[: len(noisy)])
     assert truth.reliability.failures == [] and truth.meta()["x0 error of the untouched model"] == {
         "noise level 0.9": 0
     }

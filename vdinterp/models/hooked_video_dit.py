@@ -118,7 +118,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """
         check_old(old)
         cond = as_conditions(cond, self.cfg)
-        inputs = (latents, timestep, cond, start_at_layer, stop_at_layer, resid_pre, known)
+        inputs: tuple[Any, ...] = (latents, timestep, cond, start_at_layer, stop_at_layer, resid_pre, known)
         check_inputs(self, latents, timestep, cond)
         check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), *inputs[3:])
         if not torch.compiler.is_compiling():
