@@ -241,9 +241,10 @@ def test_planted_modulation_that_never_varies_can_be_held_constant() -> None:
 
 def test_the_cut_hides_the_context_and_own_frame_hides_the_rest() -> None:
     bench = small_bench()
-    changed = small_bench()
-    changed.clips = replace(bench.clips, video=bench.clips.video.clone())
-    changed.clips.video[:, :2] = 0.1  # another context
+    video = bench.clips.video.clone()
+    video[:, :2] = 0.1  # another context
+    other = replace(bench.clips, video=video)
+    changed = Bench(bench.pipe, other, bench.reference, n_context=2, steps=3, batch=2)
     found = {}
     for name, where in (("plain", bench), ("changed", changed)):
         cut = Condition(ablation="x", variant="cut", interventions=(vd.MaskAttention(cut=((2, 3, 4), (0, 1))),))
@@ -273,9 +274,9 @@ def test_means_are_those_of_the_reference_clips_step_by_step() -> None:
     assert len(means) == 3
     from vdinterp.diffusion import SeededNoise
 
-    noise = SeededNoise(1, [(i,) for i in range(4)]).initial(bench.reference_latents.shape)
+    noise = SeededNoise(1, [(i,) for i in range(4)]).initial(bench.others.latents.shape)
     states = bench.pipe.iterate(
-        bench.reference_latents[:, :2], 5, steps=3, noise=noise, record=[name], cond=bench.reference.action
+        bench.others.latents[:, :2], 5, steps=3, noise=noise, record=[name], cond=bench.reference.action
     )
     for state, mean in zip(states, means, strict=True):
         assert mean[name].shape == (1, 1, 2, 12)
@@ -560,10 +561,10 @@ def test_unknown_study_setting_or_mode() -> None:
         ({"n_context": 0}, "n_context >= 1"),
         ({"clips": Clips(kind="file", video=torch.rand(2, 5, 1, 6, 6))}, r"\[1, 6, 6\].*takes \[1, 4, 6\]"),
         ({"clips": Clips(kind="file", video=torch.rand(2, 5, 3, 4, 6))}, "do not fit"),
-        ({"clips": replace(small_clips(), action=torch.zeros(3, 5, 7))}, "width 7"),
+        ({"clips": replace(small_clips(), action=torch.zeros(3, 5, 7))}, r"actions in cond are \[3, 5, 7\]"),
         ({"clips": None}, "does not say what clips"),
         ({"reference": small_clips(n_frames=3)}, "reference clips have 3 frames"),
-        ({"steps": 0}, "steps must lie in"),
+        ({"steps": 0}, "steps must be a whole number in 1"),
         ({"levels": (0.0, 0.5)}, "noise levels in"),
         ({"n_clips": 0}, "n_clips must be a whole number in 1"),
         ({"batch": 0}, "batch must be a whole number in 1"),
