@@ -533,7 +533,10 @@ def test_the_page_in_a_browser(result: NeuronResult, tmp_path: Path) -> None:
             {"labels": torch.zeros(6, 5, 2, 3)},
             r"labels are integers \[clip frame row col\] = \[6, 5, 2, 3\], got torch.f",
         ),
-        ({"labels": torch.zeros(6, 4, 2, 3, dtype=torch.long)}, r"values \[6, 4, 2, 3\]: give \[clip frame ..\] = \[6 5 ..\]"),
+        (
+            {"labels": torch.zeros(6, 4, 2, 3, dtype=torch.long)},
+            r"values \[6, 4, 2, 3\]: give \[clip frame ..\] = \[6 5 ..\]",
+        ),
         ({"labels": torch.zeros(6, 5, 4, 6, dtype=torch.long)}, r"these clips have \[6, 5, 2, 3\] .* tokens"),
         ({"labels": torch.full((6, 5, 2, 3), -1)}, r"labels are in \[-1, -1\]"),
         ({"labels": torch.full((6, 5, 2, 3), 2), "label_names": ["a", "b"]}, r"labels are in \[2, 2\] and there are 2"),

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from vdinterp.analysis import deviation, motion_error, psnr, sharpness, ssim, x0_error
 from vdinterp.analysis.stimulus.fit import frames_seen
+from vdinterp.analysis.stimulus.latents import say_no_pixels
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, checkpoint, weights_id
 from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.checks.counts import check_count
@@ -170,6 +171,8 @@ class Bench:
 
     def measure(self, conditions: Sequence[Condition], desc: str = "study") -> list[Measurement]:
         """Every condition on every clip, with a progress bar; what is in the ledger is not computed again."""
+        if self.pipe.vae is None:
+            say_no_pixels(self.pipe.model.cfg.model_name)
         for condition in conditions:
             self._check_acting(condition)
         total = sum(self._cost(condition) for condition in conditions) * len(self.batches)

@@ -63,10 +63,10 @@ def pictures_of(
     themselves in grey, the sum over channels within three standard deviations, which is said once."""
     if pipe.vae is not None:
         return pipe.frame_map.by_frame(pipe.decode(latents).float().cpu())
-    _say_grey(pipe.model.cfg.model_name)
+    say_no_pixels(pipe.model.cfg.model_name)
     return (0.5 + latents.float().cpu().sum(2, keepdim=True) / (6 * latents.shape[2] ** 0.5)).clamp(0, 1)
 
 
 @functools.cache
-def _say_grey(model_name: str) -> None:
+def say_no_pixels(model_name: str) -> None:
     log.warning("%s has no VAE: pictures show its latents in grey, and nothing is measured in pixels", model_name)
