@@ -1,4 +1,4 @@
-"""Latent rate: VAEs that compress time, and models without any VAE, give the numbers of the same latents, and labels land
+"""Latent rate: VAEs that compress time, and models without a VAE, give the numbers of the same latents, and labels land
 on the right tokens."""
 
 from __future__ import annotations
