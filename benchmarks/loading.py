@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,10 +26,11 @@ def settings(layers: int) -> dict:
 
 
 def make(path: Path, dtype: str, layers: int) -> None:
-    """A checkpoint of random weights."""
+    """A checkpoint of random weights, or a model folder."""
     import torch
     from safetensors.torch import save_file
 
+    import vdinterp as vd
     from vdinterp.models import HookedVideoDiT
     from vdinterp.models.loading import convert_config, dfot
 
@@ -40,6 +42,10 @@ def make(path: Path, dtype: str, layers: int) -> None:
         rows = shapes[target][0] // len(sources)
         for source in sources:
             weights[source] = torch.randn(rows, *shapes[target][1:], dtype=kind) * 0.02
+    if path.suffix == ".folder":
+        model = HookedVideoDiT.from_state_dict("dfot", settings(layers), weights).to(kind)
+        vd.pipeline.save_bundle(path, vd.VideoDiffusion(model, None, vd.DiffusionConfig()))
+        return
     save_file(weights, path) if path.suffix == ".safetensors" else torch.save({"state_dict": weights}, path)
 
 
@@ -51,11 +57,12 @@ def measure(path: Path, dtype: str, layers: int) -> None:
 
     import vdinterp as vd
     import vdinterp.models.hooked_video_dit
-    import vdinterp.pipeline.loading  # noqa: F401
+    import vdinterp.pipeline.loading
 
-    size, before = path.stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    file = path / "model.safetensors" if path.is_dir() else path
+    size, before = file.stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     given = {"family": "dfot", "config": settings(layers)} if path.is_file() else {}
-    if "dtype" in inspect.signature(vd.load).parameters and dtype != "default":
+    if "dtype" in inspect.signature(vd.load).parameters and path.is_file():
         given["dtype"] = getattr(torch, dtype)
     pipe = vd.load(path, **given)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
@@ -74,7 +81,7 @@ def measure(path: Path, dtype: str, layers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=18)
-    parser.add_argument("--formats", nargs="+", default=["safetensors", "pt"])
+    parser.add_argument("--formats", nargs="+", default=["safetensors", "pt", "folder"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--dir", type=Path, help="where the files go; default: a folder that is removed")
     parser.add_argument("--step", choices=["make", "measure"], help=argparse.SUPPRESS)
@@ -87,13 +94,10 @@ def main() -> None:
         for form in asked.formats:
             for dtype in asked.dtypes:
                 path = (asked.dir or Path(folder)) / f"{dtype}.{form}"
+                given = ["--dir", path, "--dtypes", dtype, "--layers", str(asked.layers)]
                 for step in ("make", "measure"):
-                    subprocess.run(
-                        [sys.executable, __file__, "--step", step, "--dir", path, "--dtypes", dtype]
-                        + ["--layers", str(asked.layers)],
-                        check=True,
-                    )
-                path.unlink()
+                    subprocess.run([sys.executable, __file__, "--step", step, *given], check=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":

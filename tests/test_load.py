@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -390,3 +394,13 @@ def test_nothing_is_initialised_and_no_file_is_held(folder, monkeypatch):
     assert torch.equal(predicted(pipe), first)
     for parameter in pipe.model.parameters():
         assert parameter.requires_grad
+
+
+def test_loading_takes_the_memory_of_the_model(tmp_path):
+    """As `benchmarks/loading.py` measures it, in a process of its own."""
+    script, path = Path(__file__).parent.parent / "benchmarks" / "loading.py", tmp_path / "weights.pt"
+    runpy.run_path(str(script))["make"](path, "bfloat16", 2)
+    asked = ["--step", "measure", "--layers", "2", "--dtypes", "bfloat16", "--dir", path]
+    said = subprocess.run([sys.executable, script, *asked], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"loaded: ([\d.]+) x file", said)
+    assert found is not None and float(found[1]) < 1.2, said
