@@ -15,6 +15,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from vdinterp.site import PRED, Site, count_layers
 from vdinterp import store
 from vdinterp.conditions import Conditions
 from vdinterp.grid import TokenGrid
@@ -132,10 +133,10 @@ class ActivationCache(Decomposition, Habits):
         """A key as the name it asks for."""
         if isinstance(key, str):
             return key
-        return ".".join(["blocks", str(self._layer(key[1])), *key[2:], key[0]])
+        return ".".join([Site(self._layer(key[1])), *key[2:], key[0]])
 
     def _stock(self) -> str:
-        aliases = sorted({name.rpartition("hook_")[2] for name in self.tensors})
+        aliases = sorted({Site.parse(name).alias for name in self.tensors})
         return ", ".join(aliases) or "none"
 
     @property
@@ -143,8 +144,7 @@ class ActivationCache(Decomposition, Habits):
         """Layers of the model, or those that the cache has something of."""
         if self.model is not None:
             return self.model.cfg.n_layers
-        layers = [int(name.split(".")[1]) for name in self.tensors if name.startswith("blocks.")]
-        return max(layers, default=-1) + 1
+        return count_layers(self.tensors)
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= layer < self.n_layers:
@@ -156,10 +156,11 @@ class ActivationCache(Decomposition, Habits):
     def _derived(self, key: Any) -> Callable[[], torch.Tensor | AttentionPattern] | None:
         """How to compute what was not recorded: `("pattern", 3)`, `"blocks.3.attn.hook_pattern"` ..."""
         if isinstance(key, str):
-            named = re.fullmatch(r"blocks\.(\d+)\.(attn|cross_attn)\.(?:hook_)?(\w+)", key)
-            if named is None:
+            try:
+                site = Site.parse(key)
+            except KeyError:
                 return None
-            key = (named[3], int(named[1]), named[2])
+            key = (site.what, site.layer, site.sublayer)
         if not is_key(key) or (len(key) == 3 and key[2] == "mlp"):
             return None
         makers = {
@@ -178,8 +179,7 @@ class ActivationCache(Decomposition, Habits):
         """Raise `ValueError` for what follows from an activation that a hook replaced: it would be computed without."""
         known = self.model.hook_names if self.model is not None else self.edited
         for name in self._matches(key, known):
-            site = name.rpartition(".")[0]
-            changed = self.edited & {f"{site}.hook_attn_scores", *([name] if "scores" not in name else [])}
+            changed = self.edited & {name, Site.parse(name).at("attn_scores")}
             if changed:
                 raise ValueError(
                     f"A hook changed {', '.join(sorted(changed))} in this run, so that what would be computed here is "
@@ -245,17 +245,11 @@ class ActivationCache(Decomposition, Habits):
         """
         model, layer = self._weights("A head's result"), self._layer(layer)
         self._check_edited(("result", layer, sublayer))
-        after = {f"blocks.{layer}.{sublayer}.hook_out", f"blocks.{layer}.hook_{sublayer}_out"}
-        if gated and (changed := self.edited & after):
-            raise ValueError(
-                f"a hook changed {', '.join(sorted(changed))} in this run: heads did not add what z through W_O makes; "
-                "run again without it"
-            )
-        result, name = self._result(layer, sublayer), f"blocks.{layer}.{sublayer}.mod.hook_gate"
-        if not gated or name not in model.hook_dict:
+        site, result = Site(layer, sublayer), self._result(layer, sublayer)
+        if not gated:
             return self._shown(result)
-        gate = self._get(name).repeat_interleave(self.grid.tokens_per_frame, dim=1)
-        return self._shown(result * gate.unsqueeze(2))
+        self.check_written(site)
+        return self._shown(self.carry().wrote(site, result.transpose(1, 2)).transpose(1, 2))
 
     def _result(self, layer: int, sublayer: str) -> torch.Tensor:
         return self._model("A head's result").sublayer(layer, sublayer).head_results(self._get(("z", layer, sublayer)))
@@ -406,7 +400,7 @@ def keeper(
     def keep(activation: torch.Tensor, hook: HookPoint) -> None:
         tensor = activation.detach().to(device)
         # A slice of q|k|v would hold on to all three; the prediction is handed to the caller, who may edit it.
-        if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == "hook_pred":
+        if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == PRED:
             tensor = tensor.clone(memory_format=torch.contiguous_format)
         store()[f"{hook.name}{suffix}"] = tensor
 

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens import FactoredMatrix as FactoredMatrix
 from transformer_lens.hook_points import HookPoint as _HookPoint, LensHandle
 
+from vdinterp.site import count_layers
 from vdinterp.models.hook_functions import GuardedHook, HookFn, Recorder, warn_at_end
 from vdinterp.models.hook_names import (
     Names as Names,
@@ -263,8 +264,7 @@ class HookedModule(HookedRootModule):
 
     @property
     def n_layers(self) -> int:
-        layers = [int(name.split(".")[1]) for name in self.hook_dict if name.startswith("blocks.")]
-        return max(layers, default=-1) + 1
+        return count_layers(self.hook_dict)
 
     @staticmethod
     def recorder(keep: Callable[[torch.Tensor, HookPoint], None]) -> Recorder:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vdinterp.site import Site
 from vdinterp import sweep
 from vdinterp.analysis.induction.task import Task
 from vdinterp.analysis.intervals import bootstrap_mean
@@ -112,7 +113,7 @@ def without(heads: Sequence[Head], means: dict[str, torch.Tensor]) -> tuple[Abla
     for layer, head in heads:
         layers.setdefault(layer, []).append(head)
     return tuple(
-        Ablate(f"blocks.{layer}.attn.hook_z", heads=chosen, mode="mean", reference=means)
+        Ablate(Site(layer, "attn", "z"), heads=chosen, mode="mean", reference=means)
         for layer, chosen in layers.items()
     )
 
@@ -256,4 +257,4 @@ def reliance_table(task: Task, level: float, senders: Sequence[Head], heads: Seq
 
 def _told(sender: Head, cache: ActivationCache) -> tuple[Patch]:
     """A head's output is that of another run."""
-    return (Patch(f"blocks.{sender[0]}.attn.hook_z", cache, heads=[sender[1]]),)
+    return (Patch(Site(sender[0], "attn", "z"), cache, heads=[sender[1]]),)

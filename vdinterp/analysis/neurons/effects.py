@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
+from vdinterp.site import Site
 from vdinterp import plotting, sweep
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.neurons.directions import layers_with_mlp
@@ -207,7 +208,7 @@ def mean_activations(
     noised: NoisedClips, level: float, layers: Sequence[int]
 ) -> dict[str, Float[torch.Tensor, "1 1 d_mlp"]]:
     """Mean of `hook_post` over clips, frames and positions, by hook name: for mean ablation."""
-    names = [f"blocks.{layer}.mlp.hook_post" for layer in layers]
+    names = [Site(layer, "mlp", "post") for layer in layers]
     total: dict[str, torch.Tensor] = {}
     for cache in noised.caches(level, names):
         for name in names:
@@ -217,7 +218,7 @@ def mean_activations(
 
 def _without(neuron: Neuron, means: Mapping[str, torch.Tensor]) -> sweep.Trial:
     layer, channel = neuron
-    site = f"blocks.{layer}.mlp.hook_post"
+    site = Site(layer, "mlp", "post")
     ablation = Ablate(site, channels=[channel], mode="mean", reference={site: means[site]})
     return sweep.Trial(interventions=(ablation,), label={"layer": layer, "neuron": channel})
 

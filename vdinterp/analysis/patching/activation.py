@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from vdinterp.site import Site
 from vdinterp import plotting, sweep
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.patching.judging import UNITS, Judge, find_metric
@@ -298,7 +299,7 @@ def patch_axes(
 def _layers(model: HookedVideoDiT, site: str) -> list[int]:
     """Layers that have the site."""
     names = model.resolve_names("z" if site == "pattern" else site)
-    layers = sorted({int(name.split(".")[1]) for name in names if name.startswith("blocks.")})
+    layers = sorted({layer for name in names if (layer := Site.parse(name).layer) is not None})
     if not layers:
         raise ValueError(f"{site!r} is {names[0]}, the same for all layers: leave 'layer' out of over")
     return layers
@@ -345,5 +346,5 @@ def _patch(
         return TransferAttention(source, layers=None if layer is None else [layer], **where)
     names = model.resolve_names(site)
     if layer is not None:
-        names = [name for name in names if name.startswith(f"blocks.{layer}.")]
+        names = [name for name in names if Site.parse(name).layer == layer]
     return Patch(names, source, subspace=subspace, **where)
