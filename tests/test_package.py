@@ -36,6 +36,7 @@ PUBLIC = {
     "RotateRope",
     "SetCondition",
     "SetNoiseLevel",
+    "Site",
     "Steer",
     "TokenGrid",
     "TransferAttention",

@@ -49,7 +49,9 @@ class Site(str):
     def __new__(cls, layer: int | None = None, sublayer: str | None = None, what: str | None = None) -> Self:
         """Raises `ValueError` for a layer below 0 (a model counts from its end, a name does not), and for nothing."""
         if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):
-            raise ValueError(f"layer {layer!r} of a Site: give the number of a block, from 0, or None outside of blocks")
+            raise ValueError(
+                f"layer {layer!r} of a Site: give the number of a block, from 0, or None outside of blocks"
+            )
         block = None if layer is None else f"blocks.{layer}"
         parts = [part for part in (block, sublayer, what and with_hook(what)) if part]
         if not parts:
@@ -80,7 +82,8 @@ class Site(str):
         sublayer = parts.pop(0) if parts and parts[0] in inside else None
         if layer is None and sublayer is None and not parts[-1].startswith("hook_"):
             return get_act_name(given)
-        return cls(layer, sublayer, ".".join([*parts[:-1], *(part.removeprefix("hook_") for part in parts[-1:])]))
+        what = ".".join([*parts[:-1], *(part.removeprefix("hook_") for part in parts[-1:])])
+        return cls(layer, sublayer, what or None)
 
     def at(self, what: str) -> Site:
         """Another activation of the same sublayer (or block)."""

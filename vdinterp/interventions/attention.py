@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from vdinterp.site import Site
 from vdinterp.checks.counts import check_indices
 from vdinterp.interventions.base import HookPair, Intervention, Run, check_choice, chosen_layers
 from vdinterp.interventions.replace import Patch
 from vdinterp.interventions.site import Computed, SiteIntervention
 from vdinterp.interventions.stored import check_holds, fitted
+from vdinterp.site import Site
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class TransferAttention(Intervention):
         return [pair for part in parts for pair in part.hooks(model)]
 
     def sites_of_run(self, model: Any) -> dict[str, list[str]]:
-        names = [name for layer in self._checked_layers(model) for name in _names(layer)[:2]]
+        names: list[str] = [name for layer in self._checked_layers(model) for name in _names(layer)[:2]]
         return {run: names for run in self.run_names}
 
     def _checked_layers(self, model: Any) -> list[int]:

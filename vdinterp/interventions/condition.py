@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from vdinterp.site import COND, NOISE_EMBED
 from vdinterp.checks.counts import check_indices
 from vdinterp.interventions.base import HookPair, Intervention
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed
 from vdinterp.interventions.stored import repeated
+from vdinterp.site import COND, NOISE_EMBED
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vdinterp.site import Site
 from vdinterp.interventions.site import SAMPLE_AXES
+from vdinterp.site import Site
 
 
 def check_holds(run: Mapping[str, torch.Tensor], model: Any, name: str, what: str = "source") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,6 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vdinterp.site import PRED, Site, count_layers
 from vdinterp import store
 from vdinterp.conditions import Conditions
 from vdinterp.grid import TokenGrid
@@ -25,6 +23,7 @@ from vdinterp.models.habits import Habits
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
 from vdinterp.models.pattern import AttentionPattern
 from vdinterp.models.weights import marks, same_weights
+from vdinterp.site import PRED, Site, count_layers
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -170,11 +169,6 @@ class ActivationCache(Decomposition, Habits):
         }
         return partial(makers[key[0]], *key[1:]) if key[0] in makers else None
 
-    def note(self, hook: HookPoint) -> None:
-        """Remember that a hook edited this activation, if one did in the call that is being recorded."""
-        if hook.edited and hook.name is not None:
-            self.edited.add(hook.name)
-
     def _check_edited(self, key: Any) -> None:
         """Raise `ValueError` for what follows from an activation that a hook replaced: it would be computed without."""
         known = self.model.hook_names if self.model is not None else self.edited
@@ -243,13 +237,14 @@ class ActivationCache(Decomposition, Habits):
         With the gate (the default) the heads and the gated bias sum to `attn_out`; without it they are `result`,
         which sums to `out` less the bias.
         """
-        model, layer = self._weights("A head's result"), self._layer(layer)
+        self._weights("A head's result")
+        layer = self._layer(layer)
         self._check_edited(("result", layer, sublayer))
-        site, result = Site(layer, sublayer), self._result(layer, sublayer)
+        place, result = Site(layer, sublayer), self._result(layer, sublayer)
         if not gated:
             return self._shown(result)
-        self.check_written(site)
-        return self._shown(self.carry().wrote(site, result.transpose(1, 2)).transpose(1, 2))
+        self._check_written(place, "heads")
+        return self._shown(self.carry().wrote(place, result.movedim(2, 0)).movedim(0, 2))
 
     def _result(self, layer: int, sublayer: str) -> torch.Tensor:
         return self._model("A head's result").sublayer(layer, sublayer).head_results(self._get(("z", layer, sublayer)))

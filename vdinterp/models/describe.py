@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vdinterp.site import Site
 from vdinterp.grid import TokenGrid
 from vdinterp.models.components.statistics import STATISTICS
 from vdinterp.models.hooks import HookPoint, Names, unknown_hook
 from vdinterp.models.pattern import Partition, count_parts
+from vdinterp.site import Site
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,8 +97,8 @@ class HookDescriptions:
         """Those of some hooks that fire in a pass that stops before a block (None: all). ValueError if none does."""
         if stop is None:
             return names
-        drives = [name for name in names if Site.parse(name).layer is None]
-        found = [name for name in names if Site.parse(name).block(self.cfg.n_layers) < stop]
+        n = self.cfg.n_layers
+        found = [name for name in names if (site := Site.parse(name)).block(n) < (n if site.layer is None else stop)]
         if not found:
             raise ValueError(f"stop_at_layer={stop} ends the pass before {names[0]} and all else that is to be kept")
         return found

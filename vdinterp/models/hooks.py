@@ -20,7 +20,6 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens import FactoredMatrix as FactoredMatrix
 from transformer_lens.hook_points import HookPoint as _HookPoint, LensHandle
 
-from vdinterp.site import count_layers
 from vdinterp.models.hook_functions import GuardedHook, HookFn, Recorder, warn_at_end
 from vdinterp.models.hook_names import (
     Names as Names,
@@ -42,6 +41,7 @@ from vdinterp.models.scopes import (
     own_context,
     run_in,
 )
+from vdinterp.site import count_layers
 
 try:
     from transformer_lens import HookedRootModule
@@ -79,7 +79,8 @@ class HookPoint(_HookPoint):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.scopes.hooking and not self.added["fwd"] and not self.added["bwd"]:
             return x
-        edited_names().discard(str(self.name))
+        if current_call() is None:  # a pass of the model starts with none
+            edited_names().discard(str(self.name))
         for handle in self.fwd_hooks:
             assert handle.user_hook is not None
             returned = handle.user_hook(x, hook=self)

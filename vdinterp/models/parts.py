@@ -9,24 +9,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from vdinterp.models.stream import Carry, held_in, places
+from vdinterp.site import FINAL_LAYER, PATCH_EMBED, POS_EMBED, Site
+
 if TYPE_CHECKING:
     from vdinterp.grid import TokenGrid
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
 
 Part = tuple[str, Float[torch.Tensor, "batch pos d_model"]]
-CARRIED = (  # what a hook may change without any part of the stream showing it
-    ".hook_resid_pre", ".hook_resid_mid", ".hook_resid_post", ".hook_out", ".hook_attn_out", ".hook_cross_attn_out",
-    ".hook_mlp_out", ".hook_in", ".ln.hook_normalized",
-)  # fmt: skip
 Slice = int | slice | tuple[int, ...] | Sequence[int] | torch.Tensor | None  # as TransformerLens's pos_slice
 
 
 class StreamParts(Mapping[Any, Any]):
-    """What a cache knows of the stream's parts. All of it is exactly linear: LayerNorm's scale is held at what it was.
-
-    In the usual stream a component's output stays as it was written. In DFoT's (`residual="normed"`) every later
-    sublayer centres, rescales and modulates what is carried, and adds a shift, which is a part of its own.
-    Internals see activations with their batch axis, whatever `remove_batch_dim` shows.
+    """What a cache knows of the stream's parts, exactly linear with LayerNorm's scale held at what it was: `stream.py`
+    says how they travel. Internals see activations with their batch axis, whatever `remove_batch_dim` shows.
     """
 
     model: HookedVideoDiT | None
@@ -45,148 +41,113 @@ class StreamParts(Mapping[Any, Any]):
 
         Raises `ValueError` if a hook changed the stream where no part shows it.
         """
-        stop = self._checked(layer)
         chosen = self._chosen(None if tokens is None else list(tokens))
-        for name, part in self._parts(stop, False, chosen, neurons):
+        for name, part in self._parts(self._read_at(layer, False), chosen, neurons):
             yield name, self._shown(part)
 
-    def _parts(self, stop: int, mlp_input: bool, chosen: Any, neurons: bool = False) -> Iterator[Part]:
-        """The parts of the stream before block `stop`, or before its MLP. Checked first against what hooks changed."""
-        model = self._weights("The stream's parts")
-        sites = self._sites(stop, mlp_input)
-        unseen = self.edited & self._unseen(sites, stop, mlp_input, neurons)
-        if unseen and not self._add_up(stop, mlp_input, sites, neurons):
-            raise ValueError(
-                f"a hook changed {listed(unseen)} in this run, which no part of the stream shows: its parts "
-                "would not add up; run again without it, or take the streams themselves (accumulated_resid)"
-            )
-        yield from self._all_parts(model, sites, chosen, neurons)
+    def carry(self, tokens: Any = slice(None)) -> Carry:
+        """How parts of (some tokens of) the stream travel in this run: `cache.carry().enter(Site(3, "mlp"), part)`.
 
-    def _all_parts(self, model: HookedVideoDiT, sites: list[str], chosen: Any, neurons: bool) -> Iterator[Part]:
-        first = self._get("hook_patch_embed")
-        yield "embed", self._carried(first[:, chosen], 0, sites, chosen)
-        if "hook_pos_embed" in model.hook_dict:
-            position = self._get("hook_pos_embed").expand_as(first)
-            yield "pos_embed", self._carried(position[:, chosen], 0, sites, chosen)
-        for index, site in enumerate(sites):
-            if model.cfg.residual == "normed" and (shift := self._shift(site, chosen)) is not None:
-                yield f"{_name(site)}.shift", self._carried(shift, index + 1, sites, chosen)
-            for name, part in self._parts_of(site, chosen, neurons):
-                yield name, self._carried(part, index + 1, sites, chosen)
+        Raises `ValueError` without a model, and as it is used `KeyError` for activations that were not kept.
+        """
+        frames = torch.arange(self.grid.n_tokens)[tokens] // self.grid.tokens_per_frame
+
+        def run(site: Site) -> torch.Tensor:
+            return self._get(site)[:, tokens if site.what == "ln.scale" else frames]
+
+        model = self._model("The stream")
+        return Carry(model, held_in(run, model))
+
+    def _parts(self, stop: Site, chosen: Any, neurons: bool = False) -> Iterator[Part]:
+        """The parts of the stream that `stop` reads. Checked first against what hooks changed."""
+        model = self._weights("The stream's parts")
+        before = places(model)[: places(model).index(stop)]
+        unseen = self.edited & self._unseen(before, stop, neurons)
+        if unseen and not self._add_up(before, stop, neurons):
+            raise ValueError(
+                f"a hook changed {listed(unseen)} in this run (or the call was given it), which no part of the stream "
+                "shows: its parts would not add up; run again without it, or take the streams themselves "
+                "(accumulated_resid)"
+            )
+        yield from self._all_parts(before, stop, chosen, neurons)
+
+    def _all_parts(self, before: list[Site], stop: Site, chosen: Any, neurons: bool) -> Iterator[Part]:
+        carry, first = self.carry(chosen), self._get(PATCH_EMBED)
+        yield "embed", carry.carry(first[:, chosen], None, stop)
+        if POS_EMBED in carry.model.hook_dict:
+            position = self._get(POS_EMBED).expand_as(first)
+            yield "pos_embed", carry.carry(position[:, chosen], None, stop)
+        for place in before:
+            if carry.normed and (shift := carry.shift(place)) is not None:
+                yield f"{place.label}.shift", carry.carry(shift.expand_as(first[:, chosen]), place, stop)
+            for name, part in self._parts_of(carry, place, chosen, neurons):
+                yield name, carry.carry(part, place, stop)
 
     # What hooks changed
 
-    def _unseen(self, sites: list[str], stop: int, mlp_input: bool, neurons: bool) -> set[str]:
+    def _unseen(self, before: list[Site], stop: Site, neurons: bool) -> set[str]:
         """The activations that parts are not made of, and that a hook must leave alone for them to add up."""
-        model = self._model("The stream's parts")
-        names = {f"blocks.{layer}.hook_resid_{at}" for layer in range(stop) for at in ("pre", "mid", "post")}
-        names |= {f"blocks.{stop}.hook_resid_pre", *([f"blocks.{stop}.hook_resid_mid"] if mlp_input else [])}
-        for site in sites:
-            _, layer, name = site.split(".")
-            if name != "mlp" or neurons:
-                names |= {f"{site}.hook_result", f"{site}.hook_out", f"blocks.{layer}.hook_{name}_out"}
-            if model.cfg.residual == "normed":  # what the sublayer reads is also what is carried on
-                names |= {f"{site}.hook_in", f"{site}.ln.hook_normalized"}
+        layers = {place.layer for place in before} | {stop.layer} - {None}
+        names: set[str] = {Site(layer, what="resid_pre") for layer in layers}
+        names |= {Site(place.layer, what="resid_mid") for place in (*before, stop) if place.sublayer == "mlp"}
+        names |= {Site(layer, what="resid_post") for layer in layers if layer != stop.layer}
+        for place in before:
+            if place.sublayer != "mlp" or neurons:
+                names |= {place.at("result"), place.at("out"), place.added}
+            if self._model("The stream's parts").cfg.residual == "normed":  # what is read is also what is carried on
+                names |= {place.at("in"), place.at("ln.normalized")}
         return names
 
-    def _add_up(self, stop: int, mlp_input: bool, sites: list[str], neurons: bool) -> bool:
-        """Whether parts sum to the stream all the same: a hook may have put back what was there."""
-        key = ("resid_mid", stop) if mlp_input else ("resid_pre", stop)
-        key = ("resid_post", -1) if stop == self._model("The stream").cfg.n_layers else key
-        if key not in self:
+    def _add_up(self, before: list[Site], stop: Site, neurons: bool) -> bool:
+        """Whether parts sum to the stream of every token all the same: a hook may have put back what was there."""
+        own = "resid_mid" if stop.sublayer == "mlp" else "resid_pre"
+        key = ("resid_post", -1) if stop == FINAL_LAYER else Site(stop.layer, what=own)
+        if key not in self or PATCH_EMBED not in self:
             return False
-        stream, model = self._get(key), self._model("The stream's parts")
-        total = sum(part for _, part in self._all_parts(model, sites, slice(None), neurons))
-        return bool((total - stream).norm() <= tolerance(stream.dtype) * stream.norm())
+        stream = self._get(key)
+        missing = sum(part for _, part in self._all_parts(before, stop, slice(None), neurons)) - stream
+        close = max(1e-5, 8 * torch.finfo(stream.dtype).eps)
+        return bool((missing.norm(dim=-1) <= close * stream.norm(dim=-1)).all())
+
+    def _check_written(self, place: Site, by: str) -> None:
+        """Raise `ValueError` where a hook changed what a sublayer adds to the stream after what it is made of."""
+        if changed := self.edited & {place.at("result"), place.at("out"), place.added}:
+            raise ValueError(
+                f"a hook changed {listed(changed)} in this run (or the call was given it): {by} did not add what their "
+                "weights make; run again without it"
+            )
 
     # One sublayer
 
-    def _parts_of(self, site: str, chosen: Any, neurons: bool) -> Iterator[Part]:
+    def _parts_of(self, carry: Carry, place: Site, chosen: Any, neurons: bool) -> Iterator[Part]:
         """What a sublayer adds, after its gate: heads and bias, or MLP."""
-        _, layer, name = site.split(".")
-        module = self._model("A sublayer's output").sublayer(int(layer), name)
-        gate = self._gate(site, chosen)
-        if name != "mlp":
-            z, prefix = self._get(f"{site}.hook_z")[:, chosen], "cross." if name == "cross_attn" else ""
-            weight, bias = module.W_O.detach(), module.b_O
-            for head in range(module.n_heads):
-                yield f"{prefix}{layer}.{head}", z[:, :, head] @ weight[head] * gate
-            if bias is not None:
-                yield f"{_name(site)}.bias", (bias.detach() * gate).expand(len(z), z.shape[1], -1)
-        elif neurons:
-            post, weight, bias = self._get(f"{site}.hook_post")[:, chosen], module.W_out.detach(), module.b_out
-            for neuron in range(post.shape[-1]):
-                yield f"mlp.{layer}.{neuron}", post[..., neuron, None] * weight[neuron] * gate
-            if bias is not None:
-                yield f"mlp.{layer}.bias", (bias.detach() * gate).expand(len(post), post.shape[1], -1)
+        if place.sublayer == "mlp" and not neurons:
+            yield f"mlp.{place.layer}", self._get(place.added)[:, chosen]
+            return
+        module = carry.model.sublayer_at(place)
+        if place.sublayer == "mlp":
+            made, weight, bias = self._get(place.at("post"))[:, chosen].unsqueeze(-1), module.W_out, module.b_out
+            prefix, rest = f"mlp.{place.layer}", f"mlp.{place.layer}.bias"
         else:
-            yield f"mlp.{layer}", self._get(f"blocks.{layer}.hook_mlp_out")[:, chosen]
-
-    def _gate(self, site: str, chosen: Any) -> torch.Tensor:
-        """`[batch pos d_model]`, or 1."""
-        name = f"{site}.mod.hook_gate"
-        return self._by_token(self._get(name), chosen) if self._modulates(name) else torch.ones(())
-
-    def _shift(self, site: str, chosen: Any) -> torch.Tensor | None:
-        """What a sublayer's entrance adds to every token: its shift, and the norm's own bias through the scale."""
-        ln = getattr(self._norm_of(site), "bias", None)
-        found, name = None, f"{site}.mod.hook_shift"
-        if self._modulates(name):
-            found = self._by_token(self._get(name), chosen)
-        if ln is not None:
-            bias = ln.detach() * self._scale(site, chosen)
-            found = bias if found is None else found + bias
-        return found
-
-    def _scale(self, site: str, chosen: Any) -> torch.Tensor:
-        name = f"{site}.mod.hook_scale"
-        return 1 + self._by_token(self._get(name), chosen) if self._modulates(name) else torch.ones(())
-
-    def _modulates(self, name: str) -> bool:
-        """Whether the model has this modulation; where it has and the cache has not, reading it says so."""
-        return name in self._model("The modulation").hook_dict
-
-    def _norm_of(self, site: str) -> Any:
-        model = self._model("A norm")
-        return (model.final if site == "final" else model.sublayer(int(site.split(".")[1]), site.split(".")[2])).ln
-
-    def normalized_part(self, site: str, part: torch.Tensor, chosen: Any = slice(None)) -> torch.Tensor:
-        """A part of the stream through a sublayer's norm with its scale held: parts sum to `ln.hook_normalized`."""
-        norm = self._norm_of(site)
-        if norm is None:
-            return part
-        if norm.kind == "layer":
-            part = part - part.mean(-1, keepdim=True)
-        return part / self._get(f"{site}.ln.hook_scale")[:, chosen]
-
-    def entered_part(self, site: str, part: torch.Tensor, chosen: Any = slice(None)) -> torch.Tensor:
-        """A part of the stream as it stands at a sublayer's entrance (`final`: the final layer's), without shift."""
-        weight = getattr(self._norm_of(site), "weight", None)
-        part = self.normalized_part(site, part, chosen)
-        return (part if weight is None else part * weight.detach()) * self._scale(site, chosen)
-
-    def entrance_shift(self, site: str, chosen: Any = slice(None)) -> torch.Tensor | None:
-        """What an entrance adds to every token, whatever the stream holds."""
-        return self._shift(site, chosen)
-
-    def _carried(self, part: torch.Tensor, start: int, sites: Sequence[str], chosen: Any) -> torch.Tensor:
-        if self._model("A part").cfg.residual == "normed":
-            for site in sites[start:]:
-                part = self.entered_part(site, part, chosen)
-        return part
-
-    def _by_token(self, values: torch.Tensor, chosen: Any) -> torch.Tensor:
-        """`[batch frame d_model]` for every (chosen) token."""
-        return values.repeat_interleave(self.grid.tokens_per_frame, dim=1)[:, chosen]
+            made, weight, bias = self._get(place.at("z"))[:, chosen], module.W_O, module.b_O
+            prefix, rest = (
+                f"cross.{place.layer}" if place.sublayer == "cross_attn" else f"{place.layer}",
+                f"{place.label}.bias",
+            )
+        for index in range(made.shape[2]):
+            output = made[:, :, index] @ weight[index].detach().view(made.shape[-1], -1)
+            yield f"{prefix}.{index}", carry.wrote(place, output)
+        if bias is not None:
+            yield rest, carry.wrote(place, bias.detach().expand(*made.shape[:2], -1))
 
     # What is asked for
 
-    def _sites(self, stop: int, mlp_input: bool = False) -> list[str]:
-        """All sublayers before a block, or before its MLP, in order."""
-        blocks = self._model("The stream's parts").cfg.blocks
-        sites = [f"blocks.{layer}.{name}" for layer in range(stop) for name in blocks[layer].sublayers]
-        own = blocks[stop].sublayers if mlp_input else ()
-        return sites + [f"blocks.{stop}.{name}" for name in own if name != "mlp"]
+    def _read_at(self, layer: int | None, mlp_input: bool) -> Site:
+        """The sublayer (or final layer) that reads the stream asked for; see `_checked`."""
+        stop = self._checked(layer, mlp_input)
+        if stop == self._model("A stream").cfg.n_layers:
+            return FINAL_LAYER
+        return Site(stop, "mlp" if mlp_input else "attn")
 
     def _checked(self, layer: int | None, mlp_input: bool = False) -> int:
         """A layer, as TransformerLens counts them here: None, -1 and `n_layers` are the end of the stream."""
@@ -232,8 +193,3 @@ def is_head(name: str) -> bool:
 def tolerance(dtype: torch.dtype) -> float:
     """How far parts may miss the whole by rounding, as a share of its size."""
     return max(1e-3, 8 * torch.finfo(dtype).eps)
-
-
-def _name(site: str) -> str:
-    """`1.attn` of `blocks.1.attn`."""
-    return site.removeprefix("blocks.")

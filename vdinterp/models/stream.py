@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 Part = Float[torch.Tensor, "*stack pos d_model"]
 Reading = Float[torch.Tensor, "*head d_model _"]
 Held = Callable[[Site], torch.Tensor | None]
-"""What a run had at a sublayer's "mod.shift", "mod.scale", "mod.gate" and "ln.scale": `[batch frame d_model]`, one value
-a token, or what broadcasts to these. None where there is none."""
+"""What a run had at a sublayer's "mod.shift", "mod.scale", "mod.gate" and "ln.scale": `[batch frame d_model]`, one
+value a token, or what broadcasts to these. None where there is none."""
 
 
 class Carry:
     """How a part of the stream travels between sublayers, with what `held` says.
 
     A sublayer is named by its `Site(3, "mlp")`, the final layer by `FINAL_LAYER`. In the usual stream
-    (`residual="pre"`) what is written stays as it is. In DFoT's (`"normed"`) every sublayer on the way centres, rescales
-    and modulates it, and adds a shift, which is a part of its own. `own` says in which precision the model's weights
-    join in.
+    (`residual="pre"`) what is written stays as it is. In DFoT's (`"normed"`) every sublayer on the way centres,
+    rescales and modulates it, and adds a shift, which is a part of its own. `own` says in which precision the model's
+    weights join in.
     """
 
     def __init__(
@@ -71,7 +71,10 @@ class Carry:
 
     def entered(self, place: Site, stream: Part) -> Part:
         """What a whole stream becomes at a sublayer's entrance, with its own LayerNorm statistics, as in a lens."""
-        norm, shift, scale = self.model.sublayer_at(place).ln, *map(self.held, map(place.at, ("mod.shift", "mod.scale")))
+        norm, shift, scale = (
+            self.model.sublayer_at(place).ln,
+            *map(self.held, map(place.at, ("mod.shift", "mod.scale"))),
+        )
         stream = self._times(stream if norm is None else norm.unhooked(stream), None if scale is None else 1 + scale)
         return stream if shift is None else stream + spread(shift, stream)
 
@@ -143,8 +146,8 @@ def modulations(
     timesteps: Shaped[torch.Tensor, " level"],
     actions: Float[torch.Tensor, "level d_action"] | None = None,
 ) -> dict[Site, Float[torch.Tensor, "level d_model"]]:
-    """Shift, scale and gate of every sublayer for frames at some noise levels, as the network is told them. From weights:
-    nothing else is run."""
+    """Shift, scale and gate of every sublayer for frames at some noise levels, as the network is told them. From
+    weights: nothing else is run."""
     network: Any = model
     condition = network.noise_embed(timesteps[:, None].to(model.device))
     if actions is not None:

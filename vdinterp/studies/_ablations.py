@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 
-from vdinterp.site import Site
 from vdinterp.interventions import Ablate, Freeze, Intervention, MaskAttention, SetCondition
 from vdinterp.models import HookedVideoDiT
+from vdinterp.site import Site
 from vdinterp.studies.ablation_result import AblationResult
 from vdinterp.studies.bench import Bench, Moment
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition

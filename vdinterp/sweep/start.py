@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vdinterp.site import Site
 from vdinterp.models import HookedVideoDiT
+from vdinterp.site import Site
 from vdinterp.sweep.trial import Case, Trajectory, Trial
 
 

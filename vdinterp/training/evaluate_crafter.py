@@ -7,21 +7,21 @@ get.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 
-from vdinterp.site import Site
 from vdinterp.data import crafter as game
 from vdinterp.data.clips import Clips
 from vdinterp.diffusion import levels
 from vdinterp.interventions import Ablate, MaskAttention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.site import Site
 
-Hooks = list[tuple[str, Callable]]
+Hooks = Sequence[tuple[str, Callable]]
 SHIFTS = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
 _FREE = [game.SEMANTIC.index(name) for name in ("grass", "sand", "path")]
 _BATCH = 32

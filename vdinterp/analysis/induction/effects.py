@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vdinterp.site import Site
 from vdinterp import sweep
 from vdinterp.analysis.induction.task import Task
 from vdinterp.analysis.intervals import bootstrap_mean
@@ -20,6 +19,7 @@ from vdinterp.analysis.stimulus.cases import TargetError, cases_of
 from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention, Patch
 from vdinterp.models import ActivationCache
+from vdinterp.site import Site
 
 Head = tuple[int, int]  # layer, head
 MOST_OTHERS = 20  # heads to compare with
@@ -113,8 +113,7 @@ def without(heads: Sequence[Head], means: dict[str, torch.Tensor]) -> tuple[Abla
     for layer, head in heads:
         layers.setdefault(layer, []).append(head)
     return tuple(
-        Ablate(Site(layer, "attn", "z"), heads=chosen, mode="mean", reference=means)
-        for layer, chosen in layers.items()
+        Ablate(Site(layer, "attn", "z"), heads=chosen, mode="mean", reference=means) for layer, chosen in layers.items()
     )
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from vdinterp.site import Site
 from vdinterp.analysis.neurons.directions import HeldMean, directions, layers_with_mlp, pixel_map
 from vdinterp.analysis.neurons.labels import NONE, TokenLabels, checked_labels
 from vdinterp.analysis.neurons.result import NeuronResult
@@ -17,6 +16,7 @@ from vdinterp.analysis.neurons.running import MOST_PLACES, RunningMoments, Runni
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.plotting._filmstrip import to_rgb
 from vdinterp.progress import bar
+from vdinterp.site import Site
 
 CLEAN = 0.0  # what stands for the noise level of a context frame
 MOST_PIXELS = 2**27  # bytes of frames that a result holds

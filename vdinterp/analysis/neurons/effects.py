@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from vdinterp.site import Site
 from vdinterp import plotting, sweep
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.neurons.directions import layers_with_mlp
@@ -21,6 +20,7 @@ from vdinterp.analysis.stimulus.cases import TargetError, cases_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.interventions import Ablate
 from vdinterp.results import Result, rows_of
+from vdinterp.site import Site
 from vdinterp.words.wording import number, with_interval
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from vdinterp.site import Site
 from vdinterp import plotting, sweep
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.patching.judging import UNITS, Judge, find_metric
@@ -23,6 +22,7 @@ from vdinterp.interventions import Intervention, Patch, TransferAttention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result, Section
+from vdinterp.site import Site
 from vdinterp.words.wording import caution, listing, number, plural, with_interval
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vdinterp.site import Site
 from vdinterp import plotting, sweep
 from vdinterp.analysis.agreement import Agreement, agreement
 from vdinterp.analysis.patching.activation import PatchingResult, collect, patch_axes, patch_trials
@@ -22,6 +21,7 @@ from vdinterp.checks.counts import check_count
 from vdinterp.gradient_state import check_gradients
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.site import Site
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -246,7 +246,7 @@ class _Estimate:
         return total
 
 
-def _droppable(layer: int, dropped: list[int]) -> Any:
+def _droppable(layer: int | None, dropped: list[int]) -> Any:
     """A hook under which gradients do not flow through a layer's output while `dropped` holds it."""
 
     def hook_function(activation: torch.Tensor, hook: Any) -> torch.Tensor:

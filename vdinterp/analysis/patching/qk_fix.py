@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from vdinterp.site import Site
 from vdinterp.models import ActivationCache, HookedVideoDiT
+from vdinterp.site import Site
 
 
 def qk_effect(
@@ -23,7 +23,7 @@ def qk_effect(
 ) -> torch.Tensor:
     """`[batch]`: first-order effect of the source's queries (or keys) at the `chosen` tokens and heads of `name`."""
     place = Site.parse(name)
-    attention = model.module_at(place)
+    attention = model.sublayer_at(place)
     rot_q, rot_k, values = (base[place.at(what)] for what in ("rot_q", "rot_k", "v"))
     other = source[place.at("rot_q" if site == "q" else "rot_k")]
     own = rot_q if site == "q" else rot_k

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from vdinterp.site import Site
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.interventions import Ablate
+from vdinterp.site import Site
 from vdinterp.sweep import Case, Inputs, Moment, Trial, run
 
 
