@@ -111,6 +111,11 @@ class Site(str):
         return (self.what or "").rpartition(".")[2]
 
     @property
+    def kind(self) -> str:
+        """ "mod" and "ln" for what is AdaLN's and the norm's, else nothing."""
+        return (self.what or "").rpartition(".")[0]
+
+    @property
     def label(self) -> str:
         """Its sublayer in figures and tables: "0.attn", "final"."""
         return ".".join(str(part) for part in (self.layer, self.sublayer) if part is not None)
@@ -166,6 +171,12 @@ def with_hook(what: str) -> str:
     head, _, last = what.rpartition(".")
     last = last if last.startswith("hook_") else f"hook_{last}"
     return f"{head}.{last}" if head else last
+
+
+def endings(name: str) -> list[str]:
+    """All that a name may be called by its end: `blocks.0.attn.hook_z`, `0.attn.hook_z`, `attn.hook_z`, `hook_z`."""
+    parts = name.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
 
 
 def count_layers(names: Iterable[str]) -> int:

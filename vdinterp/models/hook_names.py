@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeGuard
 
-from vdinterp.site import Site, with_hook
+from vdinterp.site import Site, endings, with_hook
 
 Name = str | tuple[str, int] | tuple[str, int, str]
 Names = Name | Sequence[Name] | Callable[[str], bool]
@@ -19,6 +20,16 @@ def match_alias(alias: str, names: Iterable[str]) -> list[str]:
     """
     full = with_hook(alias)
     return [name for name in names if name == full or name.endswith("." + full)]
+
+
+@functools.lru_cache(maxsize=16)  # a model's names stay the same
+def _by_ending(names: tuple[str, ...]) -> dict[str, list[str]]:
+    """The names that end so, by every ending that begins after a dot or at the start."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        for ending in endings(name):
+            found.setdefault(ending, []).append(name)
+    return found
 
 
 def is_key(name: Any) -> TypeGuard[tuple]:
@@ -59,22 +70,29 @@ def resolve(names: Any, known: Collection[str], n_layers: int) -> list[str]:
         if not found:
             raise KeyError("The name filter matches no hook of this model; model.describe_hooks() lists them.")
         return found
-    found = []
+    found: list[str] = []
+    seen: set[str] = set()
+    endings = _by_ending(tuple(known))
     for alias in [names] if isinstance(names, str) or is_key(names) else names:
-        if is_key(alias):
-            found += [resolve_one(alias, known, n_layers)]
-            continue
         if not isinstance(alias, str):
-            raise ValueError(f"{alias!r} is no hook name; give names, aliases such as 'z', or keys such as ('z', 3).")
-        matches = match_alias(alias, known)
+            if not is_key(alias):
+                raise ValueError(
+                    f"{alias!r} is no hook name; give names, aliases such as 'z', or keys such as ('z', 3)."
+                )
+            found.append(one := resolve_one(alias, known, n_layers))
+            seen.add(one)
+            continue
+        matches = endings.get(with_hook(alias))
         if not matches:
             raise unknown_hook(alias, known)
-        kinds = {what for name in matches if (what := (Site.parse(name).what or "").rpartition(".")[0])}
-        if len(kinds) > 1:  # AdaLN's scale and the norm's
-            raise KeyError(
-                f"{alias!r} is ambiguous: use {' or '.join(repr(f'{kind}.{alias}') for kind in sorted(kinds))}."
-            )
-        found += [name for name in matches if name not in found]
+        if len(matches) > 1:
+            kinds = {kind for name in matches if (kind := Site.parse(name).kind)}
+            if len(kinds) > 1:  # AdaLN's scale and the norm's
+                raise KeyError(
+                    f"{alias!r} is ambiguous: use {' or '.join(repr(f'{kind}.{alias}') for kind in sorted(kinds))}."
+                )
+        found += [name for name in matches if name not in seen]
+        seen.update(matches)
     if not found:
         raise KeyError("An empty list of hook names; model.describe_hooks() lists them all, None means the default.")
     return found
