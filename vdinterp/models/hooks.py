@@ -41,6 +41,7 @@ from vdinterp.models.scopes import (
     own_context,
     run_in,
 )
+from vdinterp.site import count_layers
 
 try:
     from transformer_lens import HookedRootModule
