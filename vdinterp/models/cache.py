@@ -173,7 +173,8 @@ class ActivationCache(Decomposition, Habits):
         """Raise `ValueError` for what follows from an activation that a hook replaced: it would be computed without."""
         known = self.model.hook_names if self.model is not None else self.edited
         for name in self._matches(key, known):
-            changed = self.edited & {name, Site.parse(name).at("attn_scores")}
+            site = Site.parse(name)
+            changed = self.edited & {name, *([site.at("attn_scores")] if site.what == "pattern" else [])}
             if changed:
                 raise ValueError(
                     f"A hook changed {', '.join(sorted(changed))} in this run, so that what would be computed here is "
@@ -240,10 +241,11 @@ class ActivationCache(Decomposition, Habits):
         self._weights("A head's result")
         layer = self._layer(layer)
         self._check_edited(("result", layer, sublayer))
-        place, result = Site(layer, sublayer), self._result(layer, sublayer)
+        place = Site(layer, sublayer)
         if not gated:
-            return self._shown(result)
+            return self._shown(self._result(layer, sublayer))
         self._check_written(place, "heads")
+        result = self._result(layer, sublayer)
         return self._shown(self.carry().wrote(place, result.movedim(2, 0)).movedim(0, 2))
 
     def _result(self, layer: int, sublayer: str) -> torch.Tensor:
