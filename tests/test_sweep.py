@@ -91,6 +91,32 @@ def test_trials_that_set_masks_run_alone_and_right() -> None:
     assert one.table["value"].abs().min() > 0
 
 
+def test_values_of_every_clip_over_the_labels() -> None:
+    pair = Contrast(**{**given(n=5), "noise_levels": (0.3, 0.6)})
+    made = [
+        Trial(interventions=(Patch(("z", layer), "clean", heads=[head]),), label={"layer": layer, "head": head})
+        for layer in (0, 1)
+        for head in (0, 1)
+        if (layer, head) != (1, 1)
+    ]
+    found = vd.sweep.run(pair.denoiser, pair.cases(), made, {"recovered": Judge(recovered)}, **QUIET)
+    assert sorted(set(found.table["clip"])) == sorted(set(found.runs["clip"])) == [0, 1, 2, 3, 4], "over three cases"
+    values = found.per_clip()
+    assert values.shape == (5, 2, 2) and values[:, 1, 1].isnan().all() and not values[:, 1, 0].isnan().any()
+    rows = found.table.query("layer == 0 and head == 1 and clip == 4")
+    assert len(rows) == 2 and float(values[4, 0, 1]) == pytest.approx(rows["value"].mean()), "mean over two levels"
+    by_level = found.per_clip({"head": [1, 0], "level": [0.6]}, base="clean")
+    wanted = found.table.query("level == 0.6 and head == 1 and layer == 0")["value"].to_numpy() - 1
+    assert by_level.shape == (5, 2, 1) and by_level[:, 0, 0].numpy() == pytest.approx(wanted), "the clean run is at 1"
+    for options, message in [
+        ({"over": ("token",)}, "the labels of this sweep are level, layer, head"),
+        ({"base": "cleen"}, "no run is called 'cleen'; there are clean, corrupted"),
+        ({"metric": "error"}, "no metric is called 'error'; there are recovered"),
+    ]:
+        with pytest.raises(KeyError, match=message):
+            found.per_clip(**options)
+
+
 # The ledger
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +17,8 @@ from vdinterp.interventions import Pass
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline.sampling import make_plan
 from vdinterp.progress import bar
-from vdinterp.results import Result
 from vdinterp.sweep.ledger import Shard, SweepLedger
+from vdinterp.sweep.result import SweepResult
 from vdinterp.sweep.start import Start, start_of, touched
 from vdinterp.sweep.trial import Case, Denoiser, Inputs, Metric, ModelOnly, Trial
 from vdinterp.sweep.worker import Outcome, Unit, Worker
@@ -28,22 +27,6 @@ log = logging.getLogger("vdinterp")
 ENGINES = ("inline", "ray")
 GAIN = 1.15  # a larger batch has to be this much faster a trial to be chosen
 PENDING_A_CANDIDATE = 8  # calibrating with a batch is worth it if there is this many times as much to do
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SweepResult(Result):
-    """What a sweep measured.
-
-    `table`, one row a trial, case, metric and clip: the labels of case and trial, then `metric clip value`. `clip`
-    counts within the case. `runs`: the same of the untouched runs, with a column `run`. `failures`: trials that gave
-    no number, with the reason. `missing`: how many trials are not recorded yet (other shards).
-    """
-
-    title = "Sweep"
-    table: pd.DataFrame
-    runs: pd.DataFrame
-    failures: pd.DataFrame
-    missing: int = 0
 
 
 def run(
@@ -254,7 +237,7 @@ def _tabulate(ledger: SweepLedger, cases: Sequence[Case], trials: Sequence[Trial
     for index, case in enumerate(cases):
         for name in case.runs:
             found = ledger.find(index, name)
-            runs += _rows({**case.label, "run": name}, (found or {}).get("values") or {})
+            runs += _rows({**case.label, "run": name}, case, (found or {}).get("values") or {})
         for which, trial in enumerate(trials):
             found, label = ledger.find(index, which), {**case.label, **trial.label}
             if found is None:
@@ -262,7 +245,7 @@ def _tabulate(ledger: SweepLedger, cases: Sequence[Case], trials: Sequence[Trial
             elif "error" in found:
                 failures.append({**label, "trial": trial.name, "error": found["error"]})
             else:
-                rows += _rows(label, found["values"])
+                rows += _rows(label, case, found["values"])
     if not rows and failures:
         raise ValueError(f"every trial failed; the first, {failures[0]['trial']}: {failures[0]['error']}")
     labels = list(dict.fromkeys(name for case in cases for name in case.label))
@@ -276,9 +259,9 @@ def _tabulate(ledger: SweepLedger, cases: Sequence[Case], trials: Sequence[Trial
     )
 
 
-def _rows(label: Mapping[str, Any], values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+def _rows(label: Mapping[str, Any], case: Case, values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     return [
-        {**label, "metric": metric, "clip": clip, "value": value}
+        {**label, "metric": metric, "clip": case.first_clip + clip, "value": value}
         for metric, per_clip in values.items()
         for clip, value in enumerate(per_clip)
     ]

@@ -88,11 +88,12 @@ class Trajectory:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """One batch of clips. `runs` by name, of the same clips and noise; trials change the one called `base`, and take
-    activations from any of them by name (`Patch("z", source="clean")`). `label`: columns of the table. `about`: what
-    metrics may need besides the runs' x0."""
+    activations from any of them by name (`Patch("z", source="clean")`). `first_clip`: which of the whole stimulus its
+    first is. `label`: columns of the table. `about`: what metrics may need besides the runs' x0."""
 
     runs: Mapping[str, Inputs | Trajectory]
     base: str
+    first_clip: int = 0
     label: Label = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 

@@ -78,15 +78,9 @@ def rises(
         for case in cases_of(task.noised(twin), level, {"clips": clips}, task.variance)
     ]
     found = sweep.run(task.pipe, cases, trials, {"error": TargetError()}, engine=sweeps.engine, **sweeps.options(name))
-    table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
-    base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"])
-    untouched = base.set_index(["clips", "at"])["value"]
-    made = {}
-    for key, heads in sets.items():
-        mine = table[table["set"] == key].set_index(["clips", "at"])["value"]
-        rise = (mine - untouched.loc[mine.index]).unstack("clips")
-        made[key] = Rise(tuple(heads), *(torch.tensor(rise[clips].to_numpy()) for clips in ("repeats", "others")))
-    return made
+    found.check_whole()
+    rise = found.per_clip({"clips": ["repeats", "others"], "set": list(sets)}, base="base")
+    return {key: Rise(tuple(heads), *rise[:, :, index].unbind(1)) for index, (key, heads) in enumerate(sets.items())}
 
 
 def ablation_table(found: Mapping[str, Rise]) -> pd.DataFrame:
@@ -167,9 +161,9 @@ def _copied(task: Task, level: float, heads: Sequence[Head], lag: int, sweeps: S
     ]
     options = sweeps.options(f"copying-{level:g}-{lag}")
     found = sweep.run(task.pipe, [case], trials, {"towards": Towards()}, engine=sweeps.engine, **options)
-    table: Any = found.table.pivot(index=["head", "clip"], columns="seen", values="value")
-    gain = table[at] - table[other]
-    return {head: torch.tensor(gain.loc[str(head)].to_numpy()) for head in heads}
+    found.check_whole()
+    towards = found.per_clip({"head": [str(head) for head in heads], "seen": [at, other]})
+    return dict(zip(heads, (towards[..., 0] - towards[..., 1]).unbind(1), strict=True))
 
 
 def _seeing(frame: int, last: int, head: Head) -> MaskAttention:
