@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 
 from vdinterp.checks.counts import check_indices
-from vdinterp.interventions.base import HookPair, Intervention, Run, check_choice, chosen_layers
+from vdinterp.interventions.base import HookPair, Intervention, Pass, Run, check_choice, chosen_layers
 from vdinterp.interventions.replace import Patch
 from vdinterp.interventions.site import Computed, SiteIntervention
 from vdinterp.interventions.stored import check_holds, fitted
@@ -60,6 +60,20 @@ class MaskAttention(Intervention):
 
     def frames_chosen(self, model: Any) -> Sequence[int] | None:
         return self.cut[0] if self.allow is None and self.cut is not None else None
+
+    def check_acts(self, model: Any, passes: Iterable[Pass]) -> None:
+        """As of every intervention, and raise `ValueError` if the mask is of another size than clips that it meets."""
+        passes = list(passes)
+        super().check_acts(model, passes)
+        for step, levels in passes:
+            if levels is None or (self.steps is not None and step not in self.steps):
+                continue
+            if self.noise_levels is None or any(level in self.noise_levels for level in levels.unique().tolist()):
+                self.check_clips(model, levels.shape[1])
+
+    def check_clips(self, model: Any, n_frames: int) -> None:
+        if isinstance(self.allow, torch.Tensor) and len(self.allow) != model.grid(n_frames).n_tokens:
+            raise self._misfit(model.grid(n_frames).n_tokens)
 
     def hooks(self, model: Any) -> list[HookPair]:
         cfg = model.cfg

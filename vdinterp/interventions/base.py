@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool
 
 from vdinterp.checks.counts import check_indices
+from vdinterp.interventions.kind import Kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,7 +32,7 @@ _NEEDS_LEVELS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intervention(ABC):
+class Intervention(metaclass=Kind):
     """Something that changes a forward pass. Subclasses say where and how.
 
     `steps`: denoising steps at which it acts (a sampler counts them). `noise_levels`: it acts on frames at these
@@ -110,6 +111,9 @@ class Intervention(ABC):
             f"{what} never acts: {where} at the noise levels {_listed(self.noise_levels)}{when}; they are at "
             f"{_listed(sorted(seen)) or 'none'} (-1 clean)"
         )
+
+    def check_clips(self, model: Any, n_frames: int) -> None:
+        """Raise `ValueError` if what is given does not fit clips of so many frames."""
 
     # Whose activations
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,6 +39,10 @@ class SiteIntervention(Intervention):
     latents' channels. `subspace` `[channels]` or `[k channels]`: only the component in the span of these directions is
     replaced, `x + P (replacement - x)`.
     """
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("layer", "layers"), "the site says the layer: site=('z', 3), or a list of such"
+    )
 
     heads: Sequence[int] | None = None
     frames: Sequence[int] | None = None

@@ -22,8 +22,8 @@ from vdinterp.models.components.attention import text_keys
 from vdinterp.models.decompose import Decomposition
 from vdinterp.models.habits import Habits
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
+from vdinterp.models.identity import marks, same_weights
 from vdinterp.models.pattern import AttentionPattern
-from vdinterp.models.weights import marks, same_weights
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -398,16 +398,10 @@ class Recording(Mapping[Any, ActivationCache]):
         self._caches[key] = cache
 
 
-def keeper(
-    store: Callable[[], dict[str, torch.Tensor]], device: torch.device | str | None = None, suffix: str = ""
-) -> Callable[[torch.Tensor, HookPoint], None]:
-    """A recording function that puts each activation into `store()` under its hook's name."""
-
-    def keep(activation: torch.Tensor, hook: HookPoint) -> None:
-        tensor = activation.detach().to(device)
-        # A slice of q|k|v would hold on to all three; the prediction is handed to the caller, who may edit it.
-        if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == "hook_pred":
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
-        store()[f"{hook.name}{suffix}"] = tensor
-
-    return keep
+def kept(activation: torch.Tensor, hook: HookPoint, device: torch.device | str | None) -> torch.Tensor:
+    """What a cache holds of an activation: nothing that keeps more in memory, or that somebody else may edit."""
+    tensor = activation.detach().to(device)
+    # A slice of q|k|v would hold on to all three; the prediction is handed to the caller, who may edit it.
+    if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == "hook_pred":
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor

@@ -18,7 +18,7 @@ from vdinterp.conditions import Cond, Conditions, as_conditions
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Acting, Intervention, check_interventions
-from vdinterp.models.cache import ActivationCache, Recording, keeper
+from vdinterp.models.cache import ActivationCache, Recording, kept
 from vdinterp.models.checks import (
     asked_names,
     asked_stop,
@@ -45,12 +45,13 @@ from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.describe import HookDescriptions
 from vdinterp.models.hook_functions import warn_of_nan
 from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
+from vdinterp.models.identity import marks
 from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
 from vdinterp.models.scopes import Call, Scope, current_call, run_in
 from vdinterp.models.stream import CARRIED
-from vdinterp.models.weights import WeightViews, marks
+from vdinterp.models.weights import WeightViews
 
 DERIVED = (".hook_attn_scores", ".hook_pattern", ".hook_result")  # what a cache computes on demand
 
@@ -363,7 +364,12 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                 of_hooks()
             acting.warn_of_idle()
 
-        scope.at_end = at_end
+        def at_call(call: Call, latents: torch.Tensor, *_: Any) -> None:
+            for one in acting.interventions:
+                if one.steps is None and one.noise_levels is None:  # the others may leave this call as it is
+                    one.check_clips(self, latents.shape[1])
+
+        scope.at_end, scope.at_call = at_end, at_call if interventions else None
         return scope
 
     @classmethod
@@ -393,7 +399,7 @@ def _into(
         cache = current()
         if cache is None:
             return False
-        keeper(lambda: cache.tensors, device, suffix)(activation, hook)
+        cache.tensors[f"{hook.name}{suffix}"] = kept(activation, hook, device)
         if not suffix:
             cache.note(hook)
         return True
