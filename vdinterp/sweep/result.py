@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 
 from vdinterp.results import Result
+from vdinterp.sweep.outcomes import Outcomes
+from vdinterp.sweep.trial import Case, Trial
 
 Axes = Sequence[str] | Mapping[str, Sequence[Any]]
 
@@ -97,3 +99,39 @@ class SweepResult(Result):
         if len(frame) and value not in set(frame[column]):
             raise KeyError(f"no {column} is called {value!r}; there are {', '.join(dict.fromkeys(frame[column]))}")
         return frame[frame[column] == value]
+
+
+def tabulate(outcomes: Outcomes, cases: Sequence[Case], trials: Sequence[Trial]) -> SweepResult:
+    """What is known of a sweep. Raises `ValueError` if every trial failed."""
+    rows, runs, failures, missing = [], [], [], 0
+    for index, case in enumerate(cases):
+        for name in case.runs:
+            found = outcomes.find(index, name)
+            runs += _rows({**case.label, "run": name}, case, found.values if found is not None and found.values else {})
+        for which, trial in enumerate(trials):
+            found, label = outcomes.find(index, which), {**case.label, **trial.label}
+            if found is None:
+                missing += 1
+            elif found.values is None:
+                failures.append({**label, "trial": trial.name, "error": found.error})
+            else:
+                rows += _rows(label, case, found.values)
+    if not rows and failures:
+        raise ValueError(f"every trial failed; the first, {failures[0]['trial']}: {failures[0]['error']}")
+    labels = list(dict.fromkeys(name for case in cases for name in case.label))
+    labels += [name for name in dict.fromkeys(name for trial in trials for name in trial.label) if name not in labels]
+    measured = ["metric", "clip", "value"]
+    return SweepResult(
+        table=pd.DataFrame(rows, columns=[*labels, *measured]),
+        runs=pd.DataFrame(runs, columns=[*dict.fromkeys(n for case in cases for n in case.label), "run", *measured]),
+        failures=pd.DataFrame(failures, columns=[*labels, "trial", "error"]),
+        missing=missing,
+    )
+
+
+def _rows(label: Mapping[str, Any], case: Case, values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    return [
+        {**label, "metric": metric, "clip": case.first_clip + clip, "value": value}
+        for metric, per_clip in values.items()
+        for clip, value in enumerate(per_clip)
+    ]

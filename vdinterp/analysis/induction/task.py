@@ -22,7 +22,7 @@ from vdinterp.data.repeats import Repeats
 from vdinterp.data.textures import make_textures
 from vdinterp.interventions import Intervention
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.sweep._fingerprint import code_of, fingerprint
+from vdinterp.store import code_of, fingerprint
 
 POOL = 256  # pictures of a pool that is made, not found
 
