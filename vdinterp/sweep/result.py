@@ -46,11 +46,7 @@ class SweepResult(Result):
         run's name; values are then rises over that run, of the same case and clip. `metric`: needed where there are
         several. Raises `KeyError` for a label, run or metric that is not there.
         """
-        if metric is None:
-            names = list(dict.fromkeys([*self.table["metric"], *self.runs["metric"]]))
-            if len(names) > 1:
-                raise KeyError(f"this sweep has several metrics; say which: {', '.join(names)}")
-            metric = names[0]
+        metric = self._metric(metric)
         table: Any = self._of("metric", metric, self.table)
         for name in over:
             if name not in table:
@@ -71,6 +67,11 @@ class SweepResult(Result):
         np.add.at(counts, at, 1)
         return torch.from_numpy(np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0))
 
+    def untouched(self, run: str = "base", metric: str | None = None) -> Float[torch.Tensor, " clip"]:
+        """The values of an untouched run, clip by clip (means over cases of the same clips)."""
+        rows: Any = self._of("run", run, self._of("metric", self._metric(metric), self.runs))
+        return torch.from_numpy(rows.groupby("clip")["value"].mean().to_numpy(dtype=float, copy=True))
+
     def check_whole(self) -> None:
         """Raise `ValueError` if a trial failed or is not recorded yet."""
         if self.missing or len(self.failures):
@@ -79,6 +80,12 @@ class SweepResult(Result):
                 f"{self.missing} trials are not recorded (run once more without shard=), {len(self.failures)} failed: "
                 f"{why}"
             )
+
+    def _metric(self, asked: str | None) -> str:
+        names = list(dict.fromkeys([*self.table["metric"], *self.runs["metric"]]))
+        if asked is None and len(names) > 1:
+            raise KeyError(f"this sweep has several metrics; say which: {', '.join(names)}")
+        return names[0] if asked is None else asked
 
     @property
     def _labels(self) -> list[str]:
