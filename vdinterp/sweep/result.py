@@ -93,7 +93,8 @@ class SweepResult(Result):
 
     def _entries(self, name: str) -> list[Any]:
         """Of a label, in the order of the table; those of failed trials come last."""
-        return list(dict.fromkeys([*self.table[name].dropna(), *self.failures.get(name, ())]))
+        failures: Any = self.failures
+        return list(dict.fromkeys([*self.table[name].dropna(), *failures.get(name, [])]))
 
     def _base(self, table: Any, base: str, metric: str) -> np.ndarray:
         """The value of the untouched run behind every row."""

@@ -221,7 +221,8 @@ class Walks(_Runs):
         return [(part, None) for part in latents.split(self.case.n_clips)]
 
     def _kept(self, step: int) -> list[Start]:
-        width = len(next(self.plans[self.case.base].passes())[1])  # clips of all guidance branches
+        levels = next(self.plans[self.case.base].passes())[1]
+        width = self.case.n_clips if levels is None else len(levels)  # clips of all guidance branches
         return self.wanted.kept((start for start in self.wanted.starts if start.step == step), self.model, width)
 
     def _base_at(self, step: int) -> ActivationCache:

@@ -143,7 +143,7 @@ def _compare(
     estimates: sweep.SweepResult, exact: sweep.SweepResult, over: tuple[str, ...], base: str
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """Estimates beside exact changes, for the sampled entries: means, and `[clip entry]` of either."""
-    entries = exact.table[list(over)].drop_duplicates().sort_values(list(over), ignore_index=True)
+    entries: Any = exact.table[list(over)].drop_duplicates().sort_values(list(over), ignore_index=True)
     axes = {name: list(dict.fromkeys(entries[name])) for name in over}
     at = tuple(entries[name].map(axes[name].index).to_numpy() for name in over)
     by_clip = [
@@ -233,7 +233,7 @@ class _Estimate:
     ) -> torch.Tensor:
         """`[batch]`: the change that a trial would make, to first order."""
         model, total = self.pair.model, None
-        (patch,) = trial.interventions
+        (patch,) = trial.interventions  # type: ignore[misc]
         for name in model.resolve_names(patch.site):  # type: ignore[attr-defined]
             base, source, grad = caches[self.base][name], caches[self.source][name], grads[name]
             chosen = patch.selection(base, model.hook_dict[name], model)  # type: ignore[attr-defined]
