@@ -11,7 +11,15 @@ from vdinterp.store import Ledger, code_of, fingerprint, key_of
 from vdinterp.sweep.start import Start
 from vdinterp.sweep.trial import Case, Denoiser, Metric, Trial
 
-CODE = ("interventions", "sweep", "models", "diffusion", "pipeline/sampling.py", "pipeline/video_diffusion.py")
+CODE = (
+    "interventions",
+    "site.py",
+    "sweep",
+    "models",
+    "diffusion",
+    "pipeline/sampling.py",
+    "pipeline/video_diffusion.py",
+)
 FAILED = "failed"  # the key of what went wrong, a text; of a metric of that name there are numbers
 
 

@@ -18,6 +18,7 @@ from vdinterp.analysis.patching.paths import path_patch
 from vdinterp.analysis.stimulus.cases import TargetError, cases_of
 from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention, Patch
+from vdinterp.site import Site
 
 Head = tuple[int, int]  # layer, head
 MOST_OTHERS = 20  # heads to compare with
@@ -120,8 +121,7 @@ def without(heads: Sequence[Head], means: dict[str, torch.Tensor]) -> tuple[Abla
     for layer, head in heads:
         layers.setdefault(layer, []).append(head)
     return tuple(
-        Ablate(f"blocks.{layer}.attn.hook_z", heads=chosen, mode="mean", reference=means)
-        for layer, chosen in layers.items()
+        Ablate(Site(layer, "attn", "z"), heads=chosen, mode="mean", reference=means) for layer, chosen in layers.items()
     )
 
 
@@ -236,7 +236,7 @@ def reliance_table(
         sweep.Trial(interventions=done, label={"sender": _name(sender), "told": told})
         for sender in dict.fromkeys(sender for sender, _ in pairs)
         for told, done in (
-            *((twin, (Patch(f"blocks.{sender[0]}.attn.hook_z", twin, heads=[sender[1]]),)) for twin in TOLD),
+            *((twin, (Patch(Site(sender[0], "attn", "z"), twin, heads=[sender[1]]),)) for twin in TOLD),
             ("ablated", without([sender], means)),
         )
     ]
