@@ -23,7 +23,8 @@ from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
-from vdinterp.sweep import Inputs, fingerprint
+from vdinterp.store import fingerprint
+from vdinterp.sweep import Inputs
 from vdinterp.words.wording import plural
 
 log = logging.getLogger("vdinterp")
