@@ -39,6 +39,7 @@ PUBLIC = {
     "RotateRope",
     "SetCondition",
     "SetNoiseLevel",
+    "Site",
     "Steer",
     "TokenGrid",
     "TransferAttention",

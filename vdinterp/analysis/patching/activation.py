@@ -22,6 +22,7 @@ from vdinterp.interventions import Intervention, Patch, TransferAttention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result, Section
+from vdinterp.site import Site
 from vdinterp.words.wording import caution, listing, number, plural, with_interval
 
 if TYPE_CHECKING:
@@ -212,17 +213,7 @@ def collect(
 ) -> PatchingResult:
     """A sweep's outcomes as an array over its axes."""
     coordinates = {name: list(pair.levels if name == "level" else axes[name]) for name in over}
-    places = {name: {value: index for index, value in enumerate(values)} for name, values in coordinates.items()}
-    sums = np.zeros((len(pair), *(len(coordinates[name]) for name in over)))
-    counts = np.zeros_like(sums)
-    table = found.table
-    index = [
-        (table["first_clip"] + table["clip"]).to_numpy(),
-        *(table[name].map(places[name]).to_numpy() for name in over),
-    ]
-    np.add.at(sums, tuple(index), table["value"].to_numpy())
-    np.add.at(counts, tuple(index), 1)
-    per_clip = torch.from_numpy(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
+    per_clip = found.per_clip(coordinates)
     interval = bootstrap_mean(per_clip)
     rows = [
         {**dict(zip(over, combination, strict=True)), "value": value, "low": low, "high": high, "n_clips": int(n)}
@@ -298,7 +289,7 @@ def patch_axes(
 def _layers(model: HookedVideoDiT, site: str) -> list[int]:
     """Layers that have the site."""
     names = model.resolve_names("z" if site == "pattern" else site)
-    layers = sorted({int(name.split(".")[1]) for name in names if name.startswith("blocks.")})
+    layers = sorted({layer for name in names if (layer := Site.parse(name).layer) is not None})
     if not layers:
         raise ValueError(f"{site!r} is {names[0]}, the same for all layers: leave 'layer' out of over")
     return layers
@@ -345,5 +336,5 @@ def _patch(
         return TransferAttention(source, layers=None if layer is None else [layer], **where)
     names = model.resolve_names(site)
     if layer is not None:
-        names = [name for name in names if name.startswith(f"blocks.{layer}.")]
+        names = [name for name in names if Site.parse(name).layer == layer]
     return Patch(names, source, subspace=subspace, **where)

@@ -169,7 +169,7 @@ class Contrast:
             runs = self.inputs(clips, level)
         else:
             runs = {name: Trajectory(options=self._options(clips, noised)) for name, noised in self._runs.items()}
-        return Case(runs=runs, base=base, label={**label, "first_clip": clips.start}, about=about)
+        return Case(runs=runs, base=base, first_clip=clips.start, label=label, about=about)
 
     def _options(self, clips: slice, noised: NoisedClips) -> dict[str, Any]:
         latents, n = noised.latents[clips], self.n_context

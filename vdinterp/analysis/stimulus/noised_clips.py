@@ -24,7 +24,8 @@ from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
-from vdinterp.sweep import Inputs, ModelOnly, fingerprint
+from vdinterp.store import fingerprint
+from vdinterp.sweep import Inputs, ModelOnly
 from vdinterp.words.wording import plural
 
 

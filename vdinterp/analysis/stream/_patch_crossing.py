@@ -11,11 +11,13 @@ import torch
 
 from vdinterp import plotting
 from vdinterp.analysis.intervals import bootstrap_mean
+from vdinterp.analysis.stimulus.cases import changes
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.interventions import MaskAttention
 from vdinterp.models import ActivationCache
 from vdinterp.models.relations import Tokens
 from vdinterp.results import Result, rows_of
+from vdinterp.site import Site
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -118,10 +120,13 @@ def patch_crossing(noised: NoisedClips) -> PatchCrossing:
     crossing = [i for i in range(model.cfg.n_layers) if model.sublayer(i).axis != "time"]
     if not crossing:
         raise ValueError(f"{model.cfg.model_name} attends over time only: nothing can cross a patch boundary")
+    confined = {str(layer): MaskAttention("same_position", layers=[layer]) for layer in crossing}
+    confined["all"] = MaskAttention("same_position", layers=crossing)
     rows = []
     for level in noised.levels:
         per_layer: list[list[dict[str, dict[str, torch.Tensor]]]] = []
-        gates = [name for name in model.hook_names if name.endswith(".attn.mod.hook_gate")]
+        places = [Site(layer, "attn") for layer in range(model.cfg.n_layers)]
+        gates = [gate for gate in (place.at("mod.gate") for place in places) if gate in model.hook_dict]
         for cache in noised.caches(level, ["rot_q", "rot_k", "v", *gates]):
             per_layer.append([_parts(noised, cache, layer) for layer in range(model.cfg.n_layers)])
         for layer in range(model.cfg.n_layers):
@@ -129,11 +134,8 @@ def patch_crossing(noised: NoisedClips) -> PatchCrossing:
                 parts = {part: torch.cat([batch[layer][quantity][part] for batch in per_layer]) for part in PARTS}
                 parts["crossing"] = torch.stack([parts[part] for part in CROSSING]).sum(0)
                 rows += [_row(level, str(layer), quantity, part, values) for part, values in parts.items()]
-        for layer in crossing:
-            effect = noised.x0_change(level, MaskAttention("same_position", layers=[layer]))
-            rows.append(_row(level, str(layer), "causal effect", "crossing", effect))
-        effect = noised.x0_change(level, MaskAttention("same_position", layers=crossing))
-        rows.append(_row(level, "all", "causal effect", "crossing", effect))
+        moved = changes(noised, level, confined)
+        rows += [_row(level, layer, "causal effect", "crossing", values) for layer, values in moved.items()]
     return PatchCrossing(table=pd.DataFrame(rows), meta=noised.meta())
 
 
@@ -142,15 +144,14 @@ def _parts(noised: NoisedClips, cache: ActivationCache, layer: int) -> dict[str,
     pattern, model = cache["pattern", layer], noised.model
     target = noised.target_tokens
     ones = torch.ones(len(pattern.q), pattern.n_keys, 1, device=pattern.q.device)
-    gate: torch.Tensor | float = 1.0  # a sublayer without AdaLN has none
-    if f"blocks.{layer}.attn.mod.hook_gate" in cache:
-        gate = cache["mod.gate", layer, "attn"].repeat_interleave(noised.grid.tokens_per_frame, 1)
+    carry = cache.carry()
     mass, norms = {}, {}
     for part, relation in PARTS.items():
         values = torch.cat([cache["v", layer].float(), ones[:, :, None].expand(-1, -1, pattern.n_heads, -1)], -1)
         found = pattern.weighted(values, relation)  # batch head query d_head+1
         mass[part] = found[..., -1].mean(1)[:, target].mean(1).cpu()
-        added = torch.einsum("bhqe,hed->bqd", found[..., :-1], model.W_O[layer].float()) * gate
+        output = torch.einsum("bhqe,hed->bqd", found[..., :-1], model.W_O[layer].float())
+        added = carry.wrote(Site(layer, "attn"), output)
         norms[part] = added.norm(dim=-1)[:, target]
     whole = torch.stack(list(norms.values())).sum(0)
     share = {part: (norm / whole).mean(1).cpu() for part, norm in norms.items()}
