@@ -165,7 +165,7 @@ def check_saves(model: Any) -> None:
         )
     layers = dict(model.named_modules())
     for name, plain in whole.named_modules():
-        layer = layers.get(name)
+        layer: Any = layers.get(name)
         if isinstance(plain, PLAIN):
             applied(layer, name)
         elif type(layer) is not type(plain) or has_own_forward(layer):
