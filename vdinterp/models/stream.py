@@ -39,6 +39,7 @@ class Carry:
     ) -> None:
         self.model, self.held, self.own = model, held, own
         self.normed = model.cfg.residual == "normed"
+        self.places = places(model)
 
     # At one sublayer
 
@@ -82,8 +83,8 @@ class Carry:
 
     def way(self, start: Site | None, stop: Site) -> list[Site]:
         """The sublayers whose entrances change what `start` wrote (None: the embedding) before `stop` reads."""
-        order = places(self.model) if self.normed else []
-        return order[0 if start is None else order.index(start) + 1 : order.index(stop)] if order else []
+        order = self.places
+        return order[0 if start is None else order.index(start) + 1 : order.index(stop)] if self.normed else []
 
     def carry(self, part: Part, start: Site | None, stop: Site) -> Part:
         """What `start` wrote, as it is in the stream that `stop` reads."""

@@ -99,7 +99,10 @@ class Readout:
     def check_sum(self, found: Latents, what: str) -> None:
         """Raise `ValueError` if what should be the prediction misses it by more than rounding."""
         total = self.total()
-        missing, close = float((found - total).norm() / total.norm().clamp(min=1e-12)), tolerance(self.model.dtype)
+        missing = float((found - total).norm() / total.norm().clamp(min=1e-12))
+        close = tolerance(
+            self.model.dtype, bool(self.cache.edited & {*map(FINAL_LAYER.at, ("in", "ln.normalized")), PRED})
+        )
         if not missing <= close and not float((found - total).abs().max()) <= close:
             changed = listed(self.cache.edited) or "an activation that this cache does not tell of"
             raise ValueError(
