@@ -375,9 +375,9 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         `family`: "dfot" or "oasis"; `config`: the reference's own settings (see `vdinterp.models.loading`), or the name
         of a published one ("K600", "MCRAFT", "OASIS_500M").
         """
-        from vdinterp.models.loading import assemble, convert
+        from vdinterp.models.loading import convert
 
-        return assemble(*convert(family, config, state_dict))
+        return convert(family, config, state_dict)
 
 
 def _into(
