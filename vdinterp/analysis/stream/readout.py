@@ -100,9 +100,8 @@ class Readout:
         """Raise `ValueError` if what should be the prediction misses it by more than rounding."""
         total = self.total()
         missing = float((found - total).norm() / total.norm().clamp(min=1e-12))
-        close = tolerance(
-            self.model.dtype, bool(self.cache.edited & {*map(FINAL_LAYER.at, ("in", "ln.normalized")), PRED})
-        )
+        doubted = self.cache.edited & {FINAL_LAYER.at("in"), FINAL_LAYER.at("ln.normalized"), PRED}
+        close = tolerance(self.model.dtype, bool(doubted))
         if not missing <= close and not float((found - total).abs().max()) <= close:
             changed = listed(self.cache.edited) or "an activation that this cache does not tell of"
             raise ValueError(
