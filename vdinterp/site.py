@@ -119,6 +119,11 @@ class Site(str):
         """Its name with `{i}` for the layer, which is the same for all blocks."""
         return self if self.layer is None else self.replace(Site(self.layer), "blocks.{i}", 1)
 
+    @property
+    def component(self) -> str:
+        """What components of its sublayer are called by, or begin with: "1" (heads `1.0`, ..), "cross.1", "mlp.1"."""
+        return {"attn": "", "cross_attn": "cross."}.get(self.sublayer or "", f"{self.sublayer}.") + str(self.layer)
+
     def block(self, n_layers: int) -> int:
         """The block whose evaluation it takes part in; what is before all blocks, or drives all of them, counts as 0,
         the final layer and the prediction as `n_layers`."""
