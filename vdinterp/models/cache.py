@@ -42,8 +42,8 @@ class ActivationCache(Decomposition, Habits):
     `accumulated_resid`, `decompose_resid`, `stack_head_results` take the residual stream apart. `cache[:4]` is the
     cache of the first clips. `inputs`: the `latents` and `noise_levels` that the model was given, where the cache was
     made by running it. `edited`: the activations that hooks changed in that run. `weights`: what told the model's
-    weights from others (`vdinterp.models.weights.marks`), None where that is not known; what needs weights raises where
-    the model has others.
+    weights from others (`vdinterp.models.identity.marks`), None where that is not known; what needs weights raises
+    where the model has others.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None) -> None:
