@@ -415,15 +415,14 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
     return torch.cat(made)[:, 2:]
 
 
-@pytest.mark.parametrize("kind", ["3d", "space_time"])
-def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "modes"), [("3d", ("zero", "mean", "resample", "frozen")), ("space_time", ("mean",))])
+def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str, modes: Any) -> None:
     """Bitwise, for every condition of the five ablations and every mode; with fewer blocks."""
     blocks: list[int] = []
     bench = small_bench(small_pipe(kind, n_layers=4), levels=(0.9,), batch=2)
     for block in bench.pipe.model.blocks:
         block.register_forward_hook(lambda *_: blocks.append(0))
     conditions = [INTACT, INTACT_DENOISE]
-    modes = ("zero", "mean", "resample", "frozen")
     for part in (few_steps, no_adaln, no_attention, no_mlp):
         conditions += part(bench, modes)
     conditions.append(Condition(ablation="x", variant="both", steps=2, interventions=(vd.Ablate(("mlp_out", 1)),)))
