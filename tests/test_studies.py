@@ -398,7 +398,7 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
     as errors are not: those of the last level)."""
     made = []
     for clips in bench.batches:
-        moment = Moment(bench, clips, None if condition.protocol == "sample" else bench.ks[-1])
+        moment = Moment(bench, clips, None if condition.protocol == "sample" else bench.levels[-1])
         given = condition.interventions
         given = given(moment) if callable(given) else given
         if condition.protocol == "sample":
@@ -409,7 +409,7 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
                 ).latents
             )  # fmt: skip
         else:
-            noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], bench.ks[-1])
+            noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], bench.levels[-1])
             with torch.no_grad(), bench.pipe.model.intervene(*given):
                 made.append(bench.pipe.denoise(noisy, levels, **bench.cond(clips)))
     return torch.cat(made)[:, 2:]
