@@ -286,7 +286,7 @@ def test_means_are_those_of_the_reference_clips_step_by_step() -> None:
         assert torch.allclose(mean[name], state.cache[name].mean((0, 1), keepdim=True), atol=1e-6)
     split = small_bench(batch=3)
     assert torch.allclose(split.references.means([name])[0][name], means[0][name], atol=1e-6)
-    assert len(bench.references.means([name], level=0.5)) == 1
+    assert len(bench.references.means([name], level=0.6)) == 1
 
 
 def test_all_four_modes_and_a_space_time_model() -> None:
@@ -415,15 +415,14 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
     return torch.cat(made)[:, 2:]
 
 
-@pytest.mark.parametrize("kind", ["3d", "space_time"])
-def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "modes"), [("3d", ("zero", "mean", "resample", "frozen")), ("space_time", ("mean",))])
+def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str, modes: Any) -> None:
     """Bitwise, for every condition of the five ablations and every mode; with fewer blocks."""
     blocks: list[int] = []
     bench = small_bench(small_pipe(kind, n_layers=4), levels=(0.9,), batch=2)
     for block in bench.pipe.model.blocks:
         block.register_forward_hook(lambda *_: blocks.append(0))
     conditions = [INTACT, INTACT_DENOISE]
-    modes = ("zero", "mean", "resample", "frozen")
     for part in (few_steps, no_adaln, no_attention, no_mlp):
         conditions += part(bench, modes)
     conditions.append(Condition(ablation="x", variant="both", steps=2, interventions=(vd.Ablate(("mlp_out", 1)),)))
