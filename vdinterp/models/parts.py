@@ -129,11 +129,11 @@ class StreamParts(Mapping[Any, Any]):
         made = self._get(place.at("post"))[:, chosen, :, None] if of_mlp else self._get(place.at("z"))[:, chosen]
         weight, bias = (module.W_out, module.b_out) if of_mlp else (module.W_O, module.b_O)
         for index in range(made.shape[2]):
-            output = made[:, :, index] @ weight[index].detach().view(made.shape[-1], -1)
+            output = made[:, :, index] @ weight[index].detach().view(made.shape[-1], -1).to(made.device)
             yield f"{place.component}.{index}", carry.wrote(place, output)
         if bias is not None:
             rest = place.component if of_mlp else place.label
-            yield f"{rest}.bias", carry.wrote(place, bias.detach().expand(*made.shape[:2], -1))
+            yield f"{rest}.bias", carry.wrote(place, bias.detach().to(made.device).expand(*made.shape[:2], -1))
 
     # What is asked for
 
