@@ -285,7 +285,7 @@ def test_means_are_those_of_the_reference_clips_step_by_step() -> None:
         assert torch.allclose(mean[name], state.cache[name].mean((0, 1), keepdim=True), atol=1e-6)
     split = small_bench(batch=3)
     assert torch.allclose(split.references.means([name])[0][name], means[0][name], atol=1e-6)
-    assert len(bench.references.means([name], level=500)) == 1
+    assert len(bench.references.means([name], level=0.5)) == 1
 
 
 def test_all_four_modes_and_a_space_time_model() -> None:
@@ -398,7 +398,7 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
     as errors are not: those of the last level)."""
     made = []
     for clips in bench.batches:
-        moment = Moment(bench, clips, None if condition.protocol == "sample" else bench.ks[-1])
+        moment = Moment(bench, clips, None if condition.protocol == "sample" else bench.levels[-1])
         given = condition.interventions
         given = given(moment) if callable(given) else given
         if condition.protocol == "sample":
@@ -409,21 +409,20 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
                 ).latents
             )  # fmt: skip
         else:
-            noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], bench.ks[-1])
+            noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], bench.levels[-1])
             with torch.no_grad(), bench.pipe.model.intervene(*given):
                 made.append(bench.pipe.denoise(noisy, levels, **bench.cond(clips)))
     return torch.cat(made)[:, 2:]
 
 
-@pytest.mark.parametrize("kind", ["3d", "space_time"])
-def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "modes"), [("3d", ("zero", "mean", "resample", "frozen")), ("space_time", ("mean",))])
+def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str, modes: Any) -> None:
     """Bitwise, for every condition of the five ablations and every mode; with fewer blocks."""
     blocks: list[int] = []
     bench = small_bench(small_pipe(kind, n_layers=4), levels=(0.9,), batch=2)
     for block in bench.pipe.model.blocks:
         block.register_forward_hook(lambda *_: blocks.append(0))
     conditions = [INTACT, INTACT_DENOISE]
-    modes = ("zero", "mean", "resample", "frozen")
     for part in (few_steps, no_adaln, no_attention, no_mlp):
         conditions += part(bench, modes)
     conditions.append(Condition(ablation="x", variant="both", steps=2, interventions=(vd.Ablate(("mlp_out", 1)),)))
@@ -459,7 +458,7 @@ def test_a_condition_that_fails_is_an_error_and_not_recorded(tmp_path: Path) -> 
 def test_a_condition_that_never_acts_is_said_first(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = small_bench()
     monkeypatch.setattr(bench.pipe.model, "forward", lambda *_, **__: pytest.fail("computed"))
-    never = vd.Ablate("z", noise_levels=[3])
+    never = vd.Ablate("z", noise_levels=[0.3])
     condition = Condition(ablation="mine", variant="idle", interventions=(never,), protocol=protocol)
     with pytest.raises(ValueError, match="mine: idle: Ablate never acts: no frame is at the noise levels 3"):
         bench.measure([condition])

@@ -11,6 +11,7 @@ from .base import (
     hooks_of as hooks_of,
 )
 from .condition import SetCondition as SetCondition, SetNoiseLevel as SetNoiseLevel
+from .levels import Between as Between
 from .replace import Ablate as Ablate, Custom as Custom, Freeze as Freeze, Patch as Patch, Steer as Steer
 from .rope import RotateRope as RotateRope
 from .serialize import from_json as from_json, to_json as to_json

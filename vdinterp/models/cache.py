@@ -40,7 +40,7 @@ class ActivationCache(Decomposition, Habits):
     an `AttentionPattern`, which answers questions without the N x N matrix: `cache["pattern", 2][clip, head]` computes
     one head's, `.materialize()` all.
     `accumulated_resid`, `decompose_resid`, `stack_head_results` take the residual stream apart. `cache[:4]` is the
-    cache of the first clips. `inputs`: the `latents` and `noise_levels` that the model was given, where the cache was
+    cache of the first clips. `inputs`: the `latents` and `timestep` that the model was given, where the cache was
     made by running it. `edited`: the activations that hooks changed in that run. `weights`: what told the model's
     weights from others (`vdinterp.models.identity.marks`), None where that is not known; what needs weights raises
     where the model has others.
@@ -58,13 +58,13 @@ class ActivationCache(Decomposition, Habits):
         cls,
         model: HookedVideoDiT,
         latents: torch.Tensor,
-        noise_levels: torch.Tensor,
+        timestep: torch.Tensor,
         cond: Conditions,
         weights: torch.Tensor,
     ) -> ActivationCache:
         """An empty cache for a forward pass of `model`, whose weights are `marks(model)`."""
         cache = cls({}, model.grid(latents.shape[1]), model)
-        cache.inputs, cache.weights = {"latents": latents, "noise_levels": noise_levels}, weights
+        cache.inputs, cache.weights = {"latents": latents, "timestep": timestep}, weights
         if cond.text_mask is not None:
             cache.inputs["text_mask"] = cond.text_mask
         return cache

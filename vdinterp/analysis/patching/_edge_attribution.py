@@ -138,7 +138,7 @@ def edge_attribution(
             total = torch.zeros(())
             for step in range(n_steps):
                 at = 0.0 if n_steps == 1 else (step + 0.5) / n_steps
-                shape = (len(runs[base]),)
+                shape = (runs[base].n_clips,)
                 weights = {edge: torch.full(shape, at, requires_grad=True) for edge in graph.edges}
                 edges: dict[str, dict[str, torch.Tensor]] = {}
                 for (sender, receiver), weight in weights.items():
@@ -248,7 +248,7 @@ def _recovered(
         if case.label["level"] == level:
             run: Any = case.runs["clean"]
             with torch.no_grad(), pair.model.intervene(PatchEdges(_outside(graph, ()), source=means)):
-                empty = pair.denoiser.denoise(**run.repeated(1))
+                empty = pair.denoiser.denoise(*run)
             cases.append(replace(case, runs={"clean": run}, about={**case.about, "empty": empty}))
     whole = torch.ones(len(pair), dtype=torch.float64)
     if not trials:
