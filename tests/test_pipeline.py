@@ -111,7 +111,7 @@ def test_the_pipeline_runs_with_cache_hooks_and_interventions_in_noise_levels_an
     cond = normal(2, 2, 3, seed=4)
     expected = pipe.denoise(noisy, levels, cond)
     x0, cache = pipe.run_with_cache(noisy, levels, cond=cond, names=["resid_post", "z"])
-    pred, wanted = pipe.model.run_with_cache(noisy, pipe.timestep(levels), cond=cond, names=["resid_post", "z"])
+    _, wanted = pipe.model.run_with_cache(noisy, pipe.timestep(levels), cond=cond, names=["resid_post", "z"])
     assert torch.equal(x0, expected) and set(cache) == set(wanted)
     assert all(torch.equal(cache[name], wanted[name]) for name in wanted)
     _, everything = pipe.run_with_cache(noisy, 0.7, cond, device="cpu")
