@@ -17,6 +17,7 @@ from torch import nn
 from vdinterp.conditions import Cond, Conditions, as_conditions
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
+from vdinterp.mask import Mask
 from vdinterp.interventions import Acting, Intervention, check_interventions
 from vdinterp.models.cache import ActivationCache, Recording, keeper
 from vdinterp.models.checks import (
@@ -393,7 +394,10 @@ def _into(
         cache = current()
         if cache is None:
             return False
-        keeper(lambda: cache.tensors, device, suffix)(activation, hook)
+        if isinstance(activation, Mask):
+            cache.masks[str(hook.name)] = activation if device is None else activation.to(device)
+        else:
+            keeper(lambda: cache.tensors, device, suffix)(activation, hook)
         if not suffix:
             cache.note(hook)
         return True

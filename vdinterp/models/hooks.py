@@ -160,6 +160,11 @@ class HookPoint(_HookPoint):
             return False
         return any(not getattr(handle.user_hook, "listens", False) for handle in (*self.fwd_hooks, *self.bwd_hooks))
 
+    @property
+    def takes_rules(self) -> bool:
+        """Whether all who hook it can go on with the rules of a mask in place of a tensor."""
+        return all(handle.user_hook.takes_rules for handle in (*self.fwd_hooks, *self.bwd_hooks))
+
     def add_hook(
         self,
         hook: HookFn,
