@@ -22,6 +22,7 @@ ALLOWS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "from": torch.ge,  # labels: a query sees keys up to its own
     "same": torch.eq,  # labels: a query sees keys of its own
     "apart": lambda query, key: ~(query & key),  # flags: these queries do not see these keys
+    "own": lambda query, key: (key < 0) | (query == key),  # labels: a key that has one is for queries of that one only
     "given": lambda query, key: query & key,  # every pair, and keys that may be seen at all
 }
 
@@ -31,7 +32,7 @@ class Rule:
     """One condition on query and key, by a label or flag of each (see `ALLOWS`). Axes are `[batch group head query
     key]`, of size 1 where it is the same for all."""
 
-    kind: Literal["from", "same", "apart", "given"]
+    kind: Literal["from", "same", "apart", "own", "given"]
     query: torch.Tensor
     """`[.. query 1]`; of a given one `[.. query key]`."""
     key: torch.Tensor
@@ -63,17 +64,18 @@ class Mask:
     @classmethod
     def causal(cls, n_tokens: int, block: int, device: torch.device | None = None) -> Mask:
         """A token sees its own block of so many tokens, and all earlier ones."""
-        return replace(cls.labelled("from", torch.arange(n_tokens, device=device) // block), block=block)
+        label = torch.arange(n_tokens, device=device)[None] // block
+        return replace(cls.by("from", label, label), block=block)
 
     @classmethod
-    def labelled(cls, kind: Literal["from", "same"], label: Shaped[torch.Tensor, "pos"]) -> Mask:
-        """By one label a token."""
-        return cls((Rule(kind, label.view(1, 1, 1, -1, 1), label.view(1, 1, 1, 1, -1)),))
-
-    @classmethod
-    def apart(cls, queries: Bool[torch.Tensor, "query"], keys: Bool[torch.Tensor, "key"]) -> Mask:
-        """These queries do not see these keys."""
-        return cls((Rule("apart", queries.view(1, 1, 1, -1, 1), keys.view(1, 1, 1, 1, -1)),))
+    def by(
+        cls,
+        kind: Literal["from", "same", "apart", "own"],
+        queries: Shaped[torch.Tensor, "batch query"],
+        keys: Shaped[torch.Tensor, "batch key"],
+    ) -> Mask:
+        """By one label or flag a query and one a key; of one clip where it is the same for all."""
+        return cls((Rule(kind, queries[:, None, None, :, None], keys[:, None, None, None]),))
 
     @classmethod
     def given(cls, pairs: Bool[torch.Tensor, "*axes query key"]) -> Mask:
@@ -82,10 +84,15 @@ class Mask:
         return cls((Rule("given", pairs[(None,) * (5 - pairs.ndim)], seen),))
 
     @classmethod
+    def hooked(cls, mask: Bool[torch.Tensor, "... query key"]) -> Mask:
+        """A mask in the shape of `hook_mask`, whose groups have an axis only where there are several."""
+        return cls.given(mask.unsqueeze(1) if mask.ndim == 4 else mask)
+
+    @classmethod
     def anything(cls, n_queries: int, n_keys: int, device: torch.device | None = None) -> Mask:
         """Every query sees every key."""
-        queries = torch.zeros(n_queries, dtype=torch.bool, device=device)
-        return cls.apart(queries, torch.zeros(n_keys, dtype=torch.bool, device=device))
+        queries, keys = (torch.zeros(1, n, dtype=torch.bool, device=device) for n in (n_queries, n_keys))
+        return cls.by("apart", queries, keys)
 
     def __and__(self, other: Mask) -> Mask:
         """What both allow."""

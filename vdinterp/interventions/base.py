@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool
 
 from vdinterp.checks.counts import check_indices
+from vdinterp.grid import TokenGrid
+from vdinterp.interventions.places import Pass, alike, check_within, chosen_of, tokens_in
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 HookPair = tuple[str, Callable[..., Any]]
 Site = str | Sequence[Any] | Callable[[str], bool]  # a name, an alias, a key such as ("z", 3), or several of these
 Run = Mapping[str, torch.Tensor] | str  # a run's activations by hook name, or the name of a run of a sweep
-# A forward pass: its denoising step (None outside a sampler), and the integer levels [batch frame] (None: unknown).
-Pass = tuple[int | None, torch.Tensor | None]
 
 _NEEDS_SAMPLER = "steps= needs a sampler, which counts denoising steps; leave it out for a single forward"
 _NEEDS_LEVELS = (
@@ -78,17 +78,22 @@ class Intervention(ABC):
         levels = hook.ctx["noise_levels"]
         return torch.isin(levels, torch.tensor([int(level) for level in self.noise_levels], device=levels.device))
 
-    def frames_chosen(self, model: Any) -> Sequence[int] | None:
-        """The frames that it is limited to; None: all."""
-        return getattr(self, "frames", None)
+    @property
+    def places(self) -> dict[str, Any]:
+        """The frames, rows, columns and tokens that it is limited to, of those that are given."""
+        return chosen_of(self)
 
     def check_acts(self, model: Any, passes: Iterable[Pass]) -> None:
-        """Raise `ValueError` if none of these forward passes is one in which this can act."""
+        """Raise `ValueError` if none of these forward passes is one in which this can act, or if it is limited to
+        places that their clips do not have."""
+        passes, what = list(passes), type(self).__name__
+        check_within(what, self.places, passes)
         if self.steps is None and self.noise_levels is None:
             return
-        what, frames, seen = type(self).__name__, self.frames_chosen(model), set()
+        seen: set[Any] = set()
         wanted = self.noise_levels if isinstance(self.noise_levels, range) else frozenset(self.noise_levels or ())
-        for step, levels in passes:
+        for one in passes:
+            step, levels = one.step, one.noise_levels
             if self.steps is not None and step is None:
                 raise ValueError(f"{what}: {_NEEDS_SAMPLER}")
             if self.steps is not None and step not in self.steps:
@@ -97,19 +102,29 @@ class Intervention(ABC):
                 return
             if levels is None:
                 raise ValueError(f"{what}: {_NEEDS_LEVELS}")
-            here = levels if frames is None else levels[:, [frame for frame in frames if frame < levels.shape[1]]]
+            here = levels[self._frames_in(one, *levels.shape)]
             there = here.unique().tolist()
             if any(level in wanted for level in there):
                 return
             seen.update(there)
         if self.noise_levels is None:
             raise ValueError(f"{what} never acts: none of its steps {_listed(self.steps or ())} happens here")
-        where = "no frame is" if frames is None else f"none of the frames {_listed(frames)} is"
+        where = "no frame is"
+        if self.places:
+            where = f"none of the {', '.join(f'{field} {chosen}' for field, chosen in self.places.items())} is"
         when = "" if self.steps is None else f" at the steps {_listed(self.steps)}"
         raise ValueError(
             f"{what} never acts: {where} at the noise levels {_listed(self.noise_levels)}{when}; they are at "
             f"{_listed(sorted(seen)) or 'none'} (-1 clean)"
         )
+
+    def _frames_in(self, one: Pass, batch: int, n_frames: int) -> Bool[torch.Tensor, "batch frame"]:
+        """The frames of a pass that it may change."""
+        frames = alike(one.frames, n_frames)
+        grid = TokenGrid(n_frames, 1, 1) if one.grid is None else one.grid
+        places = self.places if one.grid is not None else {name: c for name, c in self.places.items() if name == "frames"}
+        found = tokens_in(frames, grid, places).any(-1)
+        return found.repeat(batch // len(found), 1)
 
     # Whose activations
 
@@ -201,7 +216,8 @@ class Acting:
     @staticmethod
     def _is_limited(one: Intervention, function: Callable[..., Any]) -> bool:
         """Whether it may leave a call as it is. A recorder, which alone has `listens`, never changes anything."""
-        return not (one.steps is None and one.noise_levels is None) and not hasattr(function, "listens")
+        limited = one.steps is not None or one.noise_levels is not None or "frames" in one.places
+        return limited and not hasattr(function, "listens")
 
     def _noting(self, function: Callable[..., Any], index: int) -> Callable[..., Any]:
         @wraps(function)
@@ -213,11 +229,19 @@ class Acting:
 
         return call
 
+    def check(self, grid: TokenGrid, frames: torch.Tensor | None) -> None:
+        """Raise `ValueError` before a pass whose clips do not have the places that were asked for; in a window on a
+        clip, which may not show all frames, only rows and columns are looked at."""
+        for one in self.interventions:
+            places = one.places if frames is None else {n: c for n, c in one.places.items() if n in ("rows", "cols")}
+            check_within(type(one).__name__, places, [Pass(None, None, grid)])
+
     def warn_of_idle(self) -> None:
         """Warn about interventions whose hooks were called and which changed nothing in any call."""
         for one, called, acted in zip(self.interventions, self.called, self.acted, strict=True):
             if called and not acted:
-                limits = ", ".join(f"{name}={value!r}" for name, value in one.when.items() if value is not None)
+                limits = {**{name: value for name, value in one.when.items() if value is not None}, **one.places}
+                limits = ", ".join(f"{name}={value!r}" for name, value in limits.items())
                 warnings.warn(f"{type(one).__name__}({limits}) never acted: no pass was one of these", stacklevel=4)
 
 

@@ -19,7 +19,7 @@ from vdinterp import store
 from vdinterp.conditions import Conditions
 from vdinterp.grid import TokenGrid
 from vdinterp.mask import Mask
-from vdinterp.models.components.attention import hooked_mask, text_keys
+from vdinterp.models.components.attention import text_keys
 from vdinterp.models.decompose import Decomposition
 from vdinterp.models.habits import Habits
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
@@ -66,7 +66,7 @@ class ActivationCache(Decomposition, Habits):
         weights: torch.Tensor,
     ) -> ActivationCache:
         """An empty cache for a forward pass of `model`, whose weights are `marks(model)`."""
-        cache = cls({}, model.grid(latents.shape[1]), model)
+        cache = cls({}, model.grid_of(latents), model)
         cache.inputs, cache.weights = {"latents": latents, "noise_levels": noise_levels}, weights
         if cond.text_mask is not None:
             cache.inputs["text_mask"] = cond.text_mask
@@ -243,7 +243,7 @@ class ActivationCache(Decomposition, Habits):
             return rules
         hooked = ("mask", layer, sublayer)
         if hooked in self:
-            return hooked_mask(self._get(hooked).bool())
+            return Mask.hooked(self._get(hooked).bool())
         return text_keys(self.inputs.get("text_mask")) if sublayer == "cross_attn" else None
 
     def head_results(self, layer: int, sublayer: str = "attn", gated: bool = True) -> torch.Tensor:

@@ -27,6 +27,7 @@ from vdinterp.models.checks import (
     check_inputs,
     check_old,
     check_resume,
+    check_sizes,
     check_timesteps,
 )
 from vdinterp.models.compiled import run_uncompiled
@@ -87,6 +88,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self.hook_pred = HookPoint("batch frame channel height width", "the prediction, as latents")
         initialize(self)
         self.setup()  # names every hook point
+        self.latest_grid = self.grid()  # of the call before, for what runs outside of one (activation checkpointing)
 
     def __repr__(self) -> str:
         return self.described()
@@ -121,7 +123,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         cond = as_conditions(cond, self.cfg)
         inputs = (latents, noise_levels, cond, start_at_layer, stop_at_layer, resid_pre, known)
         check_inputs(self, latents, noise_levels, cond)
-        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), *inputs[3:])
+        check_resume(self.cfg, self.grid_of(latents), len(latents), *inputs[3:])
         if not torch.compiler.is_compiling():
             return self._run(*inputs)
         return self._eager(*inputs) if self.may_have_hooks else self._forward(*inputs)
@@ -129,7 +131,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def _run(self, *inputs: Any) -> torch.Tensor:
         """One uncompiled pass, kept apart from others by whoever records."""
         latents, noise_levels, cond = inputs[:3]
-        call = Call()
+        self.latest_grid = self.grid_of(latents)
+        call = Call(grid=self.latest_grid)
         for scope in self.scopes.of_thread(self.scopes.hooking):
             if scope.at_call is not None and not scope.is_repeated:
                 scope.at_call(call, latents, noise_levels, cond)
@@ -148,7 +151,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         resid_pre: torch.Tensor | None,
         known: Mapping[str, torch.Tensor] | None,
     ) -> torch.Tensor:
-        grid = self.grid(latents.shape[1])
+        grid = self.grid_of(latents)
         x = self._embed(latents, grid) if resid_pre is None else resid_pre
 
         given = self._given(noise_levels, cond, grid, like=x)
@@ -157,7 +160,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             known = None  # of the first block
         if stop is not None:
             return x
-        return self.hook_pred(unpatchify(self.final(x, given.cond), self.cfg))
+        return self.hook_pred(unpatchify(self.final(x, given.cond), self.cfg, grid))
 
     def _given(self, noise_levels: torch.Tensor, cond: Conditions, grid: TokenGrid, like: torch.Tensor) -> Given:
         """What travels beside the stream."""
@@ -207,9 +210,18 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def device(self) -> torch.device:
         return self.final.linear.weight.device
 
-    def grid(self, n_frames: int | None = None) -> TokenGrid:
-        """How this model's tokens lie in a clip of `n_frames` (default: the length it was trained on)."""
-        return TokenGrid(self.cfg.n_frames if n_frames is None else n_frames, self.cfg.n_rows, self.cfg.n_cols)
+    def grid(self, n_frames: int | None = None, height: int | None = None, width: int | None = None) -> TokenGrid:
+        """How this model's tokens lie in a clip of `n_frames` latent frames of `height` x `width` (default: the sizes
+        it was trained at)."""
+        cfg = self.cfg
+        _, patch_h, patch_w = cfg.patch_size
+        rows = cfg.n_rows if height is None else height // patch_h
+        cols = cfg.n_cols if width is None else width // patch_w
+        return TokenGrid(cfg.n_frames if n_frames is None else n_frames, rows, cols)
+
+    def grid_of(self, latents: Shaped[torch.Tensor, "batch frame channel height width"]) -> TokenGrid:
+        """How this model's tokens lie in these latents."""
+        return self.grid(latents.shape[1], *latents.shape[-2:])
 
     def sublayer(self, layer: int, name: str = "attn") -> Any:
         """`blocks[layer].attn`, `.cross_attn` or `.mlp`. Raises `KeyError` when the block has none of that name."""
@@ -292,7 +304,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         for name in stats:
             if not isinstance(name, str) or not self.hook_dict[self.resolve_names(name)[0]].read_only:
                 raise ValueError(f"{name!r} is no statistic; there are {', '.join(STATISTICS)}.")
-        needed = self.estimate_stats(stats, *latents.shape[:2], partition=partition)
+        check_sizes(self.cfg, latents)
+        needed = self.estimate_stats(stats, len(latents), partition=partition, grid=self.grid_of(latents))
         total = needed["result_bytes"] + needed["working_bytes"]
         check_fits(total, self.device, f"{', '.join(stats)} of all heads", "Use fewer clips or statistics at a time.")
         with self.key_partition(partition):
@@ -357,6 +370,11 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """
         acting = Acting(check_interventions(interventions), self)
         scope = self.hooks(acting.pairs)
+
+        def at_call(call: Call, *inputs: Any) -> None:
+            acting.check(call.says["grid"], self.hook_pred.ctx.get("frames"))
+
+        scope.at_call = at_call
         of_hooks = scope.at_end
 
         def at_end() -> None:

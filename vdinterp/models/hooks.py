@@ -35,6 +35,7 @@ from vdinterp.models.scopes import (
     Scope,
     Scopes,
     Side,
+    call_says,
     current_call,
     edited_names,
     in_backward,
@@ -133,8 +134,8 @@ class HookPoint(_HookPoint):
     @property
     def ctx(self) -> MutableMapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What hook functions see, on this thread: what they put there themselves, then what blocks and
-        `set_hook_ctx` say."""
-        return ChainMap(own_context(self), *self.scopes.told(), own_context(self.scopes))
+        `set_hook_ctx` say, then the `grid` of the clips."""
+        return ChainMap(own_context(self), *self.scopes.told(), own_context(self.scopes), call_says())
 
     @ctx.setter
     def ctx(self, values: dict[str, Any]) -> None:

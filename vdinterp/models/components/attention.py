@@ -229,12 +229,7 @@ class Attention(HeadProjections):
             )
         if not mask.any(-1).all():
             raise ValueError(f"{self.hook_mask.name}: {NO_KEY}")
-        return hooked_mask(mask)
-
-
-def hooked_mask(mask: Bool[torch.Tensor, "... query key"]) -> Mask:
-    """A mask in the shape of `hook_mask`, whose groups have an axis where there are several."""
-    return Mask.given(mask.unsqueeze(1) if mask.ndim == 4 else mask)
+        return Mask.hooked(mask)
 
 
 def text_keys(mask: Bool[torch.Tensor, "batch key"] | None) -> Mask | None:
