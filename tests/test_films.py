@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
 
 from vdinterp.data import film
 from vdinterp.data.video_files import read_clips, read_video, write_video
@@ -228,6 +229,38 @@ def test_a_later_start_is_the_same_frames(tmp_path: Path, ending: str) -> None:
         assert torch.equal(part, everything[start : start + 3 * stride : stride]), (start, stride)
     clips = read_clips(path, n=3, n_frames=6, size=(32, 128))
     assert torch.equal(clips.video, torch.stack([everything[0:6], everything[17:23], everything[34:40]]))
+
+
+@pytest.mark.parametrize("fps", [7, 8, 12, 15, 24, 25, 30, 50])
+def test_a_gif_has_the_rate_that_it_was_written_with(tmp_path: Path, fps: int) -> None:
+    """Though its delays are whole hundredths of a second, and so vary from frame to frame."""
+    video = torch.stack([torch.from_numpy(bar(index)).permute(2, 0, 1) / 255 for index in range(90)])
+    video[40:44] = video[40]  # frames that repeat are frames, too
+    path = write_video(tmp_path / "a.gif", video, fps)
+    with film.Film(path) as opened:
+        assert float(opened.rate) == fps and opened.steady
+        assert opened.moments is not None and np.abs(opened.moments - np.arange(90) / fps).max() <= 0.005 + 1e-9
+    everything = read_video(path)
+    assert len(everything) == 90 and torch.equal(read_video(path, fps=fps), everything)
+    assert torch.equal(read_video(path, n_frames=2, start=80), everything[80:82])
+    clips = read_clips(path, n=2, n_frames=5, size=(32, 128))
+    assert clips.meta == {"file": "a.gif", "fps": fps, "seconds": [0.0, round(85 / fps, 3)]}
+    assert torch.equal(clips.video[1], everything[85:])
+
+
+def test_a_gif_faster_than_gifs_are_says_its_rate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_video(tmp_path / "a.gif", torch.rand(10, 3, 8, 8), 60)
+    assert [record.message for record in caplog.records] == [
+        "a gif has 50 frames a second at most: it is written so, not with 60"
+    ]
+    assert read_clips(path, n=1, n_frames=10, size=(8, 8)).meta["fps"] == 50
+
+
+def test_a_gif_of_uneven_delays_warns(tmp_path: Path) -> None:
+    first, *others = [Image.fromarray(bar(2 * index)) for index in range(10)]
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=[40, 40, 400, *[40] * 7])
+    with pytest.warns(UserWarning, match=r"variable frame rate \(40 to 400 ms a frame\).*give fps=13.2"):
+        assert len(read_video(tmp_path / "a.gif")) == 10
 
 
 def test_the_work_does_not_grow_with_the_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,10 @@ def test_head_statistic(tmp_path) -> None:
     close(result.values("s", 0.9), 2 * values.mean(0))
     assert result.table["chance"].tolist() == [1, 1, 2, 2] * 2
     assert (result.table["low"] <= result.table["value"]).all() and "1.1 (7, uniform attention 2)" in result.summary()
-    assert len({figure.data[0].zmax for figure in result.plot().values()}) == 1  # one scale for all levels
+    *grids, curve = result.plot().values()
+    assert len(grids) == 2 and len({figure.data[0].zmax for figure in grids}) == 1  # one scale for all levels
+    drawn = {trace.name: list(trace.y) for trace in curve.data if trace.name}
+    assert list(drawn) == ["1.1", "1.0", "0.1", "0.0"] and drawn["1.1"] == [7, 14]
     with pytest.raises(KeyError, match=r"no score 't'.*there are s at 0\.3, 0\.9"):
         result.values("t")
     round_trip(result, tmp_path)

@@ -8,6 +8,8 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vdinterp import Ablate, DiffusionConfig, VideoDiffusion
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.components import Given
 
 Z = "blocks.0.attn.hook_z"
 
@@ -180,7 +183,8 @@ def test_a_block_called_by_itself_is_no_call() -> None:
     model = tiny_model()
     with pytest.warns(UserWarning, match="never fired"), model.record("resid_post") as recording:
         x = torch.randn(2, 18, 20)
-        model.blocks[0](x, torch.randn(2, 3, 20), model.grid(), None, model.rope["3d"](model.grid(), x))
+        grid = model.grid()
+        model.blocks[0](x, Given(torch.randn(2, 3, 20), grid, None, {"3d": model.rope["3d"](grid, x)}, None, None))
     assert not recording
 
 
@@ -358,12 +362,18 @@ def test_nan_is_said_once_and_of_the_hook_that_made_it() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_needs_the_hooks_in_the_backward_pass(reentrant: bool) -> None:
+    def saving(run: Any, x: torch.Tensor, given: Given, known: Any) -> torch.Tensor:
+        # The reentrant kind follows only tensors that it is handed one by one.
+        return checkpoint(
+            lambda x, cond: run(x, replace(given, cond=cond), known), x, given.cond, use_reentrant=reentrant
+        )
+
     def gradient(checkpointed: bool, inside: bool = True, elsewhere: bool = False) -> torch.Tensor:
         model = tiny_model()
         given = inputs(model)
         latents = given["latents"].requires_grad_()
         for block in model.blocks if checkpointed else ():
-            block.forward = lambda *args, run=block.forward: checkpoint(run, *args, use_reentrant=reentrant)
+            block.forward = partial(saving, block.forward)
         with model.hooks([(Z, lambda z, hook: torch.where(z > 0, z * 3, z))]):
             loss = model(**given).square().sum()
             if elsewhere:  # as on a GPU, whose backward pass has a thread of its own

@@ -15,7 +15,9 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.hook_names import match_alias
 from vdinterp.models.hooks import HookedRootModule
+from vdinterp.models.scopes import Scopes
 
 NAMES = Path(__file__).parent / "hook_names"
 
@@ -140,6 +142,30 @@ def test_contexts_may_end_in_any_order_and_kept_hooks_stay() -> None:
     assert len(fired) == 2
     model.reset_hooks()
     assert not model.has_live_hooks
+
+
+def test_names_are_looked_up_not_searched_for() -> None:
+    model = tiny_model("cross")
+    for alias in ("z", "attn.z", "hook_z", ".z", "mod.gate", "attn.mod.gate", "hook_pred", "pred", *model.hook_names):
+        assert model.resolve_names(alias) == match_alias(alias, model.hook_names)
+    assert model.resolve_names(["z", "attn.z", "q"]) == [
+        *match_alias("z", model.hook_names),
+        *match_alias("q", model.hook_names),
+    ]
+
+
+@torch.no_grad()
+def test_a_hook_point_asks_for_open_blocks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python between layers is what hooks cost a small model."""
+    model, asked = tiny_model(), []
+    found = Scopes.of_thread
+    with model.record() as recording:
+        monkeypatch.setattr(Scopes, "of_thread", lambda self, opened: asked.append(1) or found(self, opened))
+        model(**inputs(model))
+    assert len(recording) == 1 and len(asked) <= 2 * len(model.hook_dict)
+    asked.clear()
+    model(**inputs(model))
+    assert len(asked) == 1, "of the whole call, where none is open"
 
 
 def test_aliases_and_predicates() -> None:

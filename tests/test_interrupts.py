@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import pytest
 import torch
 from contrasts import small_pipe
 from factories import inputs, tiny_model
@@ -53,6 +54,8 @@ class Interrupter:
         return self._moment
 
 
+# Python itself swallows what is raised while a generator is thrown away, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_leave_nothing_behind() -> None:
     pipe = small_pipe(n_layers=1, d_mlp=4)
     model = pipe.model

@@ -17,11 +17,13 @@ import vdinterp
 ROOT = Path(__file__).parent.parent
 
 PUBLIC = {
+    "NO_CONDITION",
     "Ablate",
     "ActivationCache",
     "AttentionExplorer",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
+    "Conditions",
     "Contrast",
     "Custom",
     "DiffusionConfig",

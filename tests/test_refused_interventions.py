@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from vdinterp.interventions import (
     Ablate,
     Custom,
     Freeze,
+    Intervention,
     MaskAttention,
     Patch,
     RotateRope,
@@ -27,7 +31,7 @@ from vdinterp.interventions import (
     TransferAttention,
     from_json,
 )
-from vdinterp.sweep import Trial
+from vdinterp.sweep import Case, Inputs, Trial
 
 MODEL = tiny_model()
 Z = ("z", 0)
@@ -80,8 +84,35 @@ ADDED = torch.zeros(18, 18).masked_fill(~OWN, -math.inf)
     ],
 )
 def test_masks_that_would_be_taken_for_another(make: Any, message: str) -> None:
+    before = [("hook_patch_embed", lambda x, hook: pytest.fail("it was accepted"))]
     with pytest.raises(ValueError, match=message), MODEL.intervene(make()):
-        pytest.fail("it was accepted")
+        MODEL.run_with_hooks(**inputs(MODEL), fwd_hooks=before)
+
+
+def test_a_mask_of_another_size_is_refused_before_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, two_frames = tiny_model(), MaskAttention(OWN[:12, :12])
+    monkeypatch.setattr(model.blocks[0], "forward", lambda *_: pytest.fail("a block ran"))
+    with pytest.raises(ValueError, match=r"^The mask is \[12, 12\]; a clip has 18 tokens"), model.intervene(two_frames):
+        model(**inputs(model))
+    pipe = small_pipe(d_action=0)
+    monkeypatch.setattr(pipe.model, "forward", lambda *_, **__: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match="a clip has 24 tokens"):
+        pipe.sample(CONTEXT, steps=4, interventions=[two_frames])
+    trials = [Trial(interventions=(two_frames,), label={"head": 1})]
+    for denoiser in (pipe, pipe.model):
+        runs = {"base": Inputs(noisy=CLIP[:, :4], noise_levels=torch.full((1, 4), 500))}
+        with pytest.raises(ValueError, match=r"^head 1: The mask is \[12, 12\]; a clip has 24 tokens"):
+            vd.sweep.run(denoiser, [Case(runs=runs, base="base")], trials, {"r": Judge(recovered)}, **QUIET)
+
+
+@torch.no_grad()
+def test_a_mask_fits_the_clips_that_it_meets() -> None:
+    two_frames = MaskAttention(OWN[:12, :12])
+    with MODEL.intervene(two_frames):
+        assert MODEL(**inputs(MODEL, n_frames=2)).isfinite().all()
+    limited = MaskAttention(OWN[:12, :12], steps=[0])
+    with MODEL.hook_ctx(step=1), pytest.warns(UserWarning, match="never acted"), MODEL.intervene(limited):
+        assert torch.equal(MODEL(**inputs(MODEL)), MODEL(**inputs(MODEL)))
 
 
 def test_layers_in_which_a_mask_forbids_nothing() -> None:
@@ -89,6 +120,54 @@ def test_layers_in_which_a_mask_forbids_nothing() -> None:
     with pytest.raises(ValueError, match=r"forbids nothing that the layers \[0\] do"):
         MaskAttention("own_frame", layers=[0, 1]).hooks(model)
     assert MaskAttention("own_frame").hooks(model)
+
+
+# Fields
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ablate(layer=3), r"^Ablate has no field 'layer'; the site says the layer: site=\('z', 3\)"),
+        (lambda: Ablate("z", head=[1]), r"^Ablate has no field 'head'; did you mean 'heads'\?$"),
+        (lambda: Ablate("z", zzz=1), "^Ablate has no field 'zzz'; it has site, mode, .*subspace$"),
+        (lambda: Ablate(), "^Ablate needs site=; other fields are mode, .*subspace$"),
+        (lambda: Ablate("z", "zero", None, None, 3), r"takes 4 fields without their names \(site, mode, .*, got 5; "),
+        (lambda: Ablate("z", site="q"), "^Ablate: site is given twice"),
+        (lambda: Custom(), "^Custom needs site=, function=; "),
+        (lambda: Steer("z", steps=[1]), "^Steer needs direction=; "),
+        (lambda: MaskAttention(alow="own_frame"), "^MaskAttention has no field 'alow'; did you mean 'allow'"),
+        (lambda: MaskAttention("own_frame", layer=[2]), "^MaskAttention has no field 'layer'; did you mean 'layers'"),
+        (lambda: SetNoiseLevel(levels=3), "^SetNoiseLevel has no field 'levels'; did you mean 'level'"),
+        (lambda: Mine(site="z"), "^Mine has no field 'site'; it has where, steps, noise_levels$"),
+    ],
+)  # fmt: skip
+def test_fields_that_a_kind_does_not_have_or_that_are_missing(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@dataclass(frozen=True)
+class Mine(Intervention):
+    """A kind of a user's."""
+
+    where: str
+
+    def __post_init__(self) -> None:
+        if self.where == "nowhere":
+            raise TypeError("of its own")
+
+    def hooks(self, model: Any) -> list[Any]:
+        return []
+
+
+def test_other_errors_of_a_kind_and_its_signature_stay_as_they_are() -> None:
+    with pytest.raises(TypeError, match="of its own"):
+        Mine("nowhere")
+    with pytest.raises(TypeError, match="abstract"):
+        Intervention()  # type: ignore[abstract]
+    assert list(inspect.signature(Mine).parameters) == ["where", "steps", "noise_levels"]
+    assert copy.deepcopy(Mine("z")) == Mine("z")
 
 
 # Booleans, values
@@ -170,8 +249,8 @@ NEVER = [
     ),
     ({"noise_levels": [5000]}, {}, "never acts"),
     ({"noise_levels": [999], "steps": [1]}, {"pad": False}, "at the noise levels 999 at the steps 1"),
-    ({"noise_levels": [-1], "frames": [3]}, {"n_frames": 4}, "none of the frames 3 is at the noise levels -1"),
-    ({"noise_levels": [-1], "tokens": [20]}, {"n_frames": 4}, "none of the frames 3 is"),
+    ({"noise_levels": [-1], "frames": [3]}, {"n_frames": 4}, r"none of the frames \[3\] is at the noise levels -1"),
+    ({"noise_levels": [-1], "tokens": [20]}, {"n_frames": 4}, r"none of the tokens \[20\] is"),
     ({"steps": [4]}, {}, "names the steps"),
     ({"steps": [1]}, {"at_steps": [0]}, "none of its steps 1 happens here"),
     ({}, {"at_steps": [9]}, "names the steps"),

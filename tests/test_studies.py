@@ -30,13 +30,13 @@ from vdinterp.studies import (
     Ledger,
     StudyResult,
     build,
-    fingerprint,
     held_out_clips,
     run,
     study,
 )
 from vdinterp.studies._ablations import no_adaln
 from vdinterp.studies.clips import default_context, judged
+from vdinterp.sweep import fingerprint
 from vdinterp.vae import IdentityVAE, LatentStats
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from typing import Any
 
 import lazy_loader
 
-_find, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_find, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
@@ -19,3 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return version("vdinterp")
     raise AttributeError(f"module 'vdinterp' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_names(), "__version__"])

@@ -20,6 +20,7 @@ PLAYLISTS = {"hls", "concat", "dash", "imf"}  # formats that open other files th
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these drop the alpha channel
 UNEVEN = 1.5  # frames are at a variable rate if one stays this many times as long as another
 GIF_END = b";"
+CLOCK = 0.002  # seconds that containers may round a frame's moment by
 
 
 class Film:
@@ -41,6 +42,8 @@ class Film:
         self._scanned: np.ndarray | None = None
         self._looked = False
         self._open()
+        if self._is_gif:
+            self.scan()
 
     def __enter__(self) -> Film:
         return self
@@ -102,6 +105,8 @@ class Film:
     @cached_property
     def rate(self) -> Fraction:
         """Frames a second, as the container states it; the average where it varies."""
+        if self._is_gif and self._stream.frames and self._stream.duration:  # a gif states each frame's time, no rate
+            return _of_clock(self._stream.frames, self._stream.duration, 1 / Fraction(self._stream.time_base))
         stated = self._stream.average_rate or self._stream.guessed_rate or self._stream.base_rate
         return Fraction(stated) if stated else Fraction(25)
 
@@ -139,7 +144,18 @@ class Film:
             guess = self._stream.guessed_rate
             return not guess or abs(float(guess / self.rate) - 1) < 0.05
         gaps = np.diff(self.moments)
+        if self._is_gif and gaps.max() - gaps.min() < 1.5 * float(self._stream.time_base):  # as even as its clock can
+            return True
         return bool(gaps.max() <= UNEVEN * max(gaps.min(), 1e-9))
+
+    @property
+    def clock(self) -> float:
+        """Seconds that a frame's moment may be rounded by."""
+        return max(CLOCK, 0.51 * float(self._stream.time_base)) if self._is_gif else CLOCK
+
+    @property
+    def _is_gif(self) -> bool:
+        return self._container.format.name == "gif"
 
     def scan(self) -> None:
         """Find every frame's moment by reading the file through, without decoding: for files that do not say."""
@@ -274,6 +290,13 @@ def _from_moment(frames: Iterator[tuple[float, Any]], moment: float) -> Iterator
 def _from_first(moments: list[Fraction]) -> np.ndarray:
     ordered = np.sort(np.array([float(moment) for moment in moments]))
     return ordered - ordered[:1]
+
+
+def _of_clock(n_frames: int, ticks: int, clock: Fraction) -> Fraction:
+    """The rate of frames that take so many ticks together: the whole number that rounding makes such, if one does."""
+    rate = n_frames * clock / ticks
+    shortest, longest = (n_frames * clock / (ticks + Fraction(half, 2)) for half in (1, -1))
+    return Fraction(round(rate)) if shortest <= round(rate) <= longest else rate
 
 
 def _marked(stream: Any, flag: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from vdinterp import store
 from vdinterp.data.clips import Clips
 from vdinterp.data.film import Film
 
+log = logging.getLogger("vdinterp")
 CODECS = {".mp4": ("libx264", {"crf": "16"}), ".webm": ("libvpx-vp9", {"crf": "16", "b": "0"}), ".gif": ("gif", {})}
+GIF_TICKS = 2  # hundredths of a second for which players show a frame of a gif at least
 LARGEST = 100_000  # of a count, a side or a rate: beyond it a number is a mistake
-CLOCK = 0.002  # seconds that containers may round a frame's moment by
 
 
 def read_video(
@@ -144,13 +146,13 @@ def _shown(film: Film, start: int, stride: int, fps: float | int | None) -> Iter
 def _resampled(film: Film, first: float, step: float) -> Iterator[Any]:
     """The frames on the screen at `first`, `first + step`, .. until the film ends."""
     index, last, before = 0, None, 0.0
-    for moment, frame in film.frames(first + CLOCK):
-        while last is not None and first + index * step + CLOCK < moment:
+    for moment, frame in film.frames(first + film.clock):
+        while last is not None and first + index * step + film.clock < moment:
             index += 1
             yield last
         before, last = moment, frame
     end = before + 1 / float(film.rate)
-    while last is not None and first + index * step + CLOCK < end:
+    while last is not None and first + index * step + film.clock < end:
         index += 1
         yield last
 
@@ -202,8 +204,9 @@ def write_video(
     """Write frames in [0, 1] (others are clamped), 1 or 3 channels, to an .mp4 (H.264), .webm (VP9) or .gif file.
 
     `enlarge` makes a square of pixels of each pixel. Codecs need even sizes: an odd one gets its last row or column
-    twice (not in a .gif, which keeps its size and repeats for ever). Raises ValueError for another ending or shape and
-    for values that are not finite, before anything is written.
+    twice. A .gif keeps its size, repeats for ever, and has 50 frames a second at most; a warning is logged where `fps`
+    is more. Raises ValueError for another ending or shape and for values that are not finite, before anything is
+    written.
     """
     if isinstance(path, torch.Tensor):
         raise ValueError("write_video takes the path first: write_video('clip.mp4', video)")
@@ -244,13 +247,27 @@ def _write_film(path: Path, images: np.ndarray, fps: float | int) -> None:
 
 
 def _write_gif(path: Path, images: np.ndarray, fps: float | int) -> None:
+    import av
     from PIL import Image
 
     # A gif's clock ticks a hundred times a second: rounding the moments keeps the rate right on average.
     moments = [round(100 * index / fps) for index in range(len(images) + 1)]
-    durations = [10 * max(2, after - before) for before, after in pairwise(moments)]
-    first, *others = [Image.fromarray(image).quantize(256, dither=Image.Dither.NONE) for image in images]
-    first.save(path, save_all=True, append_images=others, duration=durations, loop=0, disposal=1)
+    delays = [max(GIF_TICKS, after - before) for before, after in pairwise(moments)]
+    if fps > 100 / GIF_TICKS:
+        log.warning("a gif has %d frames a second at most: it is written so, not with %g", 100 // GIF_TICKS, fps)
+    options = {"loop": "0", "final_delay": str(delays[-1])}
+    with av.open(f"file:{path}", "w", options=options) as container:  # Pillow would drop frames that repeat
+        stream: Any = container.add_stream("gif", rate=100)
+        stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], "pal8"
+        for image, moment in zip(images, np.cumsum([0, *delays[:-1]]), strict=True):
+            quantized = Image.fromarray(image).quantize(256, dither=Image.Dither.NONE)
+            colours = np.array(quantized.getpalette(), np.uint8).reshape(-1, 3)
+            palette = np.full((256, 4), 255, np.uint8)  # alpha, red, green, blue
+            palette[: len(colours), 1:] = colours
+            frame = av.VideoFrame.from_ndarray((np.asarray(quantized), palette), format="pal8")  # type: ignore[arg-type]
+            frame.pts, frame.time_base = int(moment), Fraction(1, 100)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

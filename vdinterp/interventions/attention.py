@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import and_
@@ -68,14 +68,13 @@ class MaskAttention(Intervention):
         found = {} if self.hidden is None else {"tokens": self.hidden}
         return found if self.cut is None or self.allow is not None or found else {"frames": self.cut[0]}
 
-    def check_acts(self, model: Any, passes: Iterable[Pass]) -> None:
-        passes = list(passes)
+    def check_clips(self, passes: Sequence[Pass]) -> None:
+        super().check_clips(passes)
         for frames in self.cut or ():
             check_within("MaskAttention: cut", {"frames": frames}, passes)
-        for one in passes:
-            if isinstance(self.allow, torch.Tensor) and one.grid is not None and one.grid.n_tokens != len(self.allow):
-                raise self._misfit(one.grid.n_tokens)
-        super().check_acts(model, passes)
+        for grid in [one.grid for one in passes if one.grid is not None and isinstance(self.allow, torch.Tensor)]:
+            if len(self.allow) != grid.n_tokens:  # type: ignore[arg-type]
+                raise self._misfit(grid.n_tokens)
 
     def hooks(self, model: Any) -> list[HookPair]:
         cfg = model.cfg
@@ -124,7 +123,7 @@ class MaskAttention(Intervention):
                 raise self._misfit(grid.n_tokens)
             found.append(Mask.given(self.allow))
         elif self.allow is not None:
-            label = {"own_frame": frame, "same_position": cell}[self.allow][None]
+            label = (frame if self.allow == "own_frame" else cell)[None]
             found.append(Mask.by("same", label, label))
         clip = frames_of(hook, grid.n_frames)[:, frame]
         if self.cut is not None and axis != "space":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -14,7 +14,8 @@ from jaxtyping import Bool
 
 from vdinterp.checks.counts import check_indices
 from vdinterp.grid import TokenGrid
-from vdinterp.interventions.places import Pass, alike, check_within, chosen_of, tokens_in
+from vdinterp.interventions.kind import Kind
+from vdinterp.interventions.places import FIELDS, Pass, alike, check_within, chosen_of, tokens_in
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,7 +32,7 @@ _NEEDS_LEVELS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intervention(ABC):
+class Intervention(metaclass=Kind):
     """Something that changes a forward pass. Subclasses say where and how.
 
     `steps`: denoising steps at which it acts (a sampler counts them). `noise_levels`: it acts on frames at these
@@ -84,10 +85,8 @@ class Intervention(ABC):
         return chosen_of(self)
 
     def check_acts(self, model: Any, passes: Iterable[Pass]) -> None:
-        """Raise `ValueError` if none of these forward passes is one in which this can act, or if it is limited to
-        places that their clips do not have."""
-        passes, what = list(passes), type(self).__name__
-        check_within(what, self.places, passes)
+        """Raise `ValueError` if none of these forward passes is one in which this can act."""
+        what = type(self).__name__
         if self.steps is None and self.noise_levels is None:
             return
         seen: set[Any] = set()
@@ -118,11 +117,16 @@ class Intervention(ABC):
             f"{_listed(sorted(seen)) or 'none'} (-1 clean)"
         )
 
+    def check_clips(self, passes: Sequence[Pass]) -> None:
+        """Raise `ValueError` if what is given does not fit the clips of these passes, of those whose grid is known."""
+        check_within(type(self).__name__, self.places, passes)
+
     def _frames_in(self, one: Pass, batch: int, n_frames: int) -> Bool[torch.Tensor, "batch frame"]:
         """The frames of a pass that it may change."""
         frames = alike(one.frames, n_frames)
         grid = TokenGrid(n_frames, 1, 1) if one.grid is None else one.grid
-        places = self.places if one.grid is not None else {name: c for name, c in self.places.items() if name == "frames"}
+        known = FIELDS if one.grid is not None else ("frames",)
+        places = {field: chosen for field, chosen in self.places.items() if field in known}
         found = tokens_in(frames, grid, places).any(-1)
         return found.repeat(batch // len(found), 1)
 
@@ -230,11 +234,11 @@ class Acting:
         return call
 
     def check(self, grid: TokenGrid, frames: torch.Tensor | None) -> None:
-        """Raise `ValueError` before a pass whose clips do not have the places that were asked for; in a window on a
-        clip, which may not show all frames, only rows and columns are looked at."""
+        """Raise `ValueError` before a pass whose clips do not have what was asked for; a window on a clip, which says
+        its `frames`, need not show all of it."""
         for one in self.interventions:
-            places = one.places if frames is None else {n: c for n, c in one.places.items() if n in ("rows", "cols")}
-            check_within(type(one).__name__, places, [Pass(None, None, grid)])
+            if frames is None and one.steps is None and one.noise_levels is None:  # others may leave this call as it is
+                one.check_clips([Pass(None, None, grid)])
 
     def warn_of_idle(self) -> None:
         """Warn about interventions whose hooks were called and which changed nothing in any call."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vdinterp.checks.counts import check_indices
 from vdinterp.interventions.base import HookPair, Intervention
+from vdinterp.interventions.places import Frames, check_places, frames_of
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed
 from vdinterp.interventions.stored import repeated
@@ -25,11 +24,11 @@ class SetNoiseLevel(Intervention):
     """
 
     level: float | int | torch.Tensor
-    frames: Sequence[int] | None = None
+    frames: Frames | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_indices("frames", self.frames)
+        check_places("frames", self.frames)
         if not isinstance(self.level, torch.Tensor):
             check_number("level", self.level)
         elif self.level.ndim > 2 or not self.level.numel() or not self.level.isfinite().all():
@@ -37,13 +36,11 @@ class SetNoiseLevel(Intervention):
 
     def hooks(self, model: Any) -> list[HookPair]:
         model.check_noise_levels(self.level, "level")
-        if isinstance(self.level, torch.Tensor) and self.level.ndim:
-            check_frames("level", self.level.shape[-1], model)
 
         def told(embedded: torch.Tensor, hook: Any) -> torch.Tensor:
             level = torch.as_tensor(self.level, device=embedded.device)
             if level.ndim:
-                level = for_clips("level", level if level.ndim == 2 else level[None], embedded)
+                level = for_clips("level", level if level.ndim == 2 else level[None], embedded, hook)
             return model.noise_embed(level.expand(embedded.shape[:2]))
 
         return Computed("hook_noise_embed", told, frames=self.frames, **self.when).hooks(model)
@@ -59,11 +56,11 @@ class SetCondition(Intervention):
     """
 
     action: torch.Tensor | None
-    frames: Sequence[int] | None = None
+    frames: Frames | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_indices("frames", self.frames)
+        check_places("frames", self.frames)
         action = self.action
         if action is None:
             return
@@ -81,8 +78,6 @@ class SetCondition(Intervention):
             raise ValueError(f"SetCondition: {cfg.model_name} takes no actions.")
         if action is not None and action.shape[-1] != cfg.d_action:
             raise ValueError(f"action {list(action.shape)}: {cfg.model_name} takes actions of width {cfg.d_action}.")
-        if action is not None and action.ndim > 1:
-            check_frames("action", action.shape[-2], model)
         noted: dict[str, torch.Tensor] = {}
 
         def note(embedded: torch.Tensor, hook: Any) -> None:
@@ -93,26 +88,25 @@ class SetCondition(Intervention):
             if action is None:
                 return noise
             given = action.reshape(*[1] * (3 - action.ndim), *action.shape)
-            given = given.expand(-1, noise.shape[1], -1) if action.ndim == 1 else given
+            if action.ndim == 1:
+                given = given.expand(-1, int(frames_of(hook, noise.shape[1]).max()) + 1, -1)
             bare = (condition == noise).flatten(1).all(-1)
-            return noise + embed(for_clips("action", given, noise).to(noise), bare & ~bare.all())
+            return noise + embed(for_clips("action", given, noise, hook).to(noise), bare & ~bare.all())
 
         part = Computed("hook_cond", told, frames=self.frames, **self.when)
         return [("hook_noise_embed", model.recorder(note)), *part.hooks(model)]
 
 
-def check_frames(field: str, n_frames: int, model: Any) -> None:
-    """Raise `ValueError` if there is one of `field` for more frames than the model has."""
-    if n_frames > model.cfg.n_frames:
-        raise ValueError(f"{field} is given for {n_frames} frames; {model.cfg.model_name} has {model.cfg.n_frames}.")
-
-
-def for_clips(field: str, given: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """What is given `[batch frame ...]`, for the clips and frames of `like`: its first frames, its clips repeated."""
+def for_clips(field: str, given: torch.Tensor, like: torch.Tensor, hook: Any) -> torch.Tensor:
+    """What is given `[batch frame ...]` of the user's clip, for the clips and frames of `like`: its clips repeated, its
+    frames those that this call shows (padding: the last one)."""
     n_clips, n_frames = like.shape[:2]
-    if given.shape[1] < n_frames or n_clips % len(given):
+    frames = frames_of(hook, n_frames)
+    longest = int(frames.max()) + 1
+    if given.shape[1] < longest or n_clips % len(given):
         raise ValueError(
             f"{field} is given for {len(given)} clips of {given.shape[1]} frames; this call has {n_clips} clips of "
-            f"{n_frames}. A sampler pads clips that are shorter than the model's to full length unless pad=False."
+            f"{longest}"
         )
-    return repeated(given[:, :n_frames], n_clips)
+    frames = torch.where(frames < 0, longest - 1, frames).expand(n_clips, -1).to(given.device)
+    return repeated(given, n_clips)[torch.arange(n_clips, device=given.device)[:, None], frames]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,6 +51,10 @@ class SiteIntervention(Intervention):
     latents' channels. `subspace` `[channels]` or `[k channels]`: only the component in the span of these directions is
     replaced, `x + P (replacement - x)`.
     """
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("layer", "layers"), "the site says the layer: site=('z', 3), or a list of such"
+    )
 
     heads: Sequence[int] | None = None
     frames: Frames | None = None
@@ -158,8 +162,8 @@ class SiteIntervention(Intervention):
             listed = ", ".join(f"{field} {chosen}" for field, chosen in self.places.items())
             raise ValueError(f"{listed}: this clip is shorter or smaller than that, so nothing is left to change.")
         batch = activation.shape[0] if not hook.broadcasts else len(frames) if levels is None else len(levels)
-        for what, known in (("frames", frames), ("noise levels", levels)):
-            if known is not None and tuple(known.shape) not in {(batch, grid.n_frames), (1, grid.n_frames)}:
+        for what, known, sizes in (("frames", frames, (1, batch)), ("noise levels", levels, (batch,))):
+            if known is not None and (len(known) not in sizes or known.shape[1] != grid.n_frames):
                 raise ValueError(
                     f"{hook.name}: this call has {batch} clips of {grid.n_frames} frames; their {what} in hook.ctx "
                     f"are {list(known.shape)}."
@@ -198,7 +202,9 @@ class Restricted(SiteIntervention):
             if not self.is_active(hook) or (chosen := self.selection(mask, hook, model)) is None:
                 return None
             rules = self.function(hook).to(mask.device)
-            return mask & (rules if chosen.numel() == 1 else rules.only(chosen if chosen.ndim == 5 else chosen[:, None]))
+            if chosen.numel() > 1:
+                rules = rules.only(chosen if chosen.ndim == 5 else chosen[:, None])
+            return mask & rules
 
         restrict.takes_rules = True  # type: ignore[attr-defined]
         return restrict

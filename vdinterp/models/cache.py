@@ -23,9 +23,9 @@ from vdinterp.models.components.attention import text_keys
 from vdinterp.models.decompose import Decomposition
 from vdinterp.models.habits import Habits
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
+from vdinterp.models.identity import marks, same_weights
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import AttentionPattern
-from vdinterp.models.weights import marks, same_weights
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -43,9 +43,9 @@ class ActivationCache(Decomposition, Habits):
     one head's, `.materialize()` all.
     `accumulated_resid`, `decompose_resid`, `stack_head_results` take the residual stream apart. `cache[:4]` is the
     cache of the first clips. `inputs`: the `latents` and `noise_levels` that the model was given, where the cache was
-    made by running it. `masks`: what interventions forbade, where it was kept as rules. `edited`: the activations that hooks changed in that run. `weights`: what told the model's
-    weights from others (`vdinterp.models.weights.marks`), None where that is not known; what needs weights raises where
-    the model has others.
+    made by running it. `masks`: what interventions forbade, where it was kept as rules. `edited`: the activations that
+    hooks changed in that run. `weights`: what told the model's weights from others (`vdinterp.models.identity.marks`),
+    None where that is not known; what needs weights raises where the model has others.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None) -> None:
@@ -410,16 +410,10 @@ class Recording(Mapping[Any, ActivationCache]):
         self._caches[key] = cache
 
 
-def keeper(
-    store: Callable[[], dict[str, torch.Tensor]], device: torch.device | str | None = None, suffix: str = ""
-) -> Callable[[torch.Tensor, HookPoint], None]:
-    """A recording function that puts each activation into `store()` under its hook's name."""
-
-    def keep(activation: torch.Tensor, hook: HookPoint) -> None:
-        tensor = activation.detach().to(device)
-        # A slice of q|k|v would hold on to all three; the prediction is handed to the caller, who may edit it.
-        if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == "hook_pred":
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
-        store()[f"{hook.name}{suffix}"] = tensor
-
-    return keep
+def kept(activation: torch.Tensor, hook: HookPoint, device: torch.device | str | None) -> torch.Tensor:
+    """What a cache holds of an activation: nothing that keeps more in memory, or that somebody else may edit."""
+    tensor = activation.detach().to(device)
+    # A slice of q|k|v would hold on to all three; the prediction is handed to the caller, who may edit it.
+    if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == "hook_pred":
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor

@@ -68,7 +68,9 @@ def check_sizes(cfg: VideoDiTConfig, latents: Any, what: str = "latents") -> Non
         )
     _, patch_h, patch_w = cfg.patch_size
     if not (height and width) or height % patch_h or width % patch_w:
-        raise ValueError(f"{what} of {height}x{width} do not divide into {cfg.model_name}'s {patch_h}x{patch_w} patches")
+        raise ValueError(
+            f"{what} of {height}x{width} do not divide into {cfg.model_name}'s {patch_h}x{patch_w} patches"
+        )
 
 
 def say_longer(cfg: VideoDiTConfig, n_frames: int) -> None:

@@ -16,16 +16,22 @@ if TYPE_CHECKING:
 
 def compiled_parts(model: nn.Module) -> list[str]:
     """Names of the modules below `model` that were compiled: by `compile()`, by `torch.compile`, or their `forward`."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if name
-        and (
-            getattr(module, "_compiled_call_impl", None) is not None
-            or hasattr(module, "_orig_mod")
-            or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        )
-    ]
+    below = list(model.children())
+    for module in below:  # which grows; names, which cost more to ask for, are seldom needed
+        below += [child for child in module._modules.values() if child is not None]
+    if not any(map(_is_compiled, below)):
+        return []
+    return [name for name, module in model.named_modules() if name and _is_compiled(module)]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    own = module.__dict__
+    return (
+        own.get("_compiled_call_impl") is not None
+        or "_orig_mod" in module._modules
+        or "_orig_mod" in own
+        or ("forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"))
+    )
 
 
 def run_uncompiled(model: HookedModule, run: Callable[..., Any], *args: Any) -> Any:

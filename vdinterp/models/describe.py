@@ -77,8 +77,8 @@ class HookDescriptions:
     def hook_shape(
         self, name: str, batch: int = 1, n_frames: int | None = None, n_text: int = 0, grid: TokenGrid | None = None
     ) -> tuple[int, ...]:
-        """Shape of one activation for `batch` clips of `n_frames` frames, or of any `grid` (default: the sizes the model
-        was trained at), and `n_text` text tokens.
+        """Shape of one activation for `batch` clips of `n_frames` frames, or of any `grid` (default: the sizes that the
+        model was trained at), and `n_text` text tokens.
 
         Raises `KeyError` with the closest names if there is no such hook.
         """
@@ -94,7 +94,8 @@ class HookDescriptions:
             "query": group, "key": n_text if getattr(parent, "cross", False) else group,
             "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
             "2T-1": 2 * grid.n_frames - 1, "2H-1": 2 * grid.n_rows - 1, "2W-1": 2 * grid.n_cols - 1,
-            "part": grid.n_frames, "channel": cfg.out_channels, "height": grid.n_rows * patch_h, "width": grid.n_cols * patch_w,
+            "part": grid.n_frames, "channel": cfg.out_channels,
+            "height": grid.n_rows * patch_h, "width": grid.n_cols * patch_w,
         }  # fmt: skip
         return tuple(sizes[dim] for dim in self.hook_dict[name].dims)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeGuard
 
@@ -15,9 +16,25 @@ def match_alias(alias: str, names: Iterable[str]) -> list[str]:
 
     The dots of an alias are those of the name: `"attn.z"` is not `"cross_attn.z"`.
     """
-    head, _, last = alias.rpartition(".")
-    full = alias if last.startswith("hook_") else f"{head}.hook_{last}".lstrip(".")
+    full = _in_full(alias)
     return [name for name in names if name == full or name.endswith("." + full)]
+
+
+def _in_full(alias: str) -> str:
+    """How the names that an alias stands for end: `attn.hook_z` for `attn.z`."""
+    head, _, last = alias.rpartition(".")
+    return alias if last.startswith("hook_") else f"{head}.hook_{last}".lstrip(".")
+
+
+@functools.lru_cache(maxsize=16)  # a model's names stay the same
+def _by_ending(names: tuple[str, ...]) -> dict[str, list[str]]:
+    """The names that end so, by every ending that begins after a dot or at the start."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for first in range(len(parts)):
+            found.setdefault(".".join(parts[first:]), []).append(name)
+    return found
 
 
 def is_key(name: Any) -> TypeGuard[tuple]:
@@ -58,22 +75,29 @@ def resolve(names: Any, known: Collection[str], n_layers: int) -> list[str]:
         if not found:
             raise KeyError("The name filter matches no hook of this model; model.describe_hooks() lists them.")
         return found
-    found = []
+    found: list[str] = []
+    seen: set[str] = set()
+    endings = _by_ending(tuple(known))
     for alias in [names] if isinstance(names, str) or is_key(names) else names:
-        if is_key(alias):
-            found += [resolve_one(alias, known, n_layers)]
-            continue
         if not isinstance(alias, str):
-            raise ValueError(f"{alias!r} is no hook name; give names, aliases such as 'z', or keys such as ('z', 3).")
-        matches = match_alias(alias, known)
+            if not is_key(alias):
+                raise ValueError(
+                    f"{alias!r} is no hook name; give names, aliases such as 'z', or keys such as ('z', 3)."
+                )
+            found.append(one := resolve_one(alias, known, n_layers))
+            seen.add(one)
+            continue
+        matches = endings.get(_in_full(alias))
         if not matches:
             raise unknown_hook(alias, known)
-        kinds = {kind for kind in ("mod", "ln") for name in matches if f"{kind}." in name}
-        if len(kinds) > 1:  # AdaLN's scale and the norm's
-            raise KeyError(
-                f"{alias!r} is ambiguous: use {' or '.join(repr(f'{kind}.{alias}') for kind in sorted(kinds))}."
-            )
-        found += [name for name in matches if name not in found]
+        if len(matches) > 1:
+            kinds = {kind for kind in ("mod", "ln") for name in matches if f"{kind}." in name}
+            if len(kinds) > 1:  # AdaLN's scale and the norm's
+                raise KeyError(
+                    f"{alias!r} is ambiguous: use {' or '.join(repr(f'{kind}.{alias}') for kind in sorted(kinds))}."
+                )
+        found += [name for name in matches if name not in seen]
+        seen.update(matches)
     if not found:
         raise KeyError("An empty list of hook names; model.describe_hooks() lists them all, None means the default.")
     return found

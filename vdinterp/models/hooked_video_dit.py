@@ -17,9 +17,9 @@ from torch import nn
 from vdinterp.conditions import Cond, Conditions, as_conditions
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
-from vdinterp.mask import Mask
 from vdinterp.interventions import Acting, Intervention, check_interventions
-from vdinterp.models.cache import ActivationCache, Recording, keeper
+from vdinterp.mask import Mask
+from vdinterp.models.cache import ActivationCache, Recording, kept
 from vdinterp.models.checks import (
     asked_names,
     asked_stop,
@@ -47,12 +47,13 @@ from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.describe import HookDescriptions
 from vdinterp.models.hook_functions import warn_of_nan
 from vdinterp.models.hooks import HookedModule, HookPoint, Names, Recorder
+from vdinterp.models.identity import marks
 from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
 from vdinterp.models.scopes import Call, Scope, current_call, run_in
 from vdinterp.models.stream import CARRIED
-from vdinterp.models.weights import WeightViews, marks
+from vdinterp.models.weights import WeightViews
 
 DERIVED = (".hook_attn_scores", ".hook_pattern", ".hook_result")  # what a cache computes on demand
 
@@ -370,11 +371,6 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """
         acting = Acting(check_interventions(interventions), self)
         scope = self.hooks(acting.pairs)
-
-        def at_call(call: Call, *inputs: Any) -> None:
-            acting.check(call.says["grid"], self.hook_pred.ctx.get("frames"))
-
-        scope.at_call = at_call
         of_hooks = scope.at_end
 
         def at_end() -> None:
@@ -382,7 +378,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                 of_hooks()
             acting.warn_of_idle()
 
-        scope.at_end = at_end
+        def at_call(call: Call, *_: Any) -> None:
+            acting.check(call.says["grid"], self.hook_pred.ctx.get("frames"))
+
+        scope.at_end, scope.at_call = at_end, at_call if interventions else None
         return scope
 
     @classmethod
@@ -408,14 +407,14 @@ def _into(
 ) -> Recorder:
     """A recorder that puts activations into the cache of their call; outside of any it has no use for them."""
 
-    def keep(activation: torch.Tensor, hook: HookPoint) -> bool:
+    def keep(activation: Any, hook: HookPoint) -> bool:
         cache = current()
         if cache is None:
             return False
         if isinstance(activation, Mask):
             cache.masks[str(hook.name)] = activation if device is None else activation.to(device)
         else:
-            keeper(lambda: cache.tensors, device, suffix)(activation, hook)
+            cache.tensors[f"{hook.name}{suffix}"] = kept(activation, hook, device)
         if not suffix:
             cache.note(hook)
         return True

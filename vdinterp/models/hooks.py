@@ -10,7 +10,7 @@ on its thread only, and end with it even where an interrupt keeps clean-up from 
 from __future__ import annotations
 
 from collections import ChainMap, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -80,12 +80,11 @@ class HookPoint(_HookPoint):
         if not self.scopes.hooking and not self.added["fwd"] and not self.added["bwd"]:
             return x
         edited_names().discard(str(self.name))
-        for handle in self.fwd_hooks:
+        for _, _, handle in _recorders_last(self._live("fwd")):
             assert handle.user_hook is not None
             returned = handle.user_hook(x, hook=self)
             x = x if returned is None else returned
-        backward = list(self._live("bwd"))
-        if backward and torch.is_grad_enabled() and x.is_floating_point():
+        if torch.is_grad_enabled() and x.is_floating_point() and (backward := self._live("bwd")):
             # Where nothing before has a gradient (frozen weights), the activation itself is what one is taken of.
             x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
             x.register_hook(partial(self._backward, backward, current_call()))
@@ -102,13 +101,16 @@ class HookPoint(_HookPoint):
                 grad = grad if returned is None else returned
         return grad
 
-    def _live(self, side: Side) -> Iterator[tuple[Scope | None, Handles, Handle]]:
+    def _live(self, side: Side) -> list[tuple[Scope | None, Handles, Handle]]:
         """This thread's hooks, in order: those added, then those of open blocks, outer ones first."""
-        yield from ((None, self.added[side], handle) for handle in list(self.added[side].values()))
+        added, name = self.added[side], str(self.name)
+        live: list[tuple[Scope | None, Handles, Handle]] = []
+        if added:
+            live += [(None, added, handle) for handle in list(added.values())]
         for scope in self.scopes.of_thread(self.scopes.hooking):
-            handles = scope.hooks.get(side, {}).get(str(self.name))
-            if handles:
-                yield from ((scope, handles, handle) for handle in list(handles.values()))
+            if (named := scope.hooks.get(side)) and (handles := named.get(name)):
+                live += [(scope, handles, handle) for handle in list(handles.values())]
+        return live
 
     def _handles(self, side: Side) -> list[Handle]:
         return [handle for _, _, handle in _recorders_last(self._live(side))]
@@ -159,7 +161,11 @@ class HookPoint(_HookPoint):
         """Whether somebody wants this activation; a `Recorder` that only listens along does not count."""
         if not self.scopes.hooking and not self.added["fwd"] and not self.added["bwd"]:
             return False
-        return any(not getattr(handle.user_hook, "listens", False) for handle in (*self.fwd_hooks, *self.bwd_hooks))
+        for side in ("fwd", "bwd"):
+            for _, _, handle in self._live(side):
+                if not getattr(handle.user_hook, "listens", False):
+                    return True
+        return False
 
     @property
     def takes_rules(self) -> bool:
@@ -221,8 +227,10 @@ def _held(
 
 
 def _recorders_last(
-    hooks: Iterable[tuple[Scope | None, Handles, Handle]],
+    hooks: list[tuple[Scope | None, Handles, Handle]],
 ) -> list[tuple[Scope | None, Handles, Handle]]:
+    if len(hooks) < 2:
+        return hooks
     return sorted(hooks, key=lambda live: isinstance(live[2].user_hook, Recorder))
 
 
@@ -231,6 +239,7 @@ class HookedModule(HookedRootModule):
 
     hook_dict: dict[str, HookPoint]  # type: ignore[assignment]
     scopes: Scopes
+    n_layers: int
 
     def setup(self) -> None:
         """Name every hook point, and let them all ask the same scopes."""
@@ -238,6 +247,8 @@ class HookedModule(HookedRootModule):
         self.scopes = Scopes()
         for point in self.hook_dict.values():
             point.scopes = self.scopes
+        layers = [int(name.split(".")[1]) for name in self.hook_dict if name.startswith("blocks.")]
+        self.n_layers = max(layers, default=-1) + 1
 
     @property
     def hook_names(self) -> list[str]:
@@ -266,11 +277,6 @@ class HookedModule(HookedRootModule):
     def resolve_key(self, key: tuple) -> str:
         """The one hook that `(alias, layer[, sublayer])` stands for; without a sublayer the self-attention's."""
         return resolve_one(key, self.hook_dict, self.n_layers)
-
-    @property
-    def n_layers(self) -> int:
-        layers = [int(name.split(".")[1]) for name in self.hook_dict if name.startswith("blocks.")]
-        return max(layers, default=-1) + 1
 
     @staticmethod
     def recorder(keep: Callable[[torch.Tensor, HookPoint], None]) -> Recorder:

@@ -38,17 +38,20 @@ class Scopes:
         """Those of this thread, outer ones first."""
         if not opened:
             return []
-        alive = [scope for ref in list(opened.values()) if (scope := ref()) is not None and scope.is_open]
         thread = threading.get_ident()
-        mine = [scope for scope in alive if scope.thread == thread]
-        if not mine and alive and in_backward():
+        mine: list[Scope] = []
+        others: list[Scope] = []
+        for ref in list(opened.values()):  # asked at every hook point, so a plain loop
+            if (scope := ref()) is not None and scope.is_open:
+                (mine if scope.thread == thread else others).append(scope)
+        if others and not mine and in_backward():
             # A device's own backward thread runs what activation checkpointing left out; it works for another thread.
-            if len({scope.thread for scope in alive}) > 1:
+            if len({scope.thread for scope in others}) > 1:
                 raise RuntimeError(
                     "several threads have hooks on this model, and activation checkpointing runs it in the backward "
                     "pass on a thread of its own: whose hooks hold there is unknown; use one thread at a time"
                 )
-            return alive
+            return others
         return mine
 
     def told(self) -> list[dict[str, Any]]:

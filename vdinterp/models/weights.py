@@ -6,14 +6,11 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import nn
 
 from vdinterp.models.components.linear import PLAIN, applied
 from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.hooks import FactoredMatrix
-
-CLOSE = 1e-5  # relative: what is further apart is of other weights
-SAMPLES = 4  # values of each parameter that are compared, about
+from vdinterp.models.identity import identity
 
 Stacked = Float[torch.Tensor, "layer ..."]
 
@@ -86,6 +83,11 @@ class WeightViews:
     def b_out(self) -> Float[torch.Tensor, "layer d_model"]:
         return self._stacked("mlp", "b_out")
 
+    @property
+    def identity(self) -> str:
+        """A hash of all weights: equal for equal ones, wherever they came from. Made once, and anew after an edit."""
+        return identity(self)
+
     # Products of weights, as TransformerLens has them
 
     @property
@@ -144,25 +146,6 @@ def undetermined(model: Any) -> str:
     if any(rope.over == "model" for rope in cfg.rope.values()):
         return "rotation runs over all heads together, so one head's weights do not say what it matches"
     return ""
-
-
-# Which weights these are
-
-
-def marks(model: nn.Module) -> Float[torch.Tensor, " _"]:
-    """What tells these weights from others: the norm and a few values of every parameter that is in memory."""
-    held = [parameter.detach() for parameter in model.parameters() if not parameter.is_meta and parameter.numel()]
-    if not held:
-        return torch.zeros(0)
-    held = [each if each.is_floating_point() else each.float() for each in held]
-    norms = [torch.linalg.vector_norm(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in held]
-    few = [each.flatten()[:: max(1, each.numel() // SAMPLES)] for each in held]
-    return torch.cat([part.flatten().to(held[0].device, torch.float32) for part in (*norms, *few)])  # may be spread
-
-
-def same_weights(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two `marks` are of the same weights, wherever they were and whatever their device rounds."""
-    return one.shape == other.shape and torch.allclose(one.cpu(), other.cpu(), rtol=CLOSE, atol=1e-12, equal_nan=True)
 
 
 def check_saves(model: Any) -> None:

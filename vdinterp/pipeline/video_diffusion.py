@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 
+from vdinterp import store
 from vdinterp.conditions import Cond, as_conditions
 from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
 from vdinterp.interventions import Intervention
@@ -98,6 +100,13 @@ class VideoDiffusion:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
+
+    @property
+    def identity(self) -> str:
+        """A hash of what predictions depend on besides inputs: weights, architecture and diffusion process. Equal for
+        equal ones, wherever they came from; weights are read once, and anew where they were edited since."""
+        about = json.dumps([self.model.cfg.to_dict(), self.diffusion.to_dict()], sort_keys=True)
+        return store.digest(f"{about}{self.model.identity}".encode())
 
     def to(self, *args: Any, **kwargs: Any) -> VideoDiffusion:
         """Move model and VAE to a device or dtype; returns the pipeline. ValueError for a device that is not there."""

@@ -18,7 +18,7 @@ from vdinterp.analysis.stimulus.noised_clips import check_fit, check_levels, che
 from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
-from vdinterp.interventions import Intervention, check_interventions, hooks_of
+from vdinterp.interventions import Intervention, Pass, check_interventions, hooks_of
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.pipeline.sampling import make_plan
 from vdinterp.studies.clips import judged
@@ -213,7 +213,9 @@ class Bench:
                 make_plan(self.pipe, context, self.n_frames, steps=steps, interventions=given, **cond)
             elif condition.protocol == "denoise":
                 for one in check_interventions(given):
-                    one.check_acts(self.pipe.model, [(None, levels)])
+                    here = [Pass(None, levels, self.pipe.model.grid(self.n_frames))]
+                    one.check_clips(here)
+                    one.check_acts(self.pipe.model, here)
         except ValueError as error:
             raise ValueError(f"{condition.label}: {error}") from error
 

@@ -35,11 +35,9 @@ def fingerprint(value: Any) -> str:
 def code_of(*parts: str) -> dict[str, str]:
     """The text of some of this library's files, by path; a folder stands for all of its code."""
     package = Path(_PACKAGE)
-    files = [
-        file
-        for part in parts
-        for file in ([package / part] if part.endswith(".py") else (package / part).rglob("*.py"))
-    ]
+    places = [package / part for part in parts]
+    assert all(place.exists() for place in places), f"code that went elsewhere: {parts}"
+    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*.py"))]
     return {str(file.relative_to(package)): file.read_text(encoding="utf-8") for file in sorted(files)}
 
 

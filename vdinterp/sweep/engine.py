@@ -158,18 +158,21 @@ def check(
 
 
 def _check_acting(denoiser: Denoiser, cases: Sequence[Case], trials: Sequence[Trial]) -> None:
-    """Raise `ValueError` for trajectories that cannot be walked, and if an intervention acts in none of the cases."""
+    """Raise `ValueError` for trajectories that cannot be walked, and if an intervention acts in none of the cases
+    or does not fit their clips."""
     passes: list[Pass] = []
     for case in cases:
         base = case.runs[case.base]
         if isinstance(base, Inputs):
-            passes.append((None, None if isinstance(denoiser, ModelOnly) else base.noise_levels))
+            levels = None if isinstance(denoiser, ModelOnly) else base.noise_levels
+            passes.append(Pass(None, levels, denoiser.model.grid_of(base.noisy)))
         else:
             passes += make_plan(denoiser, **base.options).passes()  # type: ignore[arg-type]
     for trial in trials:
         for one in trial.interventions:
             try:
                 one.check_acts(denoiser.model, passes)
+                one.check_clips(passes)
             except ValueError as error:
                 raise ValueError(f"{trial.name}: {error}") from error
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -289,6 +289,7 @@ def _repeated(plan: SamplingPlan, n: int) -> SamplingPlan:
         plan,
         context=plan.context.repeat(n, 1, 1, 1, 1),
         mask=plan.mask.repeat(n, 1),
+        frames=plan.frames.repeat(n, 1),
         matrix=plan.matrix.repeat(1, n, 1) if plan.matrix.ndim == 3 else plan.matrix,
         noise=RepeatedNoise(plan.noise, n),
         cond=plan.cond.repeat(n),
@@ -296,6 +297,7 @@ def _repeated(plan: SamplingPlan, n: int) -> SamplingPlan:
 
 
 def _noting(function: Callable[..., Any], name: str, fired: set[str]) -> Callable[..., Any]:
+    @wraps(function)
     def call(activation: torch.Tensor, hook: Any) -> Any:
         fired.add(name)
         return function(activation, hook=hook)

@@ -59,7 +59,7 @@ FAILS = "fails on these clips"
 
 
 def fails(meta: Mapping[str, Any]) -> bool:
-    """Whether the untouched model does, so that nothing follows from changing it (`stimulus/reliability.py`)."""
+    """Whether the untouched model does, so that nothing follows from changing it (`analysis.stimulus.reliability`)."""
     return bool(meta.get(FAILS))
 
 

@@ -99,7 +99,7 @@ def composition(
 
     >>> vd.circuits.composition(model, 0, query_level=900, displacements=[(-3, 0, 0)]).values("k")
 
-    Formula, range, chance and when it misleads: `vdinterp.analysis.composition`, which gives the same numbers for one
+    Formula, range, chance and when it misleads: `vd.circuits.composition`, which gives the same numbers for one
     pair. A pair whose receiver sees no key at a displacement (attention over space and another frame) has no row there.
 
     Args:

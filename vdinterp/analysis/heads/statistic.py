@@ -19,6 +19,7 @@ from vdinterp.words.wording import caution, number
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+CURVES = 6  # heads, those that score highest at any level
 PerClip = Float[torch.Tensor, "clip layer head"]
 
 
@@ -46,7 +47,8 @@ class HeadStatistic(Result):
         return rows.pivot(index="layer", columns="head", values="value").to_numpy()
 
     def plot(self) -> dict[str, go.Figure]:
-        """A layer x head grid for every score and noise level, all levels of a score on one colour scale."""
+        """A layer x head grid for every score and noise level, all levels of a score on one colour scale; of several
+        levels also the highest heads' curves over them."""
         figures = {}
         for score, unit in self.units.items():
             rows = rows_of(self.table, score=score)
@@ -55,7 +57,30 @@ class HeadStatistic(Result):
             for level in rows["level"].unique():
                 title = f"{self.title}: {score}, noise level {level:g}"
                 figures[title] = plotting.layer_head(self.values(score, level), title=title, value_title=unit, **limits)
+            if rows["level"].nunique() > 1:
+                title = f"{self.title}: {score} over the noise level"
+                figures[title] = self._curves(rows, title, unit)
         return figures
+
+    def _curves(self, rows: pd.DataFrame, title: str, unit: str) -> go.Figure:
+        """One score of the heads that reach highest, with what uniform attention gives the first of them."""
+        named = rows.assign(name=rows["layer"].astype(str) + "." + rows["head"].astype(str))
+        highest = named.sort_values("value", ascending=False)["name"].unique()[:CURVES]
+        shown = pd.concat([rows_of(named, name=name) for name in highest])
+        chance = shown["chance"].dropna()
+        return plotting.lines(
+            shown,
+            x="level",
+            y="value",
+            low="low",
+            high="high",
+            color="name",
+            color_title="head",
+            title=title,
+            x_title="noise level",
+            y_title=unit,
+            reference={"uniform attention": float(chance.iloc[0])} if chance.nunique() == 1 else None,
+        )
 
     def summary(self) -> str:
         """The heads that score highest, at the first noise level."""

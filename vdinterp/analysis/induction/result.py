@@ -61,7 +61,7 @@ class InductionResult(Result):
     not, and why), `ablation`, `copying`, `paths`, `reliance`, `composition`, `controls`, `lags`. `times_random`: at
     least so many times as much as another head of its layer is a named one needed; `carried`: share of the repeat's
     gain that goes with all of them; both NaN where none is named. `example`: a clip, and the candidates' attention over
-    it. `stimuli`: a clip, its control clips (see `CONTROL_CLIPS` in `induction/stimuli.py`) and its lag.
+    it. `stimuli`: a clip, its control clips (see `CONTROL_CLIPS` in `analysis/induction/stimuli.py`) and its lag.
     """
 
     title = "Induction search"

@@ -56,7 +56,7 @@ class LookStore:
             [
                 pipe.model,
                 pipe.diffusion,
-                code_of("models", "diffusion", "pipeline", "analysis/induction", "analysis/noised.py"),
+                code_of("models", "diffusion", "pipeline", "analysis/induction", "analysis/stimulus"),
             ]
         )
 

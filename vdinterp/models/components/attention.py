@@ -217,7 +217,7 @@ class Attention(HeadProjections):
         if not own.is_small:
             if self.hook_mask.takes_rules:
                 return self.hook_mask(own)  # type: ignore[arg-type]
-            hint = "MaskAttention and the model's own mask need none; fewer frames, or a smaller picture, a smaller one."
+            hint = "MaskAttention and a model's own mask are not made whole; your own hook may be one of these."
             check_fits(own.shape.numel(), q.device, f"{self.hook_mask.name}, whole", hint)
         mask = own.whole().expand(-1, -1, -1, n_query, n_key)
         mask = self.hook_mask(mask if groups else mask.squeeze(1)).bool()
