@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Shaped
 
 SMALL = 2**22  # pairs of a mask that is made whole: one kernel call is cheaper than several then
-CHUNK_BYTES = 64 * 2**20  # of a mask at a time; kernels want it as numbers, four bytes a pair
+CHUNK_BYTES = 32 * 2**20  # of a mask at a time; kernels want it as numbers, four bytes a pair
 LEAST = 128  # queries at a time, where fewer would see alike
 
 ALLOWS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -131,14 +131,14 @@ class Mask:
     def spans(self) -> Iterator[tuple[slice, slice, Bool[torch.Tensor, "batch group head query key"] | None]]:
         """Some queries at a time: which, the keys that any of them may see, and which of these each may (None: all)."""
         *batches, n_queries, n_keys = self.shape
-        if self.block:
-            step = self.block * max(1, LEAST // self.block)
-        else:
-            step = max(1, CHUNK_BYTES // (4 * n_keys * torch.Size(batches).numel()))
+        step, alone = max(1, CHUNK_BYTES // (4 * n_keys * torch.Size(batches).numel())), len(self.rules) == 1
+        if self.block and alone:
+            step = max(self.block, min(step, LEAST) // self.block * self.block)
         for start in range(0, n_queries, step):
             stop = min(start + step, n_queries)
-            queries, keys = slice(start, stop), slice(0, stop if self.block else n_keys)
-            alike = self.block >= stop - start and len(self.rules) == 1
+            end = -(-stop // self.block) * self.block if self.block else n_keys
+            queries, keys = slice(start, stop), slice(0, min(end, n_keys))
+            alike = alone and stop - start <= self.block
             yield queries, keys, None if alike else taken(self.allowed(queries), 4, keys)
 
     # Parts

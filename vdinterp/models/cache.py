@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -70,7 +70,15 @@ class ActivationCache(Decomposition, Habits):
         cache.inputs, cache.weights = {"latents": latents, "noise_levels": noise_levels}, weights
         if cond.text_mask is not None:
             cache.inputs["text_mask"] = cond.text_mask
+        if (frames := model.hook_pred.ctx.get("frames")) is not None:
+            cache.inputs["frames"] = frames
         return cache
+
+    @property
+    def frames(self) -> Int[torch.Tensor, "batch frame"]:
+        """Which frame of the user's clip each of these is, -1 for padding: a sampler may show the network a window."""
+        own = torch.arange(self.grid.n_frames).expand(max(1, self.n_clips), -1)
+        return self.inputs.get("frames", own)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

@@ -36,13 +36,13 @@ def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask | Non
         return fused(q, k, v, None, scale)
     if mask.is_small:
         return fused(q, k, v, folded(mask.allowed(), len(q)), scale)
-    found = []
+    found = v.new_empty(*q.shape[:-1], v.shape[-1])  # at once: pieces kept one by one would break the memory up
     for queries, keys, allowed in mask.spans():
         if allowed is not None and not bool(allowed.any(-1).all()):
             raise ValueError(NO_KEY)
         own = None if allowed is None else folded(allowed, len(q))
-        found.append(fused(q[..., queries, :], k[..., keys, :], v[..., keys, :], own, scale))
-    return torch.cat(found, -2)
+        found[..., queries, :] = fused(q[..., queries, :], k[..., keys, :], v[..., keys, :], own, scale)
+    return found
 
 
 def folded(allowed: Bool[torch.Tensor, "batch group head query key"], n: int) -> Bool[torch.Tensor, "_ head query key"]:

@@ -116,18 +116,15 @@ def sinks(noised: NoisedClips, effect: bool = True, seed: int = 0) -> Sinks:
             for name, masked in (("x0_change", key), ("control_change", other)):
                 found[name] = float("nan")
                 if effect:
-                    mask = without_key(grid.n_tokens, masked, layer, head)
+                    mask = without_key(masked, layer, head)
                     found[name] = float(noised.x0_change(level, mask).mean())
             rows.append(found)
     return Sinks(table=pd.DataFrame(rows), meta=noised.meta(control_seed=seed))
 
 
-def without_key(n_tokens: int, key: int, layer: int, head: int) -> MaskAttention:
+def without_key(key: int, layer: int, head: int) -> MaskAttention:
     """Nobody but the key itself may see it, in one head."""
-    allow = torch.ones(n_tokens, n_tokens, dtype=torch.bool)
-    allow[:, key] = False
-    allow[key, key] = True
-    return MaskAttention(allow=allow, layers=[layer], heads=[head])
+    return MaskAttention(hidden=[key], layers=[layer], heads=[head])
 
 
 def _keys(noised: NoisedClips, level: float) -> tuple[PerKey, PerKey]:
