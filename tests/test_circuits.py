@@ -17,7 +17,9 @@ from vdinterp.analysis.circuits.pairs import composition as of_pair
 from vdinterp.analysis.circuits.weights import FoldedWeights
 from vdinterp.data.textures import make_textures
 from vdinterp.models import ActivationCache, BlockSpec, HookedVideoDiT, Rope, Sublayer
+from vdinterp.models.stream import modulations
 from vdinterp.results import Result, rows_of
+from vdinterp.site import FINAL_LAYER, Site
 
 LEVELS = [[0, 300, 800]]  # of the three frames
 AFFINE = {"norm_affine": True}
@@ -300,9 +302,10 @@ def test_what_the_stream_goes_through(kind: str, between: list[str]) -> None:
     folded, reading = FoldedWeights(model, 300, 800), torch.randn(20, 3, dtype=torch.double)
     wanted = reading
     for site in reversed(between):
-        wanted = folded.folds["query"][site].scale[:, None] * wanted
+        scale = modulations(model, torch.tensor([800]))[Site.parse(site).at("mod.scale")][0].double()
+        wanted = (1 + scale)[:, None] * wanted
         wanted = wanted - wanted.mean(0)
-    torch.testing.assert_close(folded.carried(reading, "blocks.0.attn", "final", "query"), wanted)
+    torch.testing.assert_close(folded.sides["query"].carry_back(reading, Site(0, "attn"), FINAL_LAYER), wanted)
 
 
 # Where weights do not tell

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from factories import inputs, tiny_model
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from sampling_goldens import HERE, load_model
@@ -224,8 +229,8 @@ def test_what_cannot_be_stored(tmp_path):
         save_bundle(tmp_path / "a", pipe, {"vae": 1})
     with pytest.raises(ValueError, match="checkpoint of step 5 is of another model"):
         save_bundle(tmp_path / "a", pipe, META, {5: {"w": torch.zeros(1)}})
-    next(iter(pipe.model.parameters())).data.fill_(1e6)
-    with pytest.raises(ValueError, match="does not fit float16"):
+    pipe.model.to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match=r"model\..* in float8_e4m3fn: weights are saved in float32, float16"):
         save_bundle(tmp_path / "a", pipe, META)
     assert not (tmp_path / "a").exists(), "nothing is written before everything is checked"
 
@@ -279,7 +284,7 @@ def test_reference_checkpoints_need_to_be_described(reference, tmp_path):
         load(file, checkpoint=3, family="dfot", config=config)
     with pytest.raises(FileNotFoundError, match="no configuration file"):
         load(file, family="dfot", config=tmp_path / "none.json")
-    with pytest.raises(ValueError, match="needs"):
+    with pytest.raises(ValueError, match="instead of"):
         load(file, family="dfot", config={**config, "backbone": {**config["backbone"], "hidden_size": 128}})
     save_file({**weights, "extra.weight": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"extra\.weight"):
@@ -288,3 +293,114 @@ def test_reference_checkpoints_need_to_be_described(reference, tmp_path):
     with pytest.raises(ValueError, match="truncated"):
         load(file, family="dfot", config=config)
     assert list_families() == ["dfot", "oasis"]
+
+
+# Nothing is lost on the way
+
+
+def predicted(pipe: VideoDiffusion) -> torch.Tensor:
+    noisy = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return pipe.model(noisy.to(pipe.dtype), torch.tensor([[3, 50, 99, 0]] * 2))
+
+
+DTYPES = ["float32", "bfloat16", "float16", "float64"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_was_saved_predicts_bitwise_the_same(dtype, tmp_path):
+    """In each dtype, with weights that no other one holds exactly."""
+    pipe = make_pipe(noise_embed="fourier")
+    for parameter in pipe.model.parameters():
+        generator = torch.Generator().manual_seed(2)
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    pipe.to(getattr(torch, dtype))
+    back = load(save_bundle(tmp_path / "saved", pipe))
+    for key, value in pipe.model.state_dict().items():
+        stored = back.model.state_dict()[key]
+        assert stored.dtype == value.dtype and torch.equal(stored, value), key
+    assert torch.equal(predicted(back), predicted(pipe)) and back.identity == pipe.identity
+    size = (tmp_path / "saved" / "model.safetensors").stat().st_size
+    assert size < 1.2 * sum(value.nbytes for value in pipe.model.state_dict().values())
+
+
+def test_every_tensor_keeps_its_own_dtype(tmp_path):
+    pipe = make_pipe()
+    pipe.model.to(torch.bfloat16)
+    pipe.model.final.linear.float()
+    pipe.model.blocks[0].mlp.fc1.bias.data = pipe.model.blocks[0].mlp.fc1.bias.data.double()
+    back = load(save_bundle(tmp_path / "mixed", pipe))
+    dtypes = {key: value.dtype for key, value in back.model.state_dict().items()}
+    assert dtypes == {key: value.dtype for key, value in pipe.model.state_dict().items()}
+    assert len(set(dtypes.values())) == 3
+    for name in ("dtype", "other_dtypes"):
+        edit_settings(tmp_path / "mixed", **{name: "int8" if name == "dtype" else {"model.final.linear.bias": "int8"}})
+        with pytest.raises(ValueError, match="names the dtype 'int8'"):
+            load(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_dtype_that_is_asked_for(folder, reference, tmp_path, dtype):
+    config, weights = reference
+    save_file(weights, tmp_path / "weights.safetensors")
+    torch.save(weights, tmp_path / "weights.pt")
+    pipes = [load(folder, dtype=dtype, device="cpu")]
+    for name in ("weights.safetensors", "weights.pt"):
+        pipes.append(load(tmp_path / name, family="dfot", config=config, dtype=dtype, vae=IdentityVAE(4)))
+    for pipe in pipes:
+        assert {parameter.dtype for parameter in pipe.model.parameters()} == {pipe.dtype} == {dtype}
+    exact = load(tmp_path / "weights.pt", family="dfot", config=config).model.state_dict()
+    for pipe in pipes[1:]:
+        assert all(torch.equal(value, exact[key].to(dtype)) for key, value in pipe.model.state_dict().items())
+    with pytest.raises(ValueError, match=r"dtype is torch.int8; choose torch.float32"):
+        load(folder, dtype=torch.int8)
+    with pytest.raises(ValueError, match="dtype is 'half'; choose"):
+        load(folder, dtype="half")  # type: ignore[arg-type]
+
+
+def test_weights_too_large_for_the_dtype_that_is_asked_for(folder):
+    file = folder / "model.safetensors"
+    save_file({key: value.float() * 1e6 for key, value in load_file(file).items()}, file)
+    load(folder, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="more than float16 holds"):
+        load(folder, dtype=torch.float16)
+
+
+def test_tables_are_right_although_models_are_built_without_memory(tmp_path):
+    """What no file holds (rotary tables, frequencies of the noise embedding) is as in a model built as usual."""
+    for kind in ("3d", "space_time", "causal", "table"):
+        model = tiny_model(kind)
+        pipe = VideoDiffusion(model, None, DiffusionConfig())
+        given = inputs(model)
+        with torch.no_grad():
+            assert torch.equal(load(save_bundle(tmp_path / kind, pipe)).model(**given), model(**given))
+
+
+def test_nothing_is_initialised_and_no_file_is_held(folder, monkeypatch):
+    """Loading draws no random numbers, and what was loaded does not change when its file does."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("initialised")
+
+    for name in ("xavier_uniform_", "normal_", "zeros_"):
+        monkeypatch.setattr(torch.nn.init, name, refuse)
+    before = torch.random.get_rng_state()
+    pipe = load(folder)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    first = predicted(pipe)
+    file = folder / "model.safetensors"
+    with file.open("r+b") as raw:  # in place, as torch.save does
+        raw.truncate(0)
+    assert torch.equal(predicted(pipe), first)
+    for parameter in pipe.model.parameters():
+        assert parameter.requires_grad
+
+
+def test_loading_takes_the_memory_of_the_model(tmp_path):
+    """As `benchmarks/loading.py` measures it, in a process of its own."""
+    script, path = Path(__file__).parent.parent / "benchmarks" / "loading.py", tmp_path / "weights.pt"
+    runpy.run_path(str(script))["make"](path, "bfloat16", 2)
+    asked = ["--step", "measure", "--layers", "2", "--dtypes", "bfloat16", "--dir", path]
+    said = subprocess.run([sys.executable, script, *asked], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"loaded: ([\d.]+) x file", said)
+    assert found is not None and float(found[1]) < 1.2, said

@@ -12,9 +12,9 @@ import torch
 from factories import inputs, tiny_model
 
 import vdinterp as vd
-from vdinterp.analysis.circuits.weights import modulations
 from vdinterp.analysis.stream.modulation import ModulationAtlas, modulation_atlas
 from vdinterp.models import BlockSpec, HookedVideoDiT, Sublayer
+from vdinterp.models.stream import modulations
 from vdinterp.results import rows_of
 
 

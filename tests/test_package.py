@@ -38,6 +38,7 @@ PUBLIC = {
     "RotateRope",
     "SetCondition",
     "SetNoiseLevel",
+    "Site",
     "Steer",
     "TokenGrid",
     "TransferAttention",

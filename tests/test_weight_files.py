@@ -138,7 +138,7 @@ def test_a_freshly_initialised_model_is_no_empty_file(tmp_path, kind, caplog):
 def test_dictionaries_that_are_no_state_dict():
     config, weights, _ = golden("dfot_golden")
     for given, says in (
-        ({**weights, "pos": "linear"}, "nothing reads: pos"),
+        ({**weights, "pos": "linear"}, "1 unknown: pos"),
         ({**weights, "patch_embedder.proj.bias": [0.0] * 64}, "proj.bias of .* is a list; a dictionary of tensors"),
         ([1], "state_dict is a list"),
     ):
@@ -367,7 +367,7 @@ def test_folders_of_diffusers_say_of_which_class(tmp_path):
 def test_published_configurations_by_name(tmp_path):
     _, weights, _ = golden("dfot_golden")
     save_file(weights, tmp_path / "k600.safetensors")
-    with pytest.raises(ValueError, match=r"is missing dit_base.blocks.10"):
+    with pytest.raises(ValueError, match=r"missing: dit_base.blocks.10"):
         vd.load(tmp_path / "k600.safetensors", family="dfot", config="K600")
     with pytest.raises(FileNotFoundError, match=r"no configuration file K601; published .* \['K600', 'MCRAFT'\]"):
         vd.load(tmp_path / "k600.safetensors", family="dfot", config="K601")

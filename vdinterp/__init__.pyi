@@ -60,7 +60,6 @@ from .models import (
     ActivationCache as ActivationCache,
     HookedVideoDiT as HookedVideoDiT,
     VideoDiTConfig as VideoDiTConfig,
-    get_act_name as get_act_name,
 )
 from .pipeline import (
     VideoDiffusion as VideoDiffusion,
@@ -70,5 +69,6 @@ from .pipeline import (
     load as load,
 )
 from .results import Result as Result
+from .site import Site as Site, get_act_name as get_act_name
 
 __version__: str

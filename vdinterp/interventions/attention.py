@@ -19,6 +19,7 @@ from vdinterp.interventions.replace import Patch
 from vdinterp.interventions.site import Computed, Restricted, SiteIntervention
 from vdinterp.interventions.stored import check_holds, fitted
 from vdinterp.mask import Mask
+from vdinterp.site import Site
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,10 @@ class MaskAttention(Intervention):
             raise ValueError(f"allow={self.allow!r}, cut={self.cut!r} forbids nothing that the layers {idle} do")
         parts = [
             Restricted(
-                f"blocks.{layer}.attn.hook_mask", partial(self._rules, axis=axis, model=model), heads=self.heads,
-                **self.when,
+                Site(layer, "attn", "mask"), partial(self._rules, axis=axis, model=model), heads=self.heads, **self.when
             )
             for layer, axis in touched.items()
-        ]  # fmt: skip
+        ]
         return [pair for part in parts for pair in part.hooks(model)]
 
     def _misfit(self, n_tokens: int) -> ValueError:
@@ -162,12 +162,11 @@ class TransferAttention(Intervention):
             check_places(field, getattr(self, field))
         if self.source is None:
             raise ValueError("TransferAttention needs source=, a cache or the name of a run of a sweep.")
-        for name in sorted(getattr(self.source, "edited", ())):
-            layer, what = name.split(".")[1], name.rpartition(".attn.hook_")[2]
-            pattern = f"blocks.{layer}.attn.hook_pattern"
-            here = self.layers is None or int(layer) in self.layers
-            if here and what in ("attn_scores", "pattern") and pattern not in self.source:
-                raise ValueError(f"A hook changed {name} in the source's run: record {pattern!r} there.")
+        for site in map(Site.parse, sorted(getattr(self.source, "edited", ()))):
+            here = site.sublayer == "attn" and (self.layers is None or site.layer in self.layers)
+            pattern = site.at("pattern")
+            if here and site.what in ("attn_scores", "pattern") and pattern not in self.source:
+                raise ValueError(f"A hook changed {site} in the source's run: record {pattern!r} there.")
 
     def hooks(self, model: Any) -> list[HookPair]:
         self.check_bound()
@@ -175,7 +174,7 @@ class TransferAttention(Intervention):
         return [pair for part in parts for pair in part.hooks(model)]
 
     def sites_of_run(self, model: Any) -> dict[str, list[str]]:
-        names = [name for layer in self._checked_layers(model) for name in _names(layer)[:2]]
+        names: list[str] = [name for layer in self._checked_layers(model) for name in _names(layer)[:2]]
         return {run: names for run in self.run_names}
 
     def _checked_layers(self, model: Any) -> list[int]:
@@ -218,8 +217,8 @@ def _as_mask(given: Any) -> Bool[torch.Tensor, "query key"]:
     return mask
 
 
-def _names(layer: int) -> list[str]:
-    return [f"blocks.{layer}.attn.hook_{what}" for what in ("rot_q", "rot_k", "mask", "pattern")]
+def _names(layer: int) -> list[Site]:
+    return [Site(layer, "attn", what) for what in ("rot_q", "rot_k", "mask", "pattern")]
 
 
 def _source_pattern(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 HookPair = tuple[str, Callable[..., Any]]
-Site = str | Sequence[Any] | Callable[[str], bool]  # a name, an alias, a key such as ("z", 3), or several of these
+Place = str | Sequence[Any] | Callable[[str], bool]  # a name, an alias, a key such as ("z", 3), or several of these
 Run = Mapping[str, torch.Tensor] | str  # a run's activations by hook name, or the name of a run of a sweep
 
 _NEEDS_SAMPLER = "steps= needs a sampler, which counts denoising steps; leave it out for a single forward"
@@ -257,7 +257,7 @@ def check_choice(field: str, chosen: Any, size: int, owner: str) -> None:
             raise ValueError(f"{field} {value!r}: {owner} has {size} {field}, so 0..{size - 1}.")
 
 
-def check_site(site: Any) -> None:
+def check_place(site: Any) -> None:
     """Raise `ValueError` unless `site` is a hook name, an alias, a key such as `("z", 3)`, a predicate, or a list."""
     if callable(site) or (isinstance(site, str) and site):
         return

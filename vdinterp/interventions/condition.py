@@ -12,6 +12,7 @@ from vdinterp.interventions.places import Frames, check_places, frames_of
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed
 from vdinterp.interventions.stored import repeated
+from vdinterp.site import COND, NOISE_EMBED
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SetNoiseLevel(Intervention):
                 level = for_clips("level", level if level.ndim == 2 else level[None], embedded, hook)
             return model.noise_embed(level.expand(embedded.shape[:2]))
 
-        return Computed("hook_noise_embed", told, frames=self.frames, **self.when).hooks(model)
+        return Computed(NOISE_EMBED, told, frames=self.frames, **self.when).hooks(model)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class SetCondition(Intervention):
             bare = (condition == noise).flatten(1).all(-1)
             return noise + embed(for_clips("action", given, noise, hook).to(noise), bare & ~bare.all())
 
-        part = Computed("hook_cond", told, frames=self.frames, **self.when)
-        return [("hook_noise_embed", model.recorder(note)), *part.hooks(model)]
+        part = Computed(COND, told, frames=self.frames, **self.when)
+        return [(NOISE_EMBED, model.recorder(note)), *part.hooks(model)]
 
 
 def for_clips(field: str, given: torch.Tensor, like: torch.Tensor, hook: Any) -> torch.Tensor:

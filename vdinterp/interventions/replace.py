@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from vdinterp.checks.signatures import check_signature
-from vdinterp.interventions.base import Run, Site
+from vdinterp.interventions.base import Place, Run
 from vdinterp.interventions.site import SAMPLE_AXES, SiteIntervention, channel_axis
 from vdinterp.interventions.stored import (
     check_broadcasts,
@@ -40,7 +40,7 @@ class Ablate(SiteIntervention):
 
     RUNS: ClassVar[tuple[str, ...]] = ("reference",)
 
-    site: Site
+    site: Place
     mode: Literal["zero", "mean", "resample", "frozen", "scaled"] | None = None
     reference: Run | None = None
     factor: float | int | None = None
@@ -98,7 +98,7 @@ class Patch(SiteIntervention):
 
     RUNS: ClassVar[tuple[str, ...]] = ("source",)
 
-    site: Site
+    site: Place
     source: Run
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Patch(SiteIntervention):
 class Freeze(SiteIntervention):
     """Hold an activation at one value: a number, or a tensor that broadcasts to it (for gates: `Freeze("gate", 1)`)."""
 
-    site: Site
+    site: Place
     value: float | int | torch.Tensor
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class Steer(SiteIntervention):
     strength is in units of the direction: compare `direction.norm()` with the norm of what is there.
     """
 
-    site: Site
+    site: Place
     direction: torch.Tensor
     strength: float | int = 1.0
 
@@ -186,7 +186,7 @@ class Custom(SiteIntervention):
     It gets and returns the whole activation; what it did outside the chosen part is dropped.
     """
 
-    site: Site
+    site: Place
     function: Callable[..., torch.Tensor | None]
 
     def __post_init__(self) -> None:

@@ -11,17 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 
 from vdinterp.checks.counts import check_indices
-from vdinterp.interventions.base import HookPair, Intervention, Site, check_choice, check_site
-from vdinterp.interventions.places import (
-    FIELDS,
-    Frames,
-    among,
-    check_places,
-    frames_of,
-    grid_of,
-    tokens_in,
-)
+from vdinterp.interventions.base import HookPair, Intervention, Place, check_choice, check_place
+from vdinterp.interventions.places import FIELDS, Frames, among, check_places, frames_of, grid_of, tokens_in
 from vdinterp.mask import Mask
+from vdinterp.site import Site
 
 # Axes that a mean is taken over; what is left (head, d_model, d_head ...) tells the components apart.
 SAMPLE_AXES = ("batch", "frame", "pos", "query", "key", "row*col")
@@ -66,7 +59,7 @@ class SiteIntervention(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_site(self.site)  # type: ignore[attr-defined]
+        check_place(self.site)  # type: ignore[attr-defined]
         for field in ("heads", "channels"):
             check_indices(field, getattr(self, field))
         for field in FIELDS:
@@ -81,7 +74,7 @@ class SiteIntervention(Intervention):
         """What to put there; broadcast to the activation's shape."""
 
     @property
-    def sites(self) -> Site:
+    def sites(self) -> Place:
         return self.site  # type: ignore[attr-defined]
 
     def hooks(self, model: Any) -> list[HookPair]:
@@ -175,7 +168,7 @@ class SiteIntervention(Intervention):
 class Computed(SiteIntervention):
     """What another intervention does at one of its sites: `function(activation, hook)` gives the replacement."""
 
-    site: Site
+    site: Place
     function: Callable[..., torch.Tensor]
 
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -186,7 +179,7 @@ class Computed(SiteIntervention):
 class Restricted(SiteIntervention):
     """Keys taken away from a mask: `function(hook)` gives the rules, for the queries that are chosen."""
 
-    site: Site
+    site: Place
     function: Callable[[Any], Mask]
 
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -227,12 +220,12 @@ def _laid_out(tokens: torch.Tensor, dims: Sequence[str], axis: str) -> torch.Ten
 def full_dims(model: Any, name: str) -> tuple[str, ...]:
     """The axes of an activation; of a mask, those of the pattern that it broadcasts to."""
     point = model.hook_dict[name]
-    return model.hook_dict[name.replace("hook_mask", "hook_pattern")].dims if point.broadcasts else point.dims
+    return model.hook_dict[Site.parse(name).at("pattern")].dims if point.broadcasts else point.dims
 
 
 def attention_axis(model: Any, name: str) -> str:
     """What the attention that a hook belongs to attends over: "3d", "space" or "time"."""
-    return getattr(model.mod_dict.get(name.rpartition(".")[0]), "axis", "3d")
+    return getattr(model.mod_dict.get(Site.parse(name).owner), "axis", "3d")
 
 
 def channel_axis(dims: Sequence[str]) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vdinterp.interventions.site import SAMPLE_AXES
+from vdinterp.site import Site
 
 
 def check_holds(run: Mapping[str, torch.Tensor], model: Any, name: str, what: str = "source") -> None:
@@ -49,7 +50,7 @@ def check_finite(value: torch.Tensor, name: str, what: str) -> None:
     if value.is_meta or not value.is_floating_point():
         return
     ends = torch.stack(value.detach().aminmax())  # one pass and no copy; NaN comes through
-    if bool(ends.isnan().any()) or not (name.endswith("hook_attn_scores") or bool(ends.isfinite().all())):
+    if bool(ends.isnan().any()) or not (Site.parse(name).what == "attn_scores" or bool(ends.isfinite().all())):
         raise ValueError(f"{what} holds NaN or infinity: whatever it is put into would be NaN as well")
 
 

@@ -1,4 +1,3 @@
-from .act_names import get_act_name as get_act_name
 from .cache import ActivationCache as ActivationCache, Recording as Recording
 from .config import BlockSpec as BlockSpec, Rope as Rope, Sublayer as Sublayer, VideoDiTConfig as VideoDiTConfig
 from .hooked_video_dit import HookedVideoDiT as HookedVideoDiT

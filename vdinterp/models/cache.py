@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unk
 from vdinterp.models.identity import marks, same_weights
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import AttentionPattern
+from vdinterp.site import PRED, Site, count_layers
 
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
@@ -150,10 +150,10 @@ class ActivationCache(Decomposition, Habits):
         """A key as the name it asks for."""
         if isinstance(key, str):
             return key
-        return ".".join(["blocks", str(self._layer(key[1])), *key[2:], key[0]])
+        return ".".join([Site(self._layer(key[1])), *key[2:], key[0]])
 
     def _stock(self) -> str:
-        aliases = sorted({name.rpartition("hook_")[2] for name in self.tensors})
+        aliases = sorted({Site.parse(name).alias for name in self.tensors})
         return ", ".join(aliases) or "none"
 
     @property
@@ -161,8 +161,7 @@ class ActivationCache(Decomposition, Habits):
         """Layers of the model, or those that the cache has something of."""
         if self.model is not None:
             return self.model.cfg.n_layers
-        layers = [int(name.split(".")[1]) for name in self.tensors if name.startswith("blocks.")]
-        return max(layers, default=-1) + 1
+        return count_layers(self.tensors)
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= layer < self.n_layers:
@@ -174,10 +173,11 @@ class ActivationCache(Decomposition, Habits):
     def _derived(self, key: Any) -> Callable[[], torch.Tensor | AttentionPattern] | None:
         """How to compute what was not recorded: `("pattern", 3)`, `"blocks.3.attn.hook_pattern"` ..."""
         if isinstance(key, str):
-            named = re.fullmatch(r"blocks\.(\d+)\.(attn|cross_attn)\.(?:hook_)?(\w+)", key)
-            if named is None:
+            try:
+                site = Site.parse(key)
+            except KeyError:
                 return None
-            key = (named[3], int(named[1]), named[2])
+            key = (site.what, site.layer, site.sublayer)
         if not is_key(key) or (len(key) == 3 and key[2] == "mlp"):
             return None
         makers = {
@@ -187,17 +187,12 @@ class ActivationCache(Decomposition, Habits):
         }
         return partial(makers[key[0]], *key[1:]) if key[0] in makers else None
 
-    def note(self, hook: HookPoint) -> None:
-        """Remember that a hook edited this activation, if one did in the call that is being recorded."""
-        if hook.edited and hook.name is not None:
-            self.edited.add(hook.name)
-
     def _check_edited(self, key: Any) -> None:
         """Raise `ValueError` for what follows from an activation that a hook replaced: it would be computed without."""
         known = self.model.hook_names if self.model is not None else self.edited
         for name in self._matches(key, known):
-            site = name.rpartition(".")[0]
-            changed = self.edited & {f"{site}.hook_attn_scores", *([name] if "scores" not in name else [])}
+            site = Site.parse(name)
+            changed = self.edited & {name, *([site.at("attn_scores")] if site.what == "pattern" else [])}
             if changed:
                 raise ValueError(
                     f"A hook changed {', '.join(sorted(changed))} in this run, so that what would be computed here is "
@@ -247,7 +242,7 @@ class ActivationCache(Decomposition, Habits):
 
     def _mask(self, layer: int, sublayer: str) -> Mask | None:
         """What this pass masked beyond the model's own: by hooks, or text tokens that are none."""
-        if (rules := self.masks.get(f"blocks.{self._layer(layer)}.{sublayer}.hook_mask")) is not None:
+        if (rules := self.masks.get(Site(self._layer(layer), sublayer, "mask"))) is not None:
             return rules
         hooked = ("mask", layer, sublayer)
         if hooked in self:
@@ -260,19 +255,15 @@ class ActivationCache(Decomposition, Habits):
         With the gate (the default) the heads and the gated bias sum to `attn_out`; without it they are `result`,
         which sums to `out` less the bias.
         """
-        model, layer = self._weights("A head's result"), self._layer(layer)
+        self._weights("A head's result")
+        layer = self._layer(layer)
         self._check_edited(("result", layer, sublayer))
-        after = {f"blocks.{layer}.{sublayer}.hook_out", f"blocks.{layer}.hook_{sublayer}_out"}
-        if gated and (changed := self.edited & after):
-            raise ValueError(
-                f"a hook changed {', '.join(sorted(changed))} in this run: heads did not add what z through W_O makes; "
-                "run again without it"
-            )
-        result, name = self._result(layer, sublayer), f"blocks.{layer}.{sublayer}.mod.hook_gate"
-        if not gated or name not in model.hook_dict:
-            return self._shown(result)
-        gate = self._get(name).repeat_interleave(self.grid.tokens_per_frame, dim=1)
-        return self._shown(result * gate.unsqueeze(2))
+        place = Site(layer, sublayer)
+        if not gated:
+            return self._shown(self._result(layer, sublayer))
+        self._check_written(place, "heads")
+        result = self._result(layer, sublayer)
+        return self._shown(self.carry().wrote(place, result.movedim(2, 0)).movedim(0, 2))
 
     def _result(self, layer: int, sublayer: str) -> torch.Tensor:
         return self._model("A head's result").sublayer(layer, sublayer).head_results(self._get(("z", layer, sublayer)))
@@ -422,6 +413,6 @@ def kept(activation: torch.Tensor, hook: HookPoint, device: torch.device | str |
     """What a cache holds of an activation: nothing that keeps more in memory, or that somebody else may edit."""
     tensor = activation.detach().to(device)
     # A slice of q|k|v would hold on to all three; the prediction is handed to the caller, who may edit it.
-    if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == "hook_pred":
+    if tensor.untyped_storage().nbytes() > tensor.nbytes or hook.name == PRED:
         return tensor.clone(memory_format=torch.contiguous_format)
     return tensor

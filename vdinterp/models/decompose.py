@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 
-from vdinterp.models.stream import Part, Slice, StreamParts, is_head
+from vdinterp.models.parts import Part, Slice, StreamParts, is_head, listed
+from vdinterp.site import FINAL_LAYER, Site
 
 Stack = Float[torch.Tensor, "component batch pos d_model"]
 Stacked = Any  # a Stack; with return_labels a Stack and the names of its components
@@ -17,10 +18,9 @@ Stacked = Any  # a Stack; with return_labels a Stack and the names of its compon
 
 @dataclass(frozen=True)
 class _Reading:
-    """Where the stream is read: before block `stop` or its MLP, some tokens, and what is done to each part there."""
+    """Which sublayer reads the stream, some tokens of it, and what is done to each part there."""
 
-    stop: int
-    mlp_input: bool
+    stop: Site
     chosen: Any
     finish: Callable[[torch.Tensor], torch.Tensor]
 
@@ -70,7 +70,7 @@ class Decomposition(StreamParts):
             found += [(f"{index}.mid", ("resid_mid", index))] * mid
         norm = apply_ln and stop == n_layers
         reading = self._reading(stop, mlp_input, pos_slice, apply_ln and not norm)
-        own = self._norm_of("final").unhooked if norm else (lambda stream: stream)
+        own = self._norm(FINAL_LAYER).unhooked if norm else (lambda stream: stream)
         streams = [(name, own(self._get(key)[:, reading.chosen])) for name, key in found]
         return self._stacked(streams, reading, return_labels)
 
@@ -94,7 +94,7 @@ class Decomposition(StreamParts):
             raise ValueError(f"mode {mode!r}; choose 'all', 'mlp' or 'attn'")
         reading = self._reading(layer, mlp_input, pos_slice, apply_ln)
         parts: dict[str, torch.Tensor] = {}
-        for name, part in self._parts(reading.stop, reading.mlp_input, reading.chosen):
+        for name, part in self._parts(reading.stop, reading.chosen):
             of = _sublayer_of(name)
             embeds = not of.partition(".")[2]
             if (embeds and incl_embeds) or (not embeds and (mode == "all" or of.endswith(f"{mode}_out"))):
@@ -118,7 +118,7 @@ class Decomposition(StreamParts):
         `stream_parts` gives one after the other.
         """
         reading = self._reading(layer, mlp_input, pos_slice, apply_ln, project_output_onto)
-        parts = self._parts(reading.stop, reading.mlp_input, reading.chosen, expand_neurons)
+        parts = self._parts(reading.stop, reading.chosen, expand_neurons)
         return self._stacked(parts, reading, return_labels)
 
     def stack_head_results(
@@ -134,7 +134,7 @@ class Decomposition(StreamParts):
         `incl_remainder`: the rest of the stream as a last part. Raises `ValueError` before layer 0.
         """
         reading = self._reading(layer, False, pos_slice, apply_ln)
-        parts = self._parts(reading.stop, False, reading.chosen)
+        parts = self._parts(reading.stop, reading.chosen)
         return self._some("head", is_head, parts, reading, incl_remainder, return_labels)
 
     def stack_neuron_results(
@@ -156,7 +156,7 @@ class Decomposition(StreamParts):
         reading = self._reading(layer, mlp_input, pos_slice, apply_ln, project_output_onto)
         numbers = self._neurons(neuron_slice)[0]
         wanted = {str(number) for number in numbers.tolist()}
-        parts = self._parts(reading.stop, mlp_input, reading.chosen, neurons=True)
+        parts = self._parts(reading.stop, reading.chosen, neurons=True)
         return self._some(
             "neuron",
             lambda name: name.startswith("mlp.") and name.split(".")[2] in wanted,
@@ -178,12 +178,12 @@ class Decomposition(StreamParts):
         Takes `d_mlp * d_model` numbers a token; `project_output_onto` (`[d_model]` or `[d_model n]`) only those.
         """
         model = self._weights("What neurons write")
-        layer = self._layer(layer)
-        site, chosen = f"blocks.{layer}.mlp", self._chosen(pos_slice)
+        place, chosen = Site(self._layer(layer), "mlp"), self._chosen(pos_slice)
+        self._check_written(place, "neurons")
         numbers, flat = self._neurons(neuron_slice)
-        post, weight = self._get(f"{site}.hook_post")[:, chosen][..., numbers], model.sublayer(layer, "mlp").W_out
-        gate = self._gate(site, chosen)
-        found = post[..., None] * weight[numbers].detach() * (gate.unsqueeze(-2) if gate.ndim else gate)
+        post, weight = self._get(place.at("post"))[:, chosen][..., numbers], model.sublayer_at(place).W_out
+        written = (post[..., None] * weight[numbers].detach()).movedim(2, 0)
+        found = self.carry(chosen).wrote(place, written).movedim(0, 2)
         found = found if project_output_onto is None else found @ project_output_onto.to(found)
         found = found.squeeze(2) if flat else found
         return self._shown(found.squeeze(1) if isinstance(pos_slice, int) else found)
@@ -200,31 +200,36 @@ class Decomposition(StreamParts):
 
         `pos_slice`: the tokens that the stack is of, if not all. `recompute_ln`: each with its own statistics, affine
         weights of the norm included, as a lens needs it. What comes out is before shift and scale:
-        `cache.entered_part(site, part)` has the scale too.
+        `cache.carry().enter(site, part)` has the scale too.
         """
-        stop = self._checked(layer, mlp_input)
-        site = self._site(stop, mlp_input)
+        site = self._read_at(layer, mlp_input)
         if recompute_ln:
-            norm = self._norm_of(site)
+            norm = self._norm(site)
             return residual_stack if norm is None else norm.unhooked(residual_stack)
         flat = isinstance(pos_slice, int)
         stack = residual_stack.unsqueeze(-2) if flat else residual_stack
         stack = stack if self.has_batch_dim else stack.unsqueeze(1)
-        stack = torch.stack([self.normalized_part(site, part, self._chosen(pos_slice)) for part in stack])
+        stack = torch.stack([self._held_norm(site, part, self._chosen(pos_slice)) for part in stack])
         return self._shown(stack.squeeze(-2) if flat else stack, axis=1)
 
     def compute_head_results(self) -> None:
         """Keep every layer's `result` (head outputs after W_O, before the gate), which is computed on demand anyway."""
         for layer in range(self._weights("A head's result").cfg.n_layers):
-            self.tensors[f"blocks.{layer}.attn.hook_result"] = self._result(layer, "attn")
+            self.tensors[Site(layer, "attn", "result")] = self._result(layer, "attn")
 
     # Shared
 
-    def _site(self, stop: int, mlp_input: bool) -> str:
-        """The entrance that the stream is read at."""
-        if stop == self._model("A stream").cfg.n_layers:
-            return "final"
-        return f"blocks.{stop}.{'mlp' if mlp_input else 'attn'}"
+    def _norm(self, site: Site) -> Any:
+        return self._model("A norm").sublayer_at(site).ln
+
+    def _held_norm(self, site: Site, part: torch.Tensor, chosen: Any) -> torch.Tensor:
+        """A part through the norm of the run. Raises `ValueError` where a hook changed what comes out of it."""
+        if changed := self.edited & {site.at("ln.normalized")}:
+            raise ValueError(
+                f"a hook changed {listed(changed)} in this run: parts that go through the norm would not add up "
+                "to it; run again without it, or leave apply_ln out"
+            )
+        return self.carry(chosen).normalized(site, part)
 
     def _reading(
         self,
@@ -234,15 +239,14 @@ class Decomposition(StreamParts):
         apply_ln: bool = False,
         onto: torch.Tensor | None = None,
     ) -> _Reading:
-        stop, chosen = self._checked(layer, mlp_input), self._chosen(pos_slice)
-        site, flat = self._site(stop, mlp_input), isinstance(pos_slice, int)
+        chosen, site, flat = self._chosen(pos_slice), self._read_at(layer, mlp_input), isinstance(pos_slice, int)
 
         def finish(part: torch.Tensor) -> torch.Tensor:
-            part = self.normalized_part(site, part, chosen) if apply_ln else part
+            part = self._held_norm(site, part, chosen) if apply_ln else part
             part = part.squeeze(1) if flat else part
             return self._shown(part if onto is None else part @ onto.to(part))
 
-        return _Reading(stop, mlp_input, chosen, finish)
+        return _Reading(site, chosen, finish)
 
     def _stacked(self, parts: Iterable[Part], reading: _Reading, return_labels: bool) -> Stacked:
         found = [(name, reading.finish(part)) for name, part in parts]
@@ -268,7 +272,7 @@ class Decomposition(StreamParts):
             else:
                 rest = part if rest is None else rest + part
         if not found:
-            raise ValueError(f"No {what} writes before layer {reading.stop}.")
+            raise ValueError(f"No {what} writes before layer {reading.stop.layer}.")
         if incl_remainder and rest is not None:
             found.append(("remainder", rest))
         return self._stacked(found, reading, return_labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from vdinterp.grid import TokenGrid
 from vdinterp.models.components.statistics import STATISTICS
 from vdinterp.models.hooks import HookPoint, Names, unknown_hook
 from vdinterp.models.pattern import Partition, count_parts
+from vdinterp.site import Site
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,10 +55,9 @@ class HookDescriptions:
 
         rows: dict[tuple, list[int]] = {}
         for name, point in self.hook_dict.items():
-            layer = re.match(r"blocks\.(\d+)\.", name)
-            template = re.sub(r"^blocks\.\d+\.", "blocks.{i}.", name)
-            key = (template, " ".join(point.dims), point.meaning, point.lazy)
-            rows.setdefault(key, []).extend([int(layer[1])] if layer else [])
+            site = Site.parse(name)
+            key = (site.template, " ".join(point.dims), point.meaning, point.lazy)
+            rows.setdefault(key, []).extend([] if site.layer is None else [site.layer])
         table = [
             {"hook": name, "shape": shape, "meaning": meaning, "layers": self._layers(layers), "on demand": lazy}
             for (name, shape, meaning, lazy), layers in rows.items()
@@ -86,7 +85,7 @@ class HookDescriptions:
             raise unknown_hook(name, self.hook_dict)
         grid, cfg = self.grid(n_frames) if grid is None else grid, self.cfg
         _, patch_h, patch_w = cfg.patch_size
-        parent = self.mod_dict.get(name.rpartition(".")[0])
+        parent = self.mod_dict.get(Site.parse(name).owner or "")
         axis = getattr(parent, "axis", "3d")
         group = {"space": grid.tokens_per_frame, "time": grid.n_frames, "3d": grid.n_tokens}[axis]
         sizes = {
@@ -103,12 +102,8 @@ class HookDescriptions:
         """Those of some hooks that fire in a pass that stops before a block (None: all). ValueError if none does."""
         if stop is None:
             return names
-
-        def fires(name: str) -> bool:
-            layer = re.match(r"blocks\.(\d+)\.", name)
-            return int(layer[1]) < stop if layer else not name.startswith(("final.", "hook_pred"))
-
-        found = [name for name in names if fires(name)]
+        n = self.cfg.n_layers
+        found = [name for name in names if (site := Site.parse(name)).block(n) < (n if site.layer is None else stop)]
         if not found:
             raise ValueError(f"stop_at_layer={stop} ends the pass before {names[0]} and all else that is to be kept")
         return found
@@ -128,7 +123,7 @@ class HookDescriptions:
         """
         width = self.dtype.itemsize
         shapes = [(name, self.hook_shape(name, batch, n_frames, n_text, grid)) for name in self.cacheable_names(names)]
-        return sum(math.prod(shape) * (1 if name.endswith("hook_mask") else width) for name, shape in shapes)
+        return sum(math.prod(shape) * (1 if self.hook_dict[name].broadcasts else width) for name, shape in shapes)
 
     def estimate_stats(
         self,
@@ -148,13 +143,14 @@ class HookDescriptions:
         n_parts = count_parts(partition, grid)
         result = working = flops = 0
         for name in self.resolve_names(list(stats)):
-            attention = self.mod_dict[name.rpartition(".")[0]]
+            site = Site.parse(name)
+            attention = self.mod_dict[site.owner or ""]
             parted = "part" in self.hook_dict[name].dims
             shape = self.hook_shape(name, batch, grid=grid)
             result += 4 * math.prod((*shape[:-1], n_parts) if parted else shape)
             queries = torch.empty(batch, grid.n_tokens, attention.n_heads, attention.d_head, device="meta")
             cost = attention.pattern(queries, queries, grid).estimate()
-            rides = STATISTICS[name.rpartition(".hook_")[2]].rides
+            rides = STATISTICS[site.alias].rides
             columns = 4 * batch * attention.n_heads * grid.n_tokens * (n_parts if parted else grid.n_frames)
             working = max(working, 3 * columns if rides else 2 * cost["chunk_bytes"])
             flops += 0 if rides and self.dtype == torch.float32 else cost["flops"]

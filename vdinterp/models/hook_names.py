@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeGuard
 
+from vdinterp.site import Site, endings, with_hook
+
 Name = str | tuple[str, int] | tuple[str, int, str]
 Names = Name | Sequence[Name] | Callable[[str], bool]
 
@@ -16,14 +18,8 @@ def match_alias(alias: str, names: Iterable[str]) -> list[str]:
 
     The dots of an alias are those of the name: `"attn.z"` is not `"cross_attn.z"`.
     """
-    full = _in_full(alias)
+    full = with_hook(alias)
     return [name for name in names if name == full or name.endswith("." + full)]
-
-
-def _in_full(alias: str) -> str:
-    """How the names that an alias stands for end: `attn.hook_z` for `attn.z`."""
-    head, _, last = alias.rpartition(".")
-    return alias if last.startswith("hook_") else f"{head}.hook_{last}".lstrip(".")
 
 
 @functools.lru_cache(maxsize=16)  # a model's names stay the same
@@ -31,9 +27,8 @@ def _by_ending(names: tuple[str, ...]) -> dict[str, list[str]]:
     """The names that end so, by every ending that begins after a dot or at the start."""
     found: dict[str, list[str]] = {}
     for name in names:
-        parts = name.split(".")
-        for first in range(len(parts)):
-            found.setdefault(".".join(parts[first:]), []).append(name)
+        for ending in endings(name):
+            found.setdefault(ending, []).append(name)
     return found
 
 
@@ -47,9 +42,9 @@ def match_key(key: tuple, names: Iterable[str], n_layers: int) -> list[str]:
     alias, layer, *sublayer = key
     if not -n_layers <= layer < n_layers:
         raise KeyError(f"No layer {layer}: there are {n_layers}, so 0..{n_layers - 1} or negative.")
-    block = f"blocks.{layer % n_layers}."
-    found = match_alias(alias, [name for name in names if name.startswith(block)])
-    within = [name for name in found if name.startswith(f"{block}{sublayer[0] if sublayer else 'attn'}.")]
+    block = Site(layer % n_layers)
+    found = match_alias(alias, [name for name in names if name.startswith(f"{block}.")])
+    within = [name for name in found if name.startswith(f"{block}.{sublayer[0] if sublayer else 'attn'}.")]
     return within if within or sublayer else found
 
 
@@ -57,7 +52,7 @@ def unknown_hook(name: str, names: Iterable[str]) -> KeyError:
     """The error for a name that matches no hook, with what may have been meant."""
     known = list(names)
     close = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
-    short = sorted({known_name.rpartition(".hook_")[2] for known_name in known if ".hook_" in known_name})
+    short = sorted({Site.parse(full).alias for full in known if full.count(".")})
     close += [alias for alias in difflib.get_close_matches(name, short, n=3, cutoff=0.6) if alias not in close]
     hint = f"Did you mean {', '.join(map(repr, close))}?" if close else "model.describe_hooks() lists them all."
     return KeyError(f"No hook is called {name!r}. {hint}")
@@ -87,11 +82,11 @@ def resolve(names: Any, known: Collection[str], n_layers: int) -> list[str]:
             found.append(one := resolve_one(alias, known, n_layers))
             seen.add(one)
             continue
-        matches = endings.get(_in_full(alias))
+        matches = endings.get(with_hook(alias))
         if not matches:
             raise unknown_hook(alias, known)
         if len(matches) > 1:
-            kinds = {kind for kind in ("mod", "ln") for name in matches if f"{kind}." in name}
+            kinds = {kind for name in matches if (kind := Site.parse(name).kind)}
             if len(kinds) > 1:  # AdaLN's scale and the norm's
                 raise KeyError(
                     f"{alias!r} is ambiguous: use {' or '.join(repr(f'{kind}.{alias}') for kind in sorted(kinds))}."
@@ -110,5 +105,5 @@ def resolve_one(key: tuple, known: Collection[str], n_layers: int) -> str:
         alias, layer, *sublayer = key
         if names:
             raise KeyError(f"{key!r} is ambiguous: {', '.join(names)}. Give the full name.")
-        raise unknown_hook(".".join(["blocks", str(layer), *sublayer, alias]), known)
+        raise unknown_hook(".".join([Site(layer % n_layers), *sublayer, alias]), known)
     return names[0]

@@ -52,10 +52,8 @@ from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
 from vdinterp.models.scopes import Call, Scope, current_call, run_in
-from vdinterp.models.stream import CARRIED
 from vdinterp.models.weights import WeightViews
-
-DERIVED = (".hook_attn_scores", ".hook_pattern", ".hook_result")  # what a cache computes on demand
+from vdinterp.site import Site
 
 
 class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
@@ -131,9 +129,11 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
     def _run(self, *inputs: Any) -> torch.Tensor:
         """One uncompiled pass, kept apart from others by whoever records."""
-        latents, noise_levels, cond = inputs[:3]
+        latents, noise_levels, cond, start, _, resid_pre, known = inputs
         self.latest_grid = self.grid_of(latents)
         call = Call(grid=self.latest_grid)
+        if resid_pre is not None:
+            call.edited |= {Site(start, what="resid_pre"), *(Site(start, name).added for name in known or {})}
         for scope in self.scopes.of_thread(self.scopes.hooking):
             if scope.at_call is not None and not scope.is_repeated:
                 scope.at_call(call, latents, noise_levels, cond)
@@ -230,6 +230,10 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         if not isinstance(found, nn.Module):
             raise KeyError(f"Block {layer} has no {name!r}; it has {', '.join(self.cfg.blocks[layer].sublayers)}.")
         return found
+
+    def sublayer_at(self, place: Site) -> Any:
+        """The sublayer, or the final layer, that a place is of."""
+        return self.final if place.sublayer == "final" else self.sublayer(place.layer or 0, str(place.sublayer))
 
     # Reading and changing activations
 
@@ -333,6 +337,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
         def begin(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor, cond: Conditions) -> None:
             caches[call] = ActivationCache.of_run(self, latents, noise_levels, cond, weights)
+            caches[call].edited = call.edited  # which grows as the call runs
             recording.begin(self.hook_pred.ctx.get("step"), caches[call])
 
         def current() -> ActivationCache | None:
@@ -346,23 +351,11 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def _recorders(
         self, wanted: list[str], current: Callable[[], ActivationCache | None], device: torch.device | str | None
     ) -> list[tuple[Names, Recorder]]:
-        """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one; and that note
-        which activations a hook edited, so that the cache does not compute them anew as if none had."""
-        masks = [name.replace("hook_rot_q", "hook_mask") for name in wanted if name.endswith(".hook_rot_q")]
-        derived = [name for name in self.hook_dict if name.endswith(DERIVED)]
-        if "hook_patch_embed" in wanted:  # the stream may be taken apart
-            derived += [name for name in self.hook_dict if name.endswith(CARRIED)]
-        kept = set(wanted)
-
-        def note(_: torch.Tensor, hook: HookPoint) -> None:
-            if (cache := current()) is not None:
-                cache.note(hook)
-
-        listening = [
-            ([name for name in masks if name not in kept], _into(current, device, listens=True)),
-            ([name for name in derived if name not in kept], Recorder(note, listens=True)),
-        ]
-        return [(wanted, _into(current, device)), *((names, recorder) for names, recorder in listening if names)]
+        """Hooks that keep `wanted`, and beside rotated queries the mask, if an intervention computes one."""
+        masks = [site.at("mask") for site in map(Site.parse, wanted) if site.what == "rot_q"]
+        unkept = [name for name in masks if name not in set(wanted)]
+        listening = [(unkept, _into(current, device, listens=True))] if unkept else []
+        return [(wanted, _into(current, device)), *listening]
 
     def intervene(self, *interventions: Intervention) -> Scope:
         """Apply interventions to every call inside the block. Each is checked against the model first.
@@ -394,9 +387,9 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         `family`: "dfot" or "oasis"; `config`: the reference's own settings (see `vdinterp.models.loading`), or the name
         of a published one ("K600", "MCRAFT", "OASIS_500M").
         """
-        from vdinterp.models.loading import assemble, convert
+        from vdinterp.models.loading import convert
 
-        return assemble(*convert(family, config, state_dict))
+        return convert(family, config, state_dict)
 
 
 def _into(
@@ -415,8 +408,6 @@ def _into(
             cache.masks[str(hook.name)] = activation if device is None else activation.to(device)
         else:
             cache.tensors[f"{hook.name}{suffix}"] = kept(activation, hook, device)
-        if not suffix:
-            cache.note(hook)
         return True
 
     return Recorder(keep, listens)

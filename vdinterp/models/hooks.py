@@ -42,6 +42,7 @@ from vdinterp.models.scopes import (
     own_context,
     run_in,
 )
+from vdinterp.site import count_layers
 
 try:
     from transformer_lens import HookedRootModule
@@ -79,7 +80,8 @@ class HookPoint(_HookPoint):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.scopes.hooking and not self.added["fwd"] and not self.added["bwd"]:
             return x
-        edited_names().discard(str(self.name))
+        if current_call() is None:  # a pass of the model starts with none
+            edited_names().discard(str(self.name))
         for _, _, handle in _recorders_last(self._live("fwd")):
             assert handle.user_hook is not None
             returned = handle.user_hook(x, hook=self)
@@ -247,8 +249,7 @@ class HookedModule(HookedRootModule):
         self.scopes = Scopes()
         for point in self.hook_dict.values():
             point.scopes = self.scopes
-        layers = [int(name.split(".")[1]) for name in self.hook_dict if name.startswith("blocks.")]
-        self.n_layers = max(layers, default=-1) + 1
+        self.n_layers = count_layers(self.hook_dict)
 
     @property
     def hook_names(self) -> list[str]:

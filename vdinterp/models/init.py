@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 def initialize(model: HookedVideoDiT) -> None:
-    """Xavier for linear maps, normal(0.02) for embeddings, zero for modulations and the last layer, in place."""
+    """Xavier for linear maps, normal(0.02) for embeddings, zero for modulations and the last layer, in place.
+
+    On the meta device, where a model waits for weights, there is nothing to fill.
+    """
+    if model.final.linear.weight.is_meta:
+        return
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))

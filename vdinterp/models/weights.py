@@ -149,15 +149,25 @@ def undetermined(model: Any) -> str:
 
 
 def check_saves(model: Any) -> None:
-    """Raise `ValueError` unless a model's tensors alone make it again; an adapter or a hook would be lost."""
+    """Raise `ValueError` unless a model's tensors alone make it again; an adapter, another module or a hook would be
+    lost."""
     with torch.device("meta"):
-        wanted = {name: value.shape for name, value in type(model)(model.cfg).state_dict().items()}
+        whole = type(model)(model.cfg)
+    wanted = {name: value.shape for name, value in whole.state_dict().items()}
     found = {name: getattr(value, "shape", None) for name, value in model.state_dict().items()}
     if differing := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
         raise ValueError(
             f"{model.cfg.model_name} has other tensors than its configuration makes ({', '.join(differing[:3])} ..): "
             "it could not be loaded again; merge or remove what replaced its layers first (peft: merge_and_unload())"
         )
-    for name, layer in model.named_modules():
-        if isinstance(layer, PLAIN):
+    layers = dict(model.named_modules())
+    for name, plain in whole.named_modules():
+        layer = layers.get(name)
+        if isinstance(plain, PLAIN):
             applied(layer, name)
+        elif type(layer) is not type(plain) or "forward" in vars(layer):
+            kind = "has a forward of its own" if type(layer) is type(plain) else f"is a {type(layer).__qualname__}"
+            raise ValueError(
+                f"{name} {kind}, which its tensors do not say: it could not be loaded again; put back the "
+                f"{type(plain).__qualname__} that the configuration makes first"
+            )

@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -15,16 +15,24 @@ from vdinterp import store
 from vdinterp.checks.settings import read_json
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.models import HookedVideoDiT
-from vdinterp.models.loading import FAMILIES, read_checkpoint
+from vdinterp.models.loading import FAMILIES, check_dtype, convert, read_checkpoint
 from vdinterp.pipeline.bundle import SETTINGS, WEIGHTS, bundle_checkpoints, load_bundle
 from vdinterp.pipeline.checks import check_device
 from vdinterp.pipeline.hub import download
 from vdinterp.pipeline.video_diffusion import VideoDiffusion
 from vdinterp.vae import VAE, LatentStats
+from vdinterp.vae.protocol import vae_module
 
 MODELS = Path(__file__).parent.parent / "assets" / "models"
 _CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+$")
+
+
+class Where(NamedTuple):
+    """Of the weights that are loaded; None is as stored, and the CPU."""
+
+    dtype: torch.dtype | None
+    device: torch.device | None
 
 
 def list_models() -> list[str]:
@@ -59,9 +67,13 @@ def load(
     vae: VAE | Literal["hub"] | None = None,
     diffusion: DiffusionConfig | None = None,
     latent_stats: LatentStats | None = None,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> VideoDiffusion:
     """A model ready to run.
+
+    Weights are read one tensor at a time, into the dtype and onto the device where they stay: this takes the memory of
+    the model, and of its largest tensor.
 
     Args:
         name: a bundled model (`list_models`), a folder written by `save_bundle`, a reference checkpoint
@@ -74,29 +86,32 @@ def load(
         vae, diffusion, latent_stats: take these instead of the stored ones (reference checkpoints store none; their
             family's published settings are the default, without a VAE). `vae="hub"` fetches the VAE that a folder only
             names.
+        dtype: of the parameters, `torch.bfloat16` for example; buffers stay in float32. Default: as the folder was
+            saved (the bundled models: float32); float32 for reference checkpoints, whatever they are stored in.
         device: where to put it.
 
     Raises:
         KeyError: an unknown name or training step; says which are close.
         FileNotFoundError: no such path, or no network where a hub name needs it.
         ValueError: a truncated file, unknown keys, weights that are none (NaN, integers), a checkpoint of another
-            architecture, or a device that is not there.
+            architecture, a device that is not there, or a dtype that is none of a model's.
     """
     if not isinstance(name, (str, Path)):
         raise ValueError(f"name is {name!r}; give a model's name or path, for example {list_models()[0]!r}")
-    target = None if device is None else check_device(device)
+    check_dtype(dtype)
+    where = Where(dtype, None if device is None else check_device(device))
     text = str(name)
     path = Path(name).expanduser()
     if isinstance(name, str) and text in list_models():
-        pipe = _bundle(MODELS / text, checkpoint, family, config, vae)
+        pipe = _bundle(MODELS / text, checkpoint, family, config, vae, where)
     elif path.is_dir():
-        pipe = _bundle(path, checkpoint, family, config, vae)
+        pipe = _bundle(path, checkpoint, family, config, vae, where)
     elif path.is_file():
-        pipe = _reference(path, checkpoint, family, config, vae)
+        pipe = _reference(path, checkpoint, family, config, vae, where)
     elif _is_local(text):
         raise _not_there(path)
     elif _HUB_NAME.match(text):
-        pipe = _hub(text, checkpoint, family, config, filename, vae)
+        pipe = _hub(text, checkpoint, family, config, filename, vae, where)
     else:
         raise _unknown(text)
     if latent_stats is not None or diffusion is not None:
@@ -104,7 +119,9 @@ def load(
         pipe = VideoDiffusion(
             pipe.model, pipe.vae, pipe.diffusion if diffusion is None else diffusion, stats, pipe.meta
         )
-    return pipe if target is None else pipe.to(target)
+    if vae is not None and (module := vae_module(pipe.vae)) is not None:  # one of the user's, or from the hub
+        module.to(device=where.device, dtype=where.dtype)
+    return pipe
 
 
 def _is_local(name: str) -> bool:
@@ -134,13 +151,18 @@ def _unknown(name: str) -> KeyError:
 
 
 def _bundle(
-    path: Path, checkpoint: int | None, family: str | None, config: object, vae: VAE | Literal["hub"] | None
+    path: Path,
+    checkpoint: int | None,
+    family: str | None,
+    config: object,
+    vae: VAE | Literal["hub"] | None,
+    where: Where,
 ) -> VideoDiffusion:
     if not (path / SETTINGS).is_file():
         raise _no_bundle(path)
     if family is not None or config is not None:
         raise ValueError(f"{path.name} states its own architecture; family and config are for reference checkpoints")
-    return load_bundle(path, checkpoint, vae)
+    return load_bundle(path, checkpoint, vae, *where)
 
 
 def _no_bundle(path: Path) -> ValueError | FileNotFoundError:
@@ -173,6 +195,7 @@ def _reference(
     family: str | None,
     config: Mapping[str, Any] | str | Path | None,
     vae: VAE | Literal["hub"] | None,
+    where: Where,
 ) -> VideoDiffusion:
     if checkpoint is not None:
         raise ValueError("checkpoint=... chooses a training step of a model folder; a checkpoint file is one already")
@@ -188,7 +211,7 @@ def _reference(
         raise ValueError(f"unknown family {family!r}; converters exist for {list_families()}")
     reference = _configuration(family, config)
     state = read_checkpoint(path)
-    model = HookedVideoDiT.from_state_dict(family, reference, state)
+    model = convert(family, reference, state, *where)
     stats = _stats(state, reference)
     return VideoDiffusion(model, vae, _family_diffusion(family, model), stats, {"name": path.stem, "family": family})
 
@@ -250,14 +273,15 @@ def _hub(
     config: Mapping[str, Any] | str | Path | None,
     filename: str | None,
     vae: VAE | Literal["hub"] | None,
+    where: Where,
 ) -> VideoDiffusion:
     if family is not None and filename is None:
         raise ValueError(f"which file of {name} is the checkpoint? Pass filename='...'")
     if family is not None and filename is not None:
-        return _reference(download(name, [filename])[0], checkpoint, family, config, vae)
+        return _reference(download(name, [filename])[0], checkpoint, family, config, vae, where)
     files = [SETTINGS, WEIGHTS]
     if checkpoint is not None:
         files.append(f"checkpoints/step-{checkpoint:05d}.safetensors")
-    pipe = load_bundle(download(name, files)[0].parent, checkpoint, vae)
+    pipe = load_bundle(download(name, files)[0].parent, checkpoint, vae, *where)
     pipe.meta["name"] = name
     return pipe

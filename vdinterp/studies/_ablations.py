@@ -13,6 +13,7 @@ import torch
 
 from vdinterp.interventions import Ablate, Freeze, Intervention, MaskAttention, SetCondition
 from vdinterp.models import HookedVideoDiT
+from vdinterp.site import Site
 from vdinterp.studies.ablation_result import AblationResult
 from vdinterp.studies.bench import Bench, Moment
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
@@ -97,8 +98,8 @@ def no_adaln(bench: Bench, modes: Sequence[str]) -> list[Condition]:
     mod = modulation(model)
     if not mod:
         return []
-    shift_scale = [name for name in mod if not name.endswith("hook_gate")]
-    gates = [name for name in mod if name.endswith("hook_gate")]
+    shift_scale = [site for site in mod if site.what != "mod.gate"]
+    gates = [site for site in mod if site.what == "mod.gate"]
     condition = partial(Condition, ablation="no AdaLN", site="modulation")
     conditions = [
         condition(variant="identity", interventions=identity(shift_scale, gates)),
@@ -113,7 +114,7 @@ def no_adaln(bench: Bench, modes: Sequence[str]) -> list[Condition]:
             condition(variant="shift and scale only", mode="mean", interventions=partial(constant, sites=gates)),
         ]
     for part in ("attn", "cross_attn", "mlp", "final"):
-        sites = [name for name in mod if name.startswith(f"{part}.") or f".{part}." in name]
+        sites = [site for site in mod if site.sublayer == part]
         if sites:
             conditions.append(
                 condition(
@@ -128,9 +129,9 @@ def no_adaln(bench: Bench, modes: Sequence[str]) -> list[Condition]:
     return conditions
 
 
-def modulation(model: HookedVideoDiT) -> list[str]:
-    """All hook names of AdaLN's shift, scale and gate."""
-    return [name for name in model.hook_names if ".mod.hook_" in name]
+def modulation(model: HookedVideoDiT) -> list[Site]:
+    """AdaLN's shift, scale and gate everywhere."""
+    return [site for site in map(Site.parse, model.hook_names) if site.what in ("mod.shift", "mod.scale", "mod.gate")]
 
 
 def identity(shift_scale: Sequence[str], gates: Sequence[str]) -> list[Intervention]:
@@ -180,7 +181,7 @@ def no_attention(bench: Bench, modes: Sequence[str]) -> list[Condition]:
     """All attention off; attention that sees less; and, in single passes, every layer and every head by itself."""
     model = bench.pipe.model
     layers, frames = range(model.cfg.n_layers), range(model.cfg.n_frames)
-    outputs = [f"blocks.{layer}.attn.hook_out" for layer in layers]
+    outputs = [Site(layer, "attn", "out") for layer in layers]
     context, target = tuple(frames[: bench.n_context]), tuple(frames[bench.n_context :])
     condition = partial(Condition, ablation="no attention", site="attention")
     conditions = [
@@ -195,7 +196,7 @@ def no_attention(bench: Bench, modes: Sequence[str]) -> list[Condition]:
     for mode in modes:
         for layer in layers:
             for head in range(model.cfg.n_heads):
-                site = f"blocks.{layer}.attn.hook_z"
+                site = Site(layer, "attn", "z")
                 conditions.append(
                     Condition(
                         ablation="no attention",
@@ -220,7 +221,7 @@ def no_mlp(bench: Bench, modes: Sequence[str]) -> list[Condition]:
     layers = [layer for layer, block in enumerate(model.cfg.blocks) if block.mlp is not None]
     if not layers:
         return []
-    outputs = [f"blocks.{layer}.mlp.hook_out" for layer in layers]
+    outputs = [Site(layer, "mlp", "out") for layer in layers]
     condition = partial(Condition, ablation="no MLP", site="MLP")
     conditions = [
         condition(variant="all off", mode="zero", interventions=(Ablate(outputs, mode="zero"),)),
@@ -241,7 +242,7 @@ def one_layer(model: HookedVideoDiT, ablation: str, layer: int, sublayer: str, m
         site="layer",
         layer=layer,
         protocol="denoise",
-        interventions=partial(removed, sites=[f"blocks.{layer}.{sublayer}.hook_out"], mode=mode),
+        interventions=partial(removed, sites=[Site(layer, sublayer, "out")], mode=mode),
     )
 
 
@@ -266,10 +267,7 @@ def removed(moment: Moment, sites: Sequence[str], mode: str, heads: Sequence[int
     ]
 
 
-def outputs(model: HookedVideoDiT) -> list[str]:
-    """Hook names of what sublayers and heads put out: recorded together, so that one run serves all ablations."""
-    return [
-        name
-        for name in model.hook_names
-        if name.startswith("blocks.") and name.endswith((".attn.hook_out", ".mlp.hook_out", ".attn.hook_z"))
-    ]
+def outputs(model: HookedVideoDiT) -> list[Site]:
+    """What sublayers and heads put out: recorded together, so that one run serves all ablations."""
+    wanted = (("attn", "out"), ("mlp", "out"), ("attn", "z"))
+    return [site for site in map(Site.parse, model.hook_names) if (site.sublayer, site.what) in wanted]

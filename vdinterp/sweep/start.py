@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vdinterp.models import HookedVideoDiT
+from vdinterp.site import Site
 from vdinterp.sweep.trial import Case, Trajectory, Trial
 
 
@@ -51,46 +52,37 @@ def touched(model: HookedVideoDiT, trial: Trial) -> list[str]:
 def start_of(model: HookedVideoDiT, trial: Trial, hooks: Sequence[str], case: Case) -> Start:
     """The first step and block that a trial, which sets these hooks, changes."""
     n_layers = model.cfg.n_layers
-    layer = min((block_of(name, n_layers) for name in hooks), default=n_layers)
-    n_known = min((n_known_of(name, model) for name in hooks if block_of(name, n_layers) == layer), default=0)
+    sites = [Site.parse(name) for name in hooks]
+    layer = min((site.block(n_layers) for site in sites), default=n_layers)
+    n_known = min((n_known_of(site, model) for site in sites if site.block(n_layers) == layer), default=0)
     step = 0
     if isinstance(case.runs[case.base], Trajectory):
         step = min(0 if one.steps is None else min(one.steps) for one in trial.interventions)
     return Start(step, layer, n_known)
 
 
-def block_of(hook: str, n_layers: int) -> int:
-    """The block whose evaluation a hook takes part in; what is before all blocks, or drives all of them, counts as 0,
-    the final layer as `n_layers`."""
-    if hook.startswith("blocks."):
-        return int(hook.split(".")[1])
-    return n_layers if hook.startswith("final.") or hook == "hook_pred" else 0
-
-
-def n_known_of(hook: str, model: HookedVideoDiT) -> int:
+def n_known_of(site: Site, model: HookedVideoDiT) -> int:
     """How many sublayers of its block a hook leaves as they are, up to what they add to the stream."""
-    if not hook.startswith("blocks."):
+    if site.layer is None:
         return 0
-    _, layer, part, *_ = hook.split(".")
-    sublayers = list(model.cfg.blocks[int(layer)].sublayers)
-    if part in sublayers:
-        return sublayers.index(part)
-    added = [f"hook_{name}_out" for name in sublayers]
-    if part in added:
-        return added.index(part) + 1
-    return {"hook_resid_mid": len(sublayers) - 1, "hook_resid_post": len(sublayers)}.get(part, 0)
+    sublayers = list(model.cfg.blocks[site.layer].sublayers)
+    if site.sublayer is not None:
+        return sublayers.index(site.sublayer)
+    if site.adds_of is not None:
+        return sublayers.index(site.adds_of) + 1
+    return {"resid_mid": len(sublayers) - 1, "resid_post": len(sublayers)}.get(site.what or "", 0)
 
 
-def base_names(start: Start, model: HookedVideoDiT) -> dict[str, str]:
+def base_names(start: Start, model: HookedVideoDiT) -> dict[str, Site]:
     """The base's activations that a resumed pass needs, by what they are: `resid_pre`, or a known sublayer."""
     n_layers = model.cfg.n_layers
     if start.layer == n_layers:
-        return {"resid_pre": f"blocks.{n_layers - 1}.hook_resid_post"}
+        return {"resid_pre": Site(n_layers - 1, what="resid_post")}
     if not start.layer and not start.n_known:
         return {}
-    block = f"blocks.{start.layer}"
     known = list(model.cfg.blocks[start.layer].sublayers)[: start.n_known]
-    return {"resid_pre": f"{block}.hook_resid_pre"} | {name: f"{block}.hook_{name}_out" for name in known}
+    resid_pre = Site(start.layer, what="resid_pre")
+    return {"resid_pre": resid_pre} | {name: Site(start.layer, name).added for name in known}
 
 
 def resume(start: Start, model: HookedVideoDiT, base: Mapping[str, torch.Tensor], n_trials: int, n_clips: int) -> dict:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 
 from vdinterp.conditions import Conditions
 from vdinterp.data import crafter as game
@@ -22,7 +21,7 @@ from vdinterp.models.config import Rope, VideoDiTConfig
 from vdinterp.pipeline import VideoDiffusion, save_bundle
 from vdinterp.training.codec import train_codec
 from vdinterp.training.evaluate_crafter import crafter_figures
-from vdinterp.training.loop import checkpoint_path, fit, step_generator
+from vdinterp.training.loop import fit, kept_at, step_generator
 from vdinterp.vae import LatentStats, TinyConvCodec
 
 FIGURES_SEED = 5001  # nobody looks at these clips while building
@@ -265,9 +264,10 @@ def train_crafter(
             resume=resume,
         )
         here = [step for step in recipe.keep if first <= step < first + steps_here]
-        kept |= {step: load_file(checkpoint_path(folder, step - first)) for step in here}
+        kept |= {step: kept_at(folder, step - first) for step in here}
         first += steps_here
     pipe = VideoDiffusion(model, codec, DIFFUSION, stats, meta=_meta(name, recipe))
+    pipe.to(torch.float16).to(torch.float32)  # half the file; what is stored is what is judged
     held_out = game.collect(recipe.test_worlds, state / f"held-out-{len(recipe.test_worlds)}.safetensors")
     pipe.meta["figures"] = crafter_figures(pipe, held_out, n=256 if full else 4, seed=FIGURES_SEED, rollout=full)
     save_bundle(out, pipe, checkpoints=kept)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 
 from vdinterp.data.digits import make_digit_clips
 from vdinterp.diffusion import DiffusionConfig, make_schedule, target
@@ -21,7 +20,7 @@ from vdinterp.models import HookedVideoDiT, VideoDiTConfig
 from vdinterp.models.config import BlockSpec, Rope, Sublayer
 from vdinterp.pipeline import VideoDiffusion, load_bundle, save_bundle
 from vdinterp.training.evaluate import digit_figures
-from vdinterp.training.loop import checkpoint_path, fit, step_generator
+from vdinterp.training.loop import fit, kept_at, step_generator
 from vdinterp.vae import IdentityVAE, LatentStats
 
 N_FRAMES, BATCH = 16, 32
@@ -208,15 +207,14 @@ def train_digits(
                 desc=f"{name}, round {number + 1} of {len(recipe.rounds)}",
                 resume=resume,
             )
-            kept |= {step: load_file(checkpoint_path(state, step - first)) for step in here}
+            kept |= {step: kept_at(state, step - first) for step in here}
             first += steps_here
         pipe = VideoDiffusion(
             model, IdentityVAE(1), DIFFUSION, LatentStats(mean=(0.5,), std=(0.5,)), _meta(name, recipe, seed)
         )
+        pipe.to(torch.float16).to(torch.float32)  # half the file; what is stored is what is judged
+        pipe.meta["figures"] = digit_figures(pipe, seed=FIGURES_SEED, n=256 if steps is None else 16)
         save_bundle(out, pipe, checkpoints=kept)
-        stored = load_bundle(out)  # what is stored (float16) is what is judged
-        figures = digit_figures(stored, seed=FIGURES_SEED, n=256 if steps is None else 16)
-        save_bundle(out, stored, {**pipe.meta, "figures": figures})
         return load_bundle(out)
 
 

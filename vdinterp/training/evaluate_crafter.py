@@ -7,7 +7,7 @@ get.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,9 @@ from vdinterp.diffusion import levels
 from vdinterp.interventions import Ablate, MaskAttention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.site import Site
 
-Hooks = list[tuple[str, Callable]]
+Hooks = Sequence[tuple[str, Callable]]
 SHIFTS = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
 _FREE = [game.SEMANTIC.index(name) for name in ("grass", "sand", "path")]
 _BATCH = 32
@@ -194,14 +195,14 @@ def head_masses(
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     assert clips.action is not None
     for at in torch.arange(len(clips)).split(_BATCH):
-        picked: dict[int, torch.Tensor] = {}
+        picked: dict[int | None, torch.Tensor] = {}
 
         def look(pattern: torch.Tensor, hook, at: torch.Tensor = at, picked: dict = picked) -> None:
             rows_of = pattern[:, :, -rows * cols :]
             mass = rows_of.gather(-1, key[at, None, :, None].expand(-1, rows_of.shape[1], -1, 1))[..., 0]
-            picked[int(hook.name.split(".")[1])] = (mass * inside[at, None]).sum((0, 2))
+            picked[Site.parse(hook.name).layer] = (mass * inside[at, None]).sum((0, 2))
 
-        hooks = [(f"blocks.{i}.attn.hook_pattern", look) for i in range(model.cfg.n_layers)]
+        hooks = [(Site(i, "attn", "pattern"), look) for i in range(model.cfg.n_layers)]
         bench.last_x0(latents[at], clips.action[at], level, seed, hooks)
         total += torch.stack([picked[i] for i in range(model.cfg.n_layers)])
     return total / inside.sum()
@@ -235,7 +236,7 @@ def cut_effect(
                 scores[batch, head, query, key[at][batch, cell]] = -torch.inf
             return scores
 
-        name = f"blocks.{layer}.attn.hook_attn_scores"
+        name = Site(layer, "attn", "attn_scores")
         errors = [
             relative_error(bench.last_x0(latents[at], clips.action[at], level, seed, hooks), latents[at, -1], variance)
             for hooks in ([(name, cut)], None)
@@ -250,7 +251,7 @@ def ablation_effects(
     """How much the relative error rises in each set of clips when a head's output is replaced, at every token, by its
     mean over the clips, frames and cells of `reference` at the same noise level."""
     layer, index = head
-    name = f"blocks.{layer}.attn.hook_z"
+    name = Site(layer, "attn", "z")
     seen: list[torch.Tensor] = []
     assert reference.action is not None
     bench.last_x0(

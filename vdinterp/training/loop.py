@@ -48,6 +48,11 @@ def checkpoint_path(out_dir: str | Path, step: int) -> Path:
     return Path(out_dir) / "checkpoints" / f"step-{step:05d}.safetensors"
 
 
+def kept_at(out_dir: str | Path, step: int) -> dict[str, torch.Tensor]:
+    """The checkpoint of a step that `fit` was told to keep, in half precision, as it is bundled."""
+    return {key: value.half() for key, value in load_file(checkpoint_path(out_dir, step)).items()}
+
+
 class _State:
     """Weights, their moving average, Adam's moments and the losses so far, as one safetensors file and one JSON.
 

@@ -17,6 +17,7 @@ from vdinterp.analysis.circuits.weights import (
 )
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.weights import undetermined
+from vdinterp.site import Site
 
 __all__ = ["Composed", "Part", "check_part", "compose", "composition", "undetermined"]
 
@@ -92,7 +93,7 @@ def compose(
     """
     side = "query" if part == "q" else "key"
     writes = _triangle(folded.read(start, "v")) @ folded.write(start, side)  # head d_head d_model
-    reads = folded.carried(folded.read(stop, part), f"blocks.{start}.attn", f"blocks.{stop}.attn", side)
+    reads = folded.sides[side].carry_back(folded.read(stop, part), Site(start, "attn"), Site(stop, "attn"))
     far = _far(folded, stop, part, displacements)  # displacement head d_head d_head
     met = torch.einsum("s a d, r d b -> s r a b", writes, reads)
     product = (met @ far[:, None]).norm(dim=(-2, -1))  # displacement sender receiver

@@ -17,6 +17,7 @@ from vdinterp.analysis.circuits.weights import FoldedWeights, check_head
 from vdinterp.diffusion import split_prediction
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
+from vdinterp.site import FINAL_LAYER, Site
 from vdinterp.words.wording import number
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ class _Ends:
         if cfg.unpatch_order == "pqc":  # into the order of the patch embedding
             p, q = cfg.patch_size[1:]
             final = rearrange(final, "(p q channel) d_model -> (channel p q) d_model", p=p, q=q)
-        self.unembed = self.weights.folds["query"]["final"].enter(final.T * float(slope))
+        self.unembed = self.weights.sides["query"].read(FINAL_LAYER, final.T * float(slope))
         self.meta = {"model": cfg.model_name, "noise_level": noise_level, "query_level": query,
                      "objective": pipe.diffusion.objective}  # fmt: skip
 
@@ -242,9 +243,9 @@ class _Ends:
         self, layer: int
     ) -> tuple[Float[torch.Tensor, "head values d_head"], Float[torch.Tensor, "head d_head values"]]:
         """From the values of a patch into every head, and out of it to x0."""
-        site, weights = f"blocks.{layer}.attn", self.weights
-        into = self.embed @ weights.carried(weights.read(layer, "v"), None, site, "key")
-        return into, weights.write(layer) @ weights.carried(self.unembed, site, "final", "query")
+        place, weights = Site(layer, "attn"), self.weights
+        into = self.embed @ weights.sides["key"].carry_back(weights.read(layer, "v"), None, place)
+        return into, weights.write(layer) @ weights.sides["query"].carry_back(self.unembed, place, FINAL_LAYER)
 
 
 def _check(pipe: Any) -> None:

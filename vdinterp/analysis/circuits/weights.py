@@ -2,87 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.components.rope import rotate
+from vdinterp.models.stream import Carry, modulations
+from vdinterp.site import Site
 
 Part = Literal["q", "k", "v"]
 Side = Literal["key", "query"]
 PER_HEAD = {"q": ("W_Q", "b_Q"), "k": ("W_K", "b_K"), "v": ("W_V", "b_V")}
-
-
-@torch.no_grad()
-def modulations(
-    model: HookedVideoDiT,
-    levels: Shaped[torch.Tensor, " level"],
-    actions: Float[torch.Tensor, "level d_action"] | None = None,
-) -> dict[str, Float[torch.Tensor, "level d_model"]]:
-    """Shift, scale and gate of every sublayer at each noise level, by hook name. From weights: nothing else is run."""
-    network: Any = model
-    condition = network.noise_embed(levels[:, None].to(model.device))
-    if actions is not None:
-        condition = condition + network.action_embed(actions[:, None].to(condition), None)
-    shared = network.shared_modulation(condition) if network.shared_modulation is not None else None
-    sites = [
-        (f"blocks.{layer}.{name}", getattr(block, name), slots)
-        for layer, block in enumerate(network.blocks)
-        for slots in [block.modulation(condition, shared)]
-        for name in model.cfg.blocks[layer].sublayers
-    ]
-    sites.append(("final", network.final, network.final.slots(condition)))
-    return {
-        f"{site}.mod.hook_{part}": slots[slot][:, 0]
-        for site, sublayer, slots in sites
-        if sublayer.mod is not None
-        for part, slot in sublayer.mod.slots.items()
-        if slot >= 0
-    }
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What stands around a sublayer's weights, float64: `input = normalized * scale + shift`, `added = gate * output`.
-
-    `normalized` is as `ln.hook_normalized`, before any affine weights of the norm, which are part of this.
-    """
-
-    centred: bool
-    scale: Float[torch.Tensor, " d_model"]
-    shift: Float[torch.Tensor, " d_model"]
-    gate: Float[torch.Tensor, " d_model"]
-
-    def enter(self, reading: Float[torch.Tensor, "*head d_model _"]) -> Float[torch.Tensor, "*head d_model _"]:
-        """A matrix that reads the sublayer's input, as one that reads the stream over LayerNorm's scale."""
-        folded = self.scale[:, None] * reading
-        return folded - folded.mean(-2, keepdim=True) if self.centred else folded
-
-
-def folds(model: HookedVideoDiT, level: Float[torch.Tensor, " level"]) -> dict[str, Fold]:
-    """The fold of every sublayer ("blocks.0.attn" .., "final") at one noise level, without an action."""
-    network: Any = model
-    known = modulations(model, level)
-    found = {}
-    for site in [*_sublayers(model), "final"]:
-        norm = (network.final if site == "final" else model.sublayer(*_place(site))).ln
-        parts = {part: known.get(f"{site}.mod.hook_{part}") for part in ("scale", "shift", "gate")}
-        scale, shift, gate = (
-            torch.full((model.cfg.d_model,), float(part == "gate"), dtype=torch.double) if value is None
-            else value[0].double().cpu()
-            for part, value in parts.items()
-        )  # fmt: skip
-        weight = torch.ones((), dtype=torch.double) if norm is None or norm.weight is None else _double(norm.weight)
-        bias = torch.zeros((), dtype=torch.double) if norm is None or norm.bias is None else _double(norm.bias)
-        found[site] = Fold(
-            centred=norm is not None and norm.kind == "layer", scale=weight * (1 + scale),
-            shift=bias * (1 + scale) + shift, gate=gate,
-        )  # fmt: skip
-    return found
 
 
 class FoldedWeights:
@@ -101,39 +34,34 @@ class FoldedWeights:
             if given is not None:
                 model.check_noise_levels(given, name)
         self.model = model
-        key = folds(model, level)
-        self.folds: dict[Side, dict[str, Fold]] = {"key": key, "query": key if other is None else folds(model, other)}
+        key = _carry(model, level)
+        self.sides: dict[Side, Carry] = {"key": key, "query": key if other is None else _carry(model, other)}
 
     def read(self, layer: int, part: Part) -> Float[torch.Tensor, "head d_model d_head"]:
         """W_Q, W_K or W_V, reading the stream over LayerNorm's scale."""
         weight = _double(getattr(self.model.sublayer(layer), PER_HEAD[part][0]))
-        return self._fold(layer, part).enter(weight)
+        return self._side(part).read(Site(layer, "attn"), weight)
 
     def constant(self, layer: int, part: Part) -> Float[torch.Tensor, "head d_head"]:
         """What queries, keys or values hold whatever the stream: the shift through the weight, and the bias."""
         weight, bias = (getattr(self.model.sublayer(layer), name) for name in PER_HEAD[part])
-        found = torch.einsum("d, h d e -> h e", self._fold(layer, part).shift, _double(weight))
+        shift = self._side(part).shift(Site(layer, "attn"))
+        given = torch.zeros(self.model.cfg.d_model, dtype=torch.double) if shift is None else shift
+        found = torch.einsum("d, h d e -> h e", given, _double(weight))
         return found if bias is None else found + _double(bias)
 
     def write(self, layer: int, side: Side = "query") -> Float[torch.Tensor, "head d_head d_model"]:
         """W_O with the gate of the frame that is written to."""
-        return _double(self.model.sublayer(layer).W_O) * self.folds[side][f"blocks.{layer}.attn"].gate
+        return self.sides[side].wrote(Site(layer, "attn"), _double(self.model.sublayer(layer).W_O))
 
-    def carried(
-        self, reading: Float[torch.Tensor, "*head d_model _"], start: str | None, stop: str, side: Side
-    ) -> Float[torch.Tensor, "*head d_model _"]:
-        """A matrix that reads the stream at sublayer `stop`, as one that reads what `start` wrote to it (None: the
-        embedding). In the `normed` kind every sublayer between centres and scales what is carried."""
-        if self.model.cfg.residual == "pre":
-            return reading
-        order = [*_sublayers(self.model), "final"]
-        between = order[0 if start is None else order.index(start) + 1 : order.index(stop)]
-        for site in reversed(between):
-            reading = self.folds[side][site].enter(reading)
-        return reading
+    def _side(self, part: Part) -> Carry:
+        return self.sides["query" if part == "q" else "key"]
 
-    def _fold(self, layer: int, part: Part) -> Fold:
-        return self.folds["query" if part == "q" else "key"][f"blocks.{layer}.attn"]
+
+def _carry(model: HookedVideoDiT, level: Float[torch.Tensor, " level"]) -> Carry:
+    """How the stream travels at one noise level, over LayerNorm's scale and without an action, float64."""
+    known = {site: _double(value[0]) for site, value in modulations(model, level).items()}
+    return Carry(model, known.get, _double)
 
 
 def rotation(
@@ -203,15 +131,6 @@ def unseen(model: HookedVideoDiT, layer: int, displacement: Any) -> str:
 def check_displacement(model: HookedVideoDiT, layer: int, displacement: Any) -> None:
     if reason := unseen(model, layer, displacement):
         raise ValueError(f"no key lies {tuple(displacement)} (frames, rows, cols) from its query: {reason}")
-
-
-def _sublayers(model: HookedVideoDiT) -> list[str]:
-    return [f"blocks.{layer}.{name}" for layer, spec in enumerate(model.cfg.blocks) for name in spec.sublayers]
-
-
-def _place(site: str) -> tuple[int, str]:
-    _, layer, name = site.split(".")
-    return int(layer), name
 
 
 def _double(weight: torch.Tensor) -> torch.Tensor:

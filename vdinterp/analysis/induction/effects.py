@@ -19,6 +19,7 @@ from vdinterp.analysis.stimulus.cases import TargetError, cases_of
 from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention, Patch
 from vdinterp.models import ActivationCache
+from vdinterp.site import Site
 
 Head = tuple[int, int]  # layer, head
 MOST_OTHERS = 20  # heads to compare with
@@ -112,8 +113,7 @@ def without(heads: Sequence[Head], means: dict[str, torch.Tensor]) -> tuple[Abla
     for layer, head in heads:
         layers.setdefault(layer, []).append(head)
     return tuple(
-        Ablate(f"blocks.{layer}.attn.hook_z", heads=chosen, mode="mean", reference=means)
-        for layer, chosen in layers.items()
+        Ablate(Site(layer, "attn", "z"), heads=chosen, mode="mean", reference=means) for layer, chosen in layers.items()
     )
 
 
@@ -256,4 +256,4 @@ def reliance_table(task: Task, level: float, senders: Sequence[Head], heads: Seq
 
 def _told(sender: Head, cache: ActivationCache) -> tuple[Patch]:
     """A head's output is that of another run."""
-    return (Patch(f"blocks.{sender[0]}.attn.hook_z", cache, heads=[sender[1]]),)
+    return (Patch(Site(sender[0], "attn", "z"), cache, heads=[sender[1]]),)

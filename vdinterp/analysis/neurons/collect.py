@@ -16,6 +16,7 @@ from vdinterp.analysis.neurons.running import MOST_PLACES, RunningMoments, Runni
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.plotting._filmstrip import to_rgb
 from vdinterp.progress import bar
+from vdinterp.site import Site
 
 CLEAN = 0.0  # what stands for the noise level of a context frame
 MOST_PIXELS = 2**27  # bytes of frames that a result holds
@@ -88,14 +89,14 @@ def top_patches(
     writes = []
     for index, level in enumerate(noised.levels):
         held = HeldMean(noised)
-        names = [*held.names, *(f"blocks.{layer}.mlp.hook_post" for layer in chosen)]
+        names = [*held.names, *(Site(layer, "mlp", "post") for layer in chosen)]
         for clips in bar(noised.batches, desc=f"neurons, noise level {level:g}", unit="batch"):
             tensors = noised.cache(level, names, clips).tensors
             held.update(tensors)
             patches = torch.arange(clips.start * n_tokens, clips.stop * n_tokens, device=noised.pipe.device)
             members = torch.cat([_at_levels(noised, index, clips.stop - clips.start), *given.members(clips)])
             for layer, tally in tallies.items():  # each layer is let go when it was counted
-                tally.update(tensors.pop(f"blocks.{layer}.mlp.hook_post").flatten(0, 1), patches, index, members)
+                tally.update(tensors.pop(Site(layer, "mlp", "post")).flatten(0, 1), patches, index, members)
         writes.append(torch.stack([directions(noised.pipe, layer, level, held.means) for layer in chosen]))
     for layer, tally in tallies.items():
         if not bool(tally.moments.mean.isfinite().all()):

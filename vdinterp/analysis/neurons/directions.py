@@ -10,14 +10,15 @@ from einops import rearrange
 from jaxtyping import Float
 
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
-from vdinterp.conditions import NO_CONDITION
 from vdinterp.diffusion import level_to_k, split_prediction
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.stream import Carry, modulations
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.site import FINAL_LAYER, Site
 
 INSIDE = {"pqc": "neuron (p q channel) -> neuron channel p q", "cpq": "neuron (channel p q) -> neuron channel p q"}
 
-Held = Mapping[str, torch.Tensor]  # gates, scales and LayerNorm scales by hook name
+Means = Mapping[Site, torch.Tensor]  # gates, scales and LayerNorm scales
 
 
 @torch.no_grad()
@@ -79,76 +80,54 @@ class HeldMean:
     def __init__(self, noised: NoisedClips) -> None:
         self.names = _names(noised.model)
         self._frames, self._tokens = noised.target, noised.target_tokens
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[Site, torch.Tensor] = {}
+        self._counts: dict[Site, int] = {}
 
-    def update(self, cache: Held) -> None:
+    def update(self, cache: Mapping[str, torch.Tensor]) -> None:
         """Take in the activations of one batch."""
         for name in self.names:
-            chosen = self._tokens.to(cache[name].device) if name.endswith(".ln.hook_scale") else self._frames
+            chosen = self._tokens.to(cache[name].device) if name.what == "ln.scale" else self._frames
             values = cache[name][:, chosen].double().flatten(0, 1)
             self._sums[name] = self._sums.get(name, 0.0) + values.sum(0).cpu()
             self._counts[name] = self._counts.get(name, 0) + len(values)
 
     @property
-    def means(self) -> dict[str, torch.Tensor]:
+    def means(self) -> dict[Site, torch.Tensor]:
         return {name: total / self._counts[name] for name, total in self._sums.items()}
 
 
 def directions(
-    pipe: VideoDiffusion, layer: int, level: float, held: Held
+    pipe: VideoDiffusion, layer: int, level: float, held: Means
 ) -> Float[torch.Tensor, "neuron channel patch_h patch_w"]:
     """`write_directions` of a layer with everything between held; what is not in `held` counts as 1."""
-    model = pipe.model
-    found = model.sublayer(layer, "mlp").W_out.detach().double().cpu()
-    found = found * held.get(f"blocks.{layer}.mlp.mod.hook_gate", torch.ones(()))
-    for site in _on_the_way(model, layer):
-        found = _entered(model, site, found, held)
-    values = found @ model.final.weights[0].detach().double().cpu().T
+    model, place = pipe.model, Site(layer, "mlp")
+    carry = Carry(model, held.get, _double)
+    written = carry.wrote(place, _double(model.sublayer_at(place).W_out))
+    found = carry.enter(FINAL_LAYER, carry.carry(written, place, FINAL_LAYER))
+    values = found @ _double(model.final.weights[0]).T
     signal, sigma = pipe.schedule.coefficients(torch.tensor(max(0, level_to_k(level, len(pipe.schedule)))))
     x0, _ = split_prediction(pipe.diffusion.objective, values, torch.zeros_like(values), signal.cpu(), sigma.cpu())
     _, patch_h, patch_w = model.cfg.patch_size
     return rearrange(x0, INSIDE[model.cfg.unpatch_order], p=patch_h, q=patch_w).float()
 
 
-def _on_the_way(model: HookedVideoDiT, layer: int) -> list[str]:
-    """The entrances that what an MLP adds passes: the final layer's, and in a normed stream all later sublayers'."""
-    blocks = model.cfg.blocks
-    later = [f"blocks.{i}.{name}" for i in range(layer + 1, model.cfg.n_layers) for name in blocks[i].sublayers]
-    return [*(later if model.cfg.residual == "normed" else []), "final"]
-
-
-def _entered(
-    model: HookedVideoDiT, site: str, part: Float[torch.Tensor, "neuron d_model"], held: Held
-) -> Float[torch.Tensor, "neuron d_model"]:
-    """A part of the stream after an entrance: norm with its scale held, times `1 + scale`."""
-    owner: Any = model.final if site == "final" else model.sublayer(int(site.split(".")[1]), site.split(".")[2])
-    if owner.ln is not None:
-        part = part - part.mean(-1, keepdim=True) if owner.ln.kind == "layer" else part
-        part = part / held.get(f"{site}.ln.hook_scale", torch.ones(()))
-        part = part if owner.ln.weight is None else part * owner.ln.weight.detach().double().cpu()
-    return part * (1 + held.get(f"{site}.mod.hook_scale", torch.zeros(())))
-
-
-def _names(model: HookedVideoDiT) -> list[str]:
+def _names(model: HookedVideoDiT) -> list[Site]:
     """The hooks that `directions` may need."""
-    sites = dict.fromkeys(site for layer in layers_with_mlp(model) for site in _on_the_way(model, layer))
-    wanted = [f"{site}.{part}" for site in sites for part in ("mod.hook_scale", "ln.hook_scale")]
-    wanted += [f"blocks.{layer}.mlp.mod.hook_gate" for layer in layers_with_mlp(model)]
-    return [name for name in wanted if name in model.hook_dict]
+    mlps = [Site(layer, "mlp") for layer in layers_with_mlp(model)]
+    passed = dict.fromkeys([place for mlp in mlps for place in Carry(model, {}.get).way(mlp, FINAL_LAYER)])
+    wanted = [place.at(what) for place in [*passed, FINAL_LAYER] for what in ("mod.scale", "ln.scale")]
+    return [site for site in [*wanted, *(mlp.at("mod.gate") for mlp in mlps)] if site in model.hook_dict]
 
 
-def _held_without_clips(pipe: VideoDiffusion, level: float) -> dict[str, torch.Tensor]:
+def _held_without_clips(pipe: VideoDiffusion, level: float) -> dict[Site, torch.Tensor]:
     """Gates and scales of a frame at a noise level, without action; they do not depend on what it shows."""
-    model, cfg = pipe.model, pipe.model.cfg
-    names = [name for name in _names(model) if not name.endswith(".ln.hook_scale")]
-    if not names:
-        return {}
-    like: dict[str, Any] = {"device": pipe.device, "dtype": pipe.dtype}
-    blank = torch.zeros(1, 1, cfg.in_channels, cfg.height, cfg.width, **like)
-    k = torch.full((1, 1), max(0, level_to_k(level, len(pipe.schedule))), device=pipe.device)
-    _, cache = model.run_with_cache(blank, pipe.schedule.network_level(k), NO_CONDITION, names=names)
-    return {name: cache[name][0, 0].double().cpu() for name in names}
+    k = torch.tensor([[max(0, level_to_k(level, len(pipe.schedule)))]])
+    known = modulations(pipe.model, pipe.schedule.network_level(k)[0])
+    return {site: _double(value[0]) for site, value in known.items()}
+
+
+def _double(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().double().cpu()
 
 
 @torch.no_grad()

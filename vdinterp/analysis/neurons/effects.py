@@ -20,6 +20,7 @@ from vdinterp.analysis.stimulus.cases import TargetError, cases_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.interventions import Ablate
 from vdinterp.results import Result, rows_of
+from vdinterp.site import Site
 from vdinterp.words.wording import number, with_interval
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def mean_activations(
     noised: NoisedClips, level: float, layers: Sequence[int]
 ) -> dict[str, Float[torch.Tensor, "1 1 d_mlp"]]:
     """Mean of `hook_post` over clips, frames and positions, by hook name: for mean ablation."""
-    names = [f"blocks.{layer}.mlp.hook_post" for layer in layers]
+    names = [Site(layer, "mlp", "post") for layer in layers]
     total: dict[str, torch.Tensor] = {}
     for cache in noised.caches(level, names):
         for name in names:
@@ -217,7 +218,7 @@ def mean_activations(
 
 def _without(neuron: Neuron, means: Mapping[str, torch.Tensor]) -> sweep.Trial:
     layer, channel = neuron
-    site = f"blocks.{layer}.mlp.hook_post"
+    site = Site(layer, "mlp", "post")
     ablation = Ablate(site, channels=[channel], mode="mean", reference={site: means[site]})
     return sweep.Trial(interventions=(ablation,), label={"layer": layer, "neuron": channel})
 

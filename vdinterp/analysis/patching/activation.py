@@ -22,6 +22,7 @@ from vdinterp.interventions import Intervention, Patch, TransferAttention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result, Section
+from vdinterp.site import Site
 from vdinterp.words.wording import caution, listing, number, plural, with_interval
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def patch_axes(
 def _layers(model: HookedVideoDiT, site: str) -> list[int]:
     """Layers that have the site."""
     names = model.resolve_names("z" if site == "pattern" else site)
-    layers = sorted({int(name.split(".")[1]) for name in names if name.startswith("blocks.")})
+    layers = sorted({layer for name in names if (layer := Site.parse(name).layer) is not None})
     if not layers:
         raise ValueError(f"{site!r} is {names[0]}, the same for all layers: leave 'layer' out of over")
     return layers
@@ -345,5 +346,5 @@ def _patch(
         return TransferAttention(source, layers=None if layer is None else [layer], **where)
     names = model.resolve_names(site)
     if layer is not None:
-        names = [name for name in names if name.startswith(f"blocks.{layer}.")]
+        names = [name for name in names if Site.parse(name).layer == layer]
     return Patch(names, source, subspace=subspace, **where)

@@ -21,6 +21,7 @@ from vdinterp.checks.counts import check_count
 from vdinterp.gradient_state import check_gradients
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.site import Site
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -168,7 +169,7 @@ class _Estimate:
         self.base, self.source = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
         self.names = pair.model.resolve_names(site)
         if "layer" in axes:
-            self.names = [name for name in self.names if name.startswith("blocks.")]
+            self.names = [name for name in self.names if Site.parse(name).layer is not None]
 
     def as_sweep(self, metric: str, trials: Sequence[sweep.Trial]) -> sweep.SweepResult:
         """Estimates in the form of a sweep's outcomes."""
@@ -208,12 +209,12 @@ class _Estimate:
         trials: Sequence[sweep.Trial], fix: bool,
     ) -> list[torch.Tensor]:  # fmt: skip
         model = self.pair.model
-        at = [name.replace(f"hook_{self.site}", "hook_z") for name in self.names] if fix else self.names
+        at = [Site.parse(name).at("z") for name in self.names] if fix else self.names
         dropped: list[int] = []
         hooks = []
         if self.method == "atp*":
-            outs = [name for name in model.hook_names if name.endswith(("attn_out", "mlp_out"))]
-            hooks = [(name, _droppable(int(name.split(".")[1]), dropped)) for name in outs]
+            outs = [site for site in map(Site.parse, model.hook_names) if site.adds_of is not None]
+            hooks = [(site, _droppable(site.layer, dropped)) for site in outs]
         run = GradientPass(self.pair, inputs, compare, self.metric, at, hooks)
         totals = None
         layers: list[int | None] = list(range(model.cfg.n_layers)) if self.method == "atp*" else [None]
@@ -245,7 +246,7 @@ class _Estimate:
         return total
 
 
-def _droppable(layer: int, dropped: list[int]) -> Any:
+def _droppable(layer: int | None, dropped: list[int]) -> Any:
     """A hook under which gradients do not flow through a layer's output while `dropped` holds it."""
 
     def hook_function(activation: torch.Tensor, hook: Any) -> torch.Tensor:

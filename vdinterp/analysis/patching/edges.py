@@ -9,36 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
 
 from vdinterp.interventions import HookPair, Intervention
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.stream import Carry, held_in, places
+from vdinterp.site import Site
 
 PARTS = ("q", "k", "v")
-
-
-@dataclass(frozen=True)
-class Sublayer:
-    """One residual update: where it is, and the hook names of what goes in and comes out."""
-
-    layer: int
-    name: str  # attn, cross_attn or mlp
-
-    @property
-    def site(self) -> str:
-        return f"blocks.{self.layer}.{self.name}"
-
-    @property
-    def added(self) -> str:
-        """The hook of what it adds to the stream, after the gate."""
-        return f"blocks.{self.layer}.hook_{self.name}_out"
-
-    @property
-    def prefix(self) -> str:
-        """What its heads' names begin with."""
-        return f"cross.{self.layer}" if self.name == "cross_attn" else str(self.layer)
+EMBEDDED = Site(0, what="resid_pre")
 
 
 class Graph:
@@ -46,19 +28,18 @@ class Graph:
 
     def __init__(self, model: HookedVideoDiT) -> None:
         self.model, self.n_heads = model, model.cfg.n_heads
-        self.sublayers = [
-            Sublayer(layer, name) for layer, block in enumerate(model.cfg.blocks) for name in block.sublayers
-        ]
+        self.places = places(model)
+        self.sublayers = self.places[:-1]
 
     @cached_property
     def senders(self) -> dict[str, tuple[int, int | None]]:
         """By name: which sublayer writes it (-1: the patch embedding), and the head, if it is one."""
         found: dict[str, tuple[int, int | None]] = {"embed": (-1, None)}
         for index, sub in enumerate(self.sublayers):
-            if sub.name == "mlp":
+            if sub.sublayer == "mlp":
                 found[f"mlp.{sub.layer}"] = (index, None)
             else:
-                found |= {f"{sub.prefix}.{head}": (index, head) for head in range(self.n_heads)}
+                found |= {f"{heads_of(sub)}.{head}": (index, head) for head in range(self.n_heads)}
         return found
 
     @cached_property
@@ -66,13 +47,11 @@ class Graph:
         """By name: which sublayer reads (the number of sublayers: the final layer), the head, and q, k or v."""
         found: dict[str, tuple[int, int | None, str]] = {}
         for index, sub in enumerate(self.sublayers):
-            if sub.name == "mlp":
+            if sub.sublayer == "mlp":
                 found[f"mlp.{sub.layer}"] = (index, None, "pre")
             else:  # keys and values of cross-attention are text, which no sender writes
-                parts = PARTS if sub.name == "attn" else ("q",)
-                found |= {
-                    f"{sub.prefix}.{head}.{part}": (index, head, part) for head in range(self.n_heads) for part in parts
-                }
+                own = product(range(self.n_heads), PARTS if sub.sublayer == "attn" else ("q",))
+                found |= {f"{heads_of(sub)}.{head}.{part}": (index, head, part) for head, part in own}
         return found | {"final": (len(self.sublayers), None, "in")}
 
     def precedes(self, sender: str, receiver: str) -> bool:
@@ -100,18 +79,20 @@ class Graph:
             raise ValueError(f"an empty list of {kind}s")
         return given
 
-    def sender_hook(self, sender: str) -> str:
+    def sender_hook(self, sender: str) -> Site:
         """The activation that a sender is."""
         index, head = self.senders[sender]
-        if index < 0:
-            return "blocks.0.hook_resid_pre"
-        sub = self.sublayers[index]
-        return sub.added if head is None else f"{sub.site}.hook_z"
+        return EMBEDDED if index < 0 else self.sublayers[index].added if head is None else self.sublayers[index].at("z")
 
-    def receiver_hook(self, receiver: str) -> str:
+    def receiver_hook(self, receiver: str) -> Site:
         """The activation that is the first to depend on what a receiver reads alone."""
         index, _, part = self.receivers[receiver]
-        return f"final.hook_{part}" if index == len(self.sublayers) else f"{self.sublayers[index].site}.hook_{part}"
+        return self.places[index].at(part)
+
+
+def heads_of(sublayer: Site) -> str:
+    """What the names of its heads begin with."""
+    return f"cross.{sublayer.layer}" if sublayer.sublayer == "cross_attn" else str(sublayer.layer)
 
 
 class Stream:
@@ -122,51 +103,23 @@ class Stream:
 
     def __init__(self, graph: Graph, live: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
         self.graph, self.live, self.other = graph, live, other
-        self.normed = graph.model.cfg.residual == "normed"
+        self.carry = Carry(graph.model, held_in(live.__getitem__, graph.model))
 
-    def module(self, index: int) -> Any:
-        if index == len(self.graph.sublayers):
-            return self.graph.model.final
-        sub = self.graph.sublayers[index]
-        return self.graph.model.sublayer(sub.layer, sub.name)
-
-    def _modulation(self, index: int, name: str) -> torch.Tensor | None:
-        sublayers = self.graph.sublayers
-        site = "final" if index == len(sublayers) else sublayers[index].site
-        return self.live.get(f"{site}.mod.hook_{name}")
-
-    def entered(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """What a stream becomes at a sublayer's entrance. Streams may be stacked in front of the batch."""
-        n = len(x) // len(self.live["blocks.0.hook_resid_pre"])
-        shift, scale = (
-            None if value is None else value.repeat(n, 1, 1)
-            for value in (self._modulation(index, name) for name in ("shift", "scale"))
-        )
-        return self.module(index).entered(x, shift, scale)
-
-    def changes(self, index: int, senders: Iterable[str]) -> torch.Tensor | None:
+    def changes(self, index: int, senders: Iterable[str]) -> torch.Tensor:
         """`[sender batch pos d_model]`: what changes in the stream if these senders (all of one sublayer) are the other
         run's."""
-        senders = list(senders)
-        if index < 0:
-            own = self.live["blocks.0.hook_resid_pre"]
-            return (self.other["blocks.0.hook_resid_pre"].to(own) - own).unsqueeze(0)
-        sub = self.graph.sublayers[index]
-        if sub.name == "mlp":
-            own = self.live[sub.added]
-            return (self.other[sub.added].to(own) - own).unsqueeze(0)
-        heads = [self.graph.senders[sender][1] for sender in senders]
-        name = f"{sub.site}.hook_z"
-        own = self.live[name][:, :, heads]
-        difference = self.other[name].to(own)[:, :, heads] - own
-        added = torch.einsum("b p h e, h e d -> h b p d", difference, self.module(index).W_O[heads])
-        gate = self._modulation(index, "gate")
-        if gate is None:
-            return added
-        return (added.unflatten(2, (gate.shape[1], -1)) * gate.unsqueeze(2)).flatten(2, 3)
+        if index < 0 or self.graph.places[index].sublayer == "mlp":
+            name = EMBEDDED if index < 0 else self.graph.places[index].added
+            own = self.live[name]
+            return (self.other[name].to(own) - own).unsqueeze(0)
+        place, heads = self.graph.places[index], [self.graph.senders[sender][1] for sender in senders]
+        own = self.live[place.at("z")][:, :, heads]
+        difference = self.other[place.at("z")].to(own)[:, :, heads] - own
+        weight = self.graph.model.sublayer_at(place).W_O[heads]
+        return self.carry.wrote(place, torch.einsum("b p h e, h e d -> h b p d", difference, weight))
 
     def seen(self, index: int, weights: torch.Tensor, senders: list[str]) -> torch.Tensor:
-        """The streams that readers of sublayer `index` see, `[reader * batch pos d_model]`.
+        """The streams that readers of sublayer `index` see, `[reader batch pos d_model]`.
 
         `weights` `[reader sender]` or `[reader sender batch]`: how far each sender before it is replaced, 0 to 1. All
         else is live; every normalisation that the stream is carried through is computed anew.
@@ -174,26 +127,23 @@ class Stream:
         groups: dict[int, list[int]] = {}
         for place, sender in enumerate(senders):
             groups.setdefault(self.graph.senders[sender][0], []).append(place)
-        n = len(weights)
-        x = self.live["blocks.0.hook_resid_pre"].repeat(n, 1, 1)
+        x = self.live[EMBEDDED].expand(len(weights), -1, -1, -1)
         for at in range(-1, index):
             if at >= 0:
-                carried = self.entered(at, x) if self.normed else x
-                x = carried + self.live[self.graph.sublayers[at].added].repeat(n, 1, 1)
+                place = self.graph.places[at]
+                x = self.carry.after(place, x, self.live[place.added])
             if at in groups:
                 changes = self.changes(at, [senders[place] for place in groups[at]])
                 chosen = weights[:, groups[at]].to(x)
                 pattern = "r s b, s b p d -> r b p d" if chosen.ndim == 3 else "r s, s b p d -> r b p d"
-                x = x + torch.einsum(pattern, chosen, changes).flatten(0, 1)
+                x = x + torch.einsum(pattern, chosen, changes)
         return x
 
-    def needed(self) -> list[str]:
+    def needed(self) -> list[Site]:
         """Hooks that `live` must hold, of a whole run."""
-        names = ["blocks.0.hook_resid_pre"]
-        for sub in self.graph.sublayers:
-            names += [sub.added] + ([f"{sub.site}.hook_z"] if sub.name != "mlp" else [])
-        mods = [name for name in self.graph.model.hook_names if ".mod.hook_" in name]
-        return names + mods
+        own = [place.at(what) for place in self.graph.places for what in ("z", "mod.shift", "mod.scale", "mod.gate")]
+        wanted = [EMBEDDED, *(place.added for place in self.graph.sublayers), *own]
+        return [site for site in wanted if site in self.graph.model.hook_dict]
 
 
 @dataclass(frozen=True)
@@ -251,20 +201,18 @@ class PatchEdges(Intervention):
         pairs: list[HookPair] = []
         if self.base is None:
             pairs = [(name, self._note(live)) for name in stream.needed() if self._before(graph, name, last)]
-        by_site: dict[str, list[str]] = {}
+        by_site: dict[Site, list[str]] = {}
         for receiver in self.edges:
             by_site.setdefault(graph.receiver_hook(receiver), []).append(receiver)
         return pairs + [(name, self._read(stream, graph, receivers)) for name, receivers in by_site.items()]
 
     @staticmethod
-    def _before(graph: Graph, name: str, last: int) -> bool:
+    def _before(graph: Graph, name: Site, last: int) -> bool:
         """Whether a hook fires before sublayer `last` reads (its modulation does)."""
-        if not name.startswith("blocks."):
-            return last == len(graph.sublayers)
-        for index, sub in enumerate(graph.sublayers):
-            if name == sub.added or name.startswith(f"{sub.site}."):
-                return index < last or (index == last and ".mod." in name and not name.endswith("gate"))
-        return True
+        if name == EMBEDDED:
+            return True
+        index = graph.places.index(Site(name.layer, name.adds_of or name.sublayer))
+        return index < last or (index == last and name.what in ("mod.shift", "mod.scale"))
 
     def _note(self, live: dict[str, torch.Tensor]) -> Callable[..., None]:
         def note(activation: torch.Tensor, hook: Any) -> None:
@@ -280,9 +228,8 @@ class PatchEdges(Intervention):
             if not self.is_active(hook):
                 return None
             weights = self._weights(receivers, senders, activation)
-            entered = stream.entered(index, stream.seen(index, weights, senders))
-            streams = entered.unflatten(0, (len(receivers), -1))
-            module, out = stream.module(index), activation
+            streams = stream.carry.entered(graph.places[index], stream.seen(index, weights, senders))
+            module, out = graph.model.sublayer_at(graph.places[index]), activation
             for receiver, seen in zip(receivers, streams, strict=True):
                 _, head, part = graph.receivers[receiver]
                 if part == "in":

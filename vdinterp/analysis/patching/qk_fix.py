@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from vdinterp.models import ActivationCache, HookedVideoDiT
+from vdinterp.site import Site
 
 
 def qk_effect(
@@ -21,10 +22,10 @@ def qk_effect(
     chosen: torch.Tensor,
 ) -> torch.Tensor:
     """`[batch]`: first-order effect of the source's queries (or keys) at the `chosen` tokens and heads of `name`."""
-    layer, sublayer = int(name.split(".")[1]), name.split(".")[2]
-    attention = model.sublayer(layer, sublayer)
-    rot_q, rot_k, values = (base[alias, layer, sublayer] for alias in ("rot_q", "rot_k", "v"))
-    other = source["rot_q" if site == "q" else "rot_k", layer, sublayer]
+    place = Site.parse(name)
+    attention = model.sublayer_at(place)
+    rot_q, rot_k, values = (base[place.at(what)] for what in ("rot_q", "rot_k", "v"))
+    other = source[place.at("rot_q" if site == "q" else "rot_k")]
     own = rot_q if site == "q" else rot_k
     mixed = torch.where(chosen.expand_as(own), other, own)
     changed = attention.pattern(mixed if site == "q" else rot_q, mixed if site == "k" else rot_k, base.grid)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.interventions import Ablate
+from vdinterp.site import Site
 from vdinterp.sweep import Case, Inputs, Moment, Trial, run
 
 
@@ -51,7 +52,7 @@ def head_effects(
     cfg = noised.model.cfg
     trials = [
         Trial(
-            interventions=(Ablate(f"blocks.{layer}.attn.hook_z", heads=[head], mode="mean", reference=means),),
+            interventions=(Ablate(Site(layer, "attn", "z"), heads=[head], mode="mean", reference=means),),
             label={"layer": layer, "head": head},
         )
         for layer, head in np.ndindex(cfg.n_layers, cfg.n_heads)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from vdinterp import plotting
 from vdinterp.analysis.stream.readout import Readout
 from vdinterp.models import ActivationCache, HookedVideoDiT
-from vdinterp.models.stream import is_head
+from vdinterp.models.parts import is_head
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result, Section
 from vdinterp.words.wording import number, plural

@@ -21,12 +21,13 @@ from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
 from vdinterp.results import Result, Section
+from vdinterp.site import FINAL_LAYER, PRED
 from vdinterp.words.wording import plural
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-NEEDED = ("resid_pre", "resid_post", "final.mod.hook_shift", "final.mod.hook_scale", "hook_pred")
+NEEDED = ("resid_pre", "resid_post", FINAL_LAYER.at("mod.shift"), FINAL_LAYER.at("mod.scale"), PRED)
 MOST_FRAMES = 8  # in a filmstrip
 READ_OFF = 0.1  # of the variance: a lens this close to the prediction reads it off
 

@@ -16,6 +16,7 @@ from vdinterp.interventions import MaskAttention
 from vdinterp.models import ActivationCache
 from vdinterp.models.relations import Tokens
 from vdinterp.results import Result, rows_of
+from vdinterp.site import Site
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -121,7 +122,8 @@ def patch_crossing(noised: NoisedClips) -> PatchCrossing:
     rows = []
     for level in noised.levels:
         per_layer: list[list[dict[str, dict[str, torch.Tensor]]]] = []
-        gates = [name for name in model.hook_names if name.endswith(".attn.mod.hook_gate")]
+        places = [Site(layer, "attn") for layer in range(model.cfg.n_layers)]
+        gates = [gate for gate in (place.at("mod.gate") for place in places) if gate in model.hook_dict]
         for cache in noised.caches(level, ["rot_q", "rot_k", "v", *gates]):
             per_layer.append([_parts(noised, cache, layer) for layer in range(model.cfg.n_layers)])
         for layer in range(model.cfg.n_layers):
@@ -142,15 +144,14 @@ def _parts(noised: NoisedClips, cache: ActivationCache, layer: int) -> dict[str,
     pattern, model = cache["pattern", layer], noised.model
     target = noised.target_tokens
     ones = torch.ones(len(pattern.q), pattern.n_keys, 1, device=pattern.q.device)
-    gate: torch.Tensor | float = 1.0  # a sublayer without AdaLN has none
-    if f"blocks.{layer}.attn.mod.hook_gate" in cache:
-        gate = cache["mod.gate", layer, "attn"].repeat_interleave(noised.grid.tokens_per_frame, 1)
+    carry = cache.carry()
     mass, norms = {}, {}
     for part, relation in PARTS.items():
         values = torch.cat([cache["v", layer].float(), ones[:, :, None].expand(-1, -1, pattern.n_heads, -1)], -1)
         found = pattern.weighted(values, relation)  # batch head query d_head+1
         mass[part] = found[..., -1].mean(1)[:, target].mean(1).cpu()
-        added = torch.einsum("bhqe,hed->bqd", found[..., :-1], model.W_O[layer].float()) * gate
+        output = torch.einsum("bhqe,hed->bqd", found[..., :-1], model.W_O[layer].float())
+        added = carry.wrote(Site(layer, "attn"), output)
         norms[part] = added.norm(dim=-1)[:, target]
     whole = torch.stack(list(norms.values())).sum(0)
     share = {part: (norm / whole).mean(1).cpu() for part, norm in norms.items()}

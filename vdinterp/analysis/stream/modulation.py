@@ -9,9 +9,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Shaped
 
-from vdinterp.analysis.circuits.weights import check_model, modulations
+from vdinterp.analysis.circuits.weights import check_model
 from vdinterp.analysis.stream.modulation_result import NONE, OFF, ModulationAtlas
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.stream import modulations
+from vdinterp.site import Site
 
 __all__ = ["ModulationAtlas", "modulation_atlas"]
 
@@ -73,10 +75,9 @@ def modulation_atlas(
 Parts = Mapping[tuple[str, str], torch.Tensor]
 
 
-def _by_site(found: Mapping[str, torch.Tensor]) -> dict[tuple[str, str], torch.Tensor]:
+def _by_site(found: Mapping[Site, torch.Tensor]) -> dict[tuple[str, str], torch.Tensor]:
     """`(site, part)`, `("0.attn", "gate")`, of `blocks.0.attn.mod.hook_gate`."""
-    split = {name: name.removeprefix("blocks.").split(".mod.hook_") for name in found}
-    return {(split[name][0], split[name][1]): value.float().cpu() for name, value in found.items()}
+    return {(site.label, site.alias): value.float().cpu() for site, value in found.items()}
 
 
 def _rows(found: Parts, plain: Parts, levels: torch.Tensor, action: str) -> pd.DataFrame:

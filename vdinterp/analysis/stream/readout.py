@@ -13,8 +13,9 @@ from vdinterp.checks.counts import check_indices
 from vdinterp.diffusion import split_prediction
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.models.components import unpatchify
-from vdinterp.models.stream import listed, tolerance
+from vdinterp.models.parts import listed, tolerance
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.site import FINAL_LAYER, PRED
 
 Latents = Float[torch.Tensor, "clip frame channel height width"]
 
@@ -50,6 +51,7 @@ class Readout:
         cache.check_weights("The prediction")
         self.tokens = self.cache.grid.tokens(frames=self.frames)
         self._chosen = torch.as_tensor(self.tokens)
+        self._carry = self.cache.carry(self._chosen)
 
     @property
     def unit(self) -> str:
@@ -67,22 +69,20 @@ class Readout:
 
     def linear(self, part: Float[torch.Tensor, "clip pos d_model"]) -> Latents:
         """What a part of the stream (of the chosen tokens) contributes, LayerNorm's scale held."""
-        return self._out(self.cache.entered_part("final", part, self._chosen))
+        return self._out(self._carry.enter(FINAL_LAYER, part))
 
     def constant(self) -> Latents:
         """What the final layer adds, whatever the stream holds: its shift and its bias."""
         weight, bias = self.model.final.weights
-        shift = self.cache.entrance_shift("final", self._chosen)
-        n_clips = len(self.cache["resid_post", -1])
-        values = bias.expand(n_clips, len(self.tokens), -1)
+        shift = self._carry.shift(FINAL_LAYER)
+        values = bias.expand(len(self.cache["resid_post", -1]), len(self.tokens), -1)
         if shift is not None:
             values = values + shift @ weight.T
         return self._scaled(self._latents(values))
 
     def normalised(self, stream: Float[torch.Tensor, "clip pos d_model"]) -> Latents:
         """The final layer applied to any stream, all tokens of the clip: its own LayerNorm statistics, with bias."""
-        shift, scale = (self.cache.get(name) for name in _MODULATION)
-        values = self.model.final.linear(self.model.final.entered(stream, shift, scale))[:, self._chosen]
+        values = self.model.final.linear(self.cache.carry().entered(FINAL_LAYER, stream))[:, self._chosen]
         found = self._scaled(self._latents(values))
         return found if (offset := self.offset()) is None else found + offset
 
@@ -94,7 +94,7 @@ class Readout:
 
     def total(self) -> Latents:
         """What the run predicted."""
-        found = self._scaled(self.cache["hook_pred"][:, self.frames])
+        found = self._scaled(self.cache[PRED][:, self.frames])
         return found if (offset := self.offset()) is None else found + offset
 
     def check_sum(self, found: Latents, what: str) -> None:
@@ -110,8 +110,8 @@ class Readout:
 
     def checked(self, direction: torch.Tensor) -> torch.Tensor:
         """A direction that broadcasts to the chosen frames' latents."""
-        wanted = (len(self.frames), *self.cache["hook_pred"].shape[2:])
-        n_clips = len(self.cache["hook_pred"])
+        wanted = (len(self.frames), *self.cache[PRED].shape[2:])
+        n_clips = len(self.cache[PRED])
         if not isinstance(direction, torch.Tensor):
             raise ValueError(f"direction is {type(direction).__name__}; give a tensor {list(wanted)}")
         if tuple(direction.shape) not in (wanted, (n_clips, *wanted)):
@@ -119,7 +119,7 @@ class Readout:
                 f"direction {list(direction.shape)}: {list(wanted)} (frame channel height width) is needed, or one for "
                 f"each of {n_clips} clips"
             )
-        return direction.to(self.cache["hook_pred"])
+        return direction.to(self.cache[PRED])
 
     # Details
 
@@ -144,9 +144,6 @@ class Readout:
         assert self.pipe is not None
         signal, sigma = amplitudes_at(self.pipe, self.cache.inputs["noise_levels"][:, self.frames])
         return split_prediction(self.pipe.diffusion.objective, pred, given, signal, sigma)[0]
-
-
-_MODULATION = ("final.mod.hook_shift", "final.mod.hook_scale")
 
 
 def amplitudes_at(pipe: VideoDiffusion, network_levels: torch.Tensor) -> tuple[Any, Any]:

@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from vdinterp.checks.settings import pick
 from vdinterp.models.config import Rope, VideoDiTConfig
 from vdinterp.models.loading.keys import KeyTable, head_width, linear, mlp_width
+from vdinterp.models.loading.read import Tensors
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split()]
+
 
 _BACKBONE = {"name": "dit3d", "variant": "full", "pos_emb_type": "rope_3d", "mlp_ratio": 4.0}
 
@@ -23,14 +27,11 @@ K600 = {
     "x_shape": [16, 16, 16],
     "max_tokens": 5,
     "external_cond_dim": 0,
-    "data_mean": [
-        -0.284, 0.016, -0.728, -0.138, 0.941, -2.504, 0.147, -0.062, 0.833, 0.151, -0.627, 0.269, 0.268, -0.732, -1.598,
-        0.199,
-    ],
-    "data_std": [
-        5.591, 5.257, 7.033, 6.401, 6.091, 11.233, 5.608, 7.5, 5.277, 5.46, 5.179, 6.8, 5.474, 5.111, 7.078, 5.024,
-    ],
-}  # fmt: skip
+    "data_mean": _numbers(
+        "-0.284 0.016 -0.728 -0.138 0.941 -2.504 0.147 -0.062 0.833 0.151 -0.627 0.269 0.268 -0.732 -1.598 0.199"
+    ),
+    "data_std": _numbers("5.591 5.257 7.033 6.401 6.091 11.233 5.608 7.5 5.277 5.46 5.179 6.8 5.474 5.111 7.078 5.024"),
+}
 MCRAFT = {
     "backbone": {
         **_BACKBONE,
@@ -95,16 +96,16 @@ def rope_dims(d_head: int) -> tuple[int, int, int]:
     return 2 * frame, 2 * space, 2 * space
 
 
-def prepare(cfg: VideoDiTConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prepare(cfg: VideoDiTConfig, source: Tensors) -> Tensors:
     """Strip the prefixes of Lightning and `torch.compile`; set aside the latent statistics, which are no weights."""
     prefix = "diffusion_model.model."
-    stripped = {key.replace("_orig_mod.", "").removeprefix(prefix): tensor for key, tensor in state_dict.items()}
-    if len(stripped) < len(state_dict):
+    stripped = {key.replace("_orig_mod.", "").removeprefix(prefix): key for key in source}
+    if len(stripped) < len(source):
         raise ValueError("The checkpoint holds the same weight under two names, with and without a prefix.")
-    return {key: tensor for key, tensor in stripped.items() if key not in ("data_mean", "data_std")}
+    return source.renamed({new: old for new, old in stripped.items() if new not in ("data_mean", "data_std")})
 
 
-def key_table(cfg: VideoDiTConfig, source: Mapping[str, torch.Tensor]) -> KeyTable:
+def key_table(cfg: VideoDiTConfig, source: Tensors) -> KeyTable:
     embedding = "noise_level_pos_embedding"
     table = {
         **linear("patch_embed.proj", "patch_embedder.proj"),

@@ -2,70 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-
-from vdinterp.models.config import VideoDiTConfig
-from vdinterp.models.loading.values import check_dtypes, check_filled, check_weights
-
-if TYPE_CHECKING:
-    from vdinterp.models.hooked_video_dit import HookedVideoDiT
 
 # our key -> the reference keys whose tensors, laid one below the other, are it
 KeyTable = Mapping[str, tuple[str, ...]]
 
 
-def translate(source: dict[str, torch.Tensor], table: KeyTable, cfg: VideoDiTConfig) -> dict[str, torch.Tensor]:
-    """Our state dict. Raises `ValueError` naming keys that are missing, left over, of another shape, or no weights."""
-    wanted = {key for sources in table.values() for key in sources}
-    _complain("is missing", wanted - source.keys(), cfg)
-    _complain("has keys that nothing reads:", source.keys() - wanted, cfg)
-    what = f"the checkpoint for {cfg.model_name}"
-    check_dtypes({key: getattr(tensor, "dtype", type(tensor)) for key, tensor in source.items()}, what)
-    shapes = shapes_of(cfg)
-    _complain("does not say what to put into", shapes.keys() - table.keys(), cfg)
-    for target, sources in table.items():
-        parts, shape = [source[key] for key in sources], shapes[target]
-        # Fused parts lie below one another: all but the first axis must agree, and that one adds up.
-        rows = sum(part.shape[0] if part.ndim else 0 for part in parts)
-        if rows != shape[0] or any(part.shape[1:] != shape[1:] for part in parts):
-            given = " + ".join(f"{key} {list(part.shape)}" for key, part in zip(sources, parts, strict=True))
-            raise ValueError(
-                f"{given}: this configuration of {cfg.model_name} needs {list(shape)}. "
-                "Is it a checkpoint of another architecture?"
-            )
-    check_weights(source, what)
-    converted = {target: torch.cat([source[key] for key in sources]) for target, sources in table.items()}
-    check_filled(converted, what)
-    return converted
+def check_fit(wanted: Mapping[str, torch.Size], table: KeyTable, given: Mapping[str, Any], what: str) -> None:
+    """Raise `ValueError` saying what is off: keys missing or left over, tensors (of `given`) of another shape."""
+    read = {key for keys in table.values() for key in keys}
+    missing = sorted((read - given.keys()) | (wanted.keys() - table.keys()))
+    shapes = [_misfit(keys, given, wanted[target]) for target, keys in table.items() if target in wanted]
+    off = {
+        "missing": missing,
+        "unknown": sorted(given.keys() - read),
+        "of another shape": [said for said in shapes if said],
+    }
+    if any(off.values()):
+        said = "; ".join(f"{len(names)} {kind}: {some(names)}" for kind, names in off.items() if names)
+        raise ValueError(f"{what} does not fit its configuration: {said}. Is it of another architecture?")
 
 
-def shapes_of(cfg: VideoDiTConfig) -> dict[str, torch.Size]:
-    """The shape of every tensor of a model, which takes no memory to find out."""
-    from vdinterp.models.hooked_video_dit import HookedVideoDiT
-
-    with torch.device("meta"):
-        return {key: tensor.shape for key, tensor in HookedVideoDiT(cfg).state_dict().items()}
-
-
-def assemble(cfg: VideoDiTConfig, weights: Mapping[str, torch.Tensor]) -> HookedVideoDiT:
-    """The model of these weights, in float32; their names and shapes have been checked. Nothing is initialised first:
-    a configuration alone never takes memory."""
-    from vdinterp.models.hooked_video_dit import HookedVideoDiT
-
-    with torch.device("meta"):
-        model = HookedVideoDiT(cfg)
-    model.load_state_dict({key: tensor.detach().float() for key, tensor in weights.items()}, assign=True)
-    return model.eval()
+def _misfit(keys: Sequence[str], given: Mapping[str, Any], shape: torch.Size) -> str:
+    """What tensors that make up one of this shape are instead; empty if they are, or if one is none."""
+    parts = [given[key].shape for key in keys if isinstance(given.get(key), torch.Tensor)]
+    if len(parts) < len(keys):
+        return ""
+    # Fused parts lie below one another: all but the first axis must agree, and that one adds up.
+    fused = [torch.Size([sum(part[0] for part in parts), *parts[0][1:]])] if all(parts) else []
+    if (len(parts) == 1 and parts == [shape]) or (fused == [shape] and all(part[1:] == shape[1:] for part in parts)):
+        return ""
+    return " + ".join(f"{k} {list(part)}" for k, part in zip(keys, parts, strict=True)) + f" instead of {list(shape)}"
 
 
-def _complain(what: str, keys: set[str], cfg: VideoDiTConfig) -> None:
-    if keys:
-        shown = sorted(keys)
-        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-        raise ValueError(f"The checkpoint for {cfg.model_name} {what} {', '.join(shown[:6])}{more}.")
+def some(names: Sequence[str], n: int = 4) -> str:
+    """The first of many names."""
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
 def linear(target: str, *sources: str, bias: bool = True) -> dict[str, tuple[str, ...]]:

@@ -15,12 +15,21 @@ from vdinterp.checks.settings import pick
 from vdinterp.models.components.rope import RotaryEmbedding
 from vdinterp.models.config import BlockSpec, Rope, VideoDiTConfig
 from vdinterp.models.loading.keys import KeyTable, head_width, linear, mlp_width
-from vdinterp.models.loading.values import check_weights
+from vdinterp.models.loading.read import Tensors
+from vdinterp.models.loading.values import check_dtypes, check_values
 
 OASIS_500M = {
-    "input_h": 18, "input_w": 32, "patch_size": 2, "in_channels": 16, "hidden_size": 1024, "depth": 16,
-    "num_heads": 16, "mlp_ratio": 4.0, "external_cond_dim": 25, "max_frames": 32,
-}  # fmt: skip
+    "input_h": 18,
+    "input_w": 32,
+    "patch_size": 2,
+    "in_channels": 16,
+    "hidden_size": 1024,
+    "depth": 16,
+    "num_heads": 16,
+    "mlp_ratio": 4.0,
+    "external_cond_dim": 25,
+    "max_frames": 32,
+}
 PRESETS = {"OASIS_500M": OASIS_500M}
 
 
@@ -57,25 +66,24 @@ def convert_config(config: Mapping[str, Any]) -> VideoDiTConfig:
     )
 
 
-def prepare(cfg: VideoDiTConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prepare(cfg: VideoDiTConfig, source: Tensors) -> Tensors:
     """The rotary frequencies are stored with the weights; they must be those that `Rope` computes."""
     computed = {axis: RotaryEmbedding(rope).frequencies() for axis, rope in cfg.rope.items()}
     expected = {"s": computed["space"][1], "t": computed["time"][0]}
-    weights = {}
-    for key, tensor in state_dict.items():
-        if not key.endswith("rotary_emb.freqs"):
-            weights[key] = tensor
-            continue
-        check_weights({key: tensor}, "the checkpoint for oasis")
-        rates = expected["s" if "spatial" in key or ".s_attn." in key else "t"]
+    stored = [key for key in source if key.endswith("rotary_emb.freqs")]
+    what = "the checkpoint for oasis"
+    check_dtypes({key: source.outline[key] for key in stored}, what)
+    for key in stored:
+        tensor, rates = source[key], expected["s" if "spatial" in key or ".s_attn." in key else "t"]
+        check_values(key, tensor, what)
         # A checkpoint cast to half precision holds them rounded.
         rtol = max(1e-5, torch.finfo(tensor.dtype).eps)
         if tensor.shape != rates.shape or not torch.allclose(tensor.float(), rates, rtol=rtol):
             raise ValueError(f"{key} holds other rotary frequencies than Oasis's: {tensor.flatten()[:4].tolist()} ...")
-    return weights
+    return source.renamed({key: key for key in source if key not in stored})
 
 
-def key_table(cfg: VideoDiTConfig, source: Mapping[str, torch.Tensor]) -> KeyTable:
+def key_table(cfg: VideoDiTConfig, source: Tensors) -> KeyTable:
     table = {
         **linear("patch_embed.proj", "x_embedder.proj"),
         **linear("noise_embed.linear_1", "t_embedder.mlp.0"),

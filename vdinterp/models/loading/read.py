@@ -1,21 +1,61 @@
-"""Checkpoint files to plain state dicts, without unpickling code."""
+"""Checkpoint files to tensors by name, read one at a time and without unpickling code."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import mmap
+import os
 import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 logger = logging.getLogger(__name__)
 
 BUFFERS = (".freqs", ".phases")  # stored beside the parameters, but not averaged with them
 
 
-def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+class Tensors(Mapping[str, Any]):
+    """Tensors by name, each read when it is asked for and to be used before the next one.
+
+    `outline` has their shapes and dtypes (on the meta device), and reads none.
+    """
+
+    def __init__(self, outline: Mapping[str, Any], read: Callable[[str], Any]) -> None:
+        self.outline, self._read = dict(outline), read
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Tensors:
+        """Those of a dictionary; what is no tensor stands in the `outline` as it is."""
+        if isinstance(state, Tensors):
+            return state
+        outline = {key: part.to("meta") if isinstance(part, torch.Tensor) else part for key, part in state.items()}
+        return cls(outline, state.__getitem__)
+
+    def renamed(self, names: Mapping[str, str]) -> Tensors:
+        """Those that `names` has, by their new names: `{new: old}`."""
+        return Tensors({new: self.outline[old] for new, old in names.items()}, lambda new: self[names[new]])
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.outline
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outline)
+
+    def __len__(self) -> int:
+        return len(self.outline)
+
+
+def read_checkpoint(path: str | Path) -> Tensors:
     """The state dict in a `.safetensors`, `.pt`, `.pth` or Lightning `.ckpt` file.
 
     Of a Lightning checkpoint that holds averaged weights beside the raw ones (`optimizer_states[0]["ema"]`, as the
@@ -28,10 +68,11 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}.")
     _check_kind(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    mapped = zipfile.is_zipfile(path)  # what torch has written since 1.6; only that can be read a tensor at a time
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # on bytes that are no checkpoint torch.load raises almost anything
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise ValueError(
@@ -44,7 +85,50 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors; expected one, or a Lightning checkpoint around one.")
-    return state if state is content else _averaged(content, state, path)
+    found = Tensors.of(state if state is content else _averaged(content, state, path))
+    return Tensors(found.outline, _letting_go(found)) if mapped else found
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """The tensors of a safetensors file. `ValueError` if it is truncated or none."""
+    with _opened(path) as content:
+        outline = {key: content.get_tensor(key).to("meta") for key in content.keys()}  # noqa: SIM118
+
+    def read(key: str) -> torch.Tensor:
+        with _opened(path) as content:  # opened anew: what was read through one opening stays in memory until it ends
+            return content.get_tensor(key)
+
+    return Tensors(outline, read)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as content:
+            yield content
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}); copy or download it again") from error
+
+
+def _letting_go(mapped: Tensors) -> Callable[[str], torch.Tensor]:
+    """Reads tensors of a file that is mapped into memory, and gives the memory of each back when the next is asked for.
+
+    Who looks at an earlier one again reads it from the file again.
+    """
+    last: list[torch.UntypedStorage] = []
+
+    def read(key: str) -> torch.Tensor:
+        while last and os.name == "posix":
+            start, page = last[-1].data_ptr(), mmap.PAGESIZE
+            first, end = -(-start // page) * page, (start + last.pop().nbytes()) // page * page
+            if end > first:
+                advise = ctypes.CDLL(None).madvise
+                advise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
+        tensor = mapped[key]
+        last.append(tensor.untyped_storage())
+        return tensor
+
+    return read
 
 
 def _check_kind(path: Path) -> None:
