@@ -386,9 +386,9 @@ def test_a_grid_of_one_column_has_nowhere_to_move() -> None:
 def test_refused_when_they_meet_the_clip() -> None:
     model = tiny_model("table")
     for one, message in (
-        (SetCondition(torch.zeros(2, 3)), "given for 1 clips of 2 frames; this call has 2 clips of 3"),
+        (SetCondition(torch.zeros(2, 3)), "action is given for 2 frames; this clip has 3"),
         (SetCondition(torch.zeros(3, 3, 3)), "3 clips of 3 frames"),
-        (SetNoiseLevel(torch.zeros(2)), "level is given for 1 clips of 2 frames"),
+        (SetNoiseLevel(torch.zeros(2)), "level is given for 2 frames"),
         (TransferAttention(under(model, names=ROTATED, **short(model))), "stored activation is"),
         (TransferAttention(under(model, names=ROTATED, **short(model)), frames=[0]), "stored activation is"),
     ):

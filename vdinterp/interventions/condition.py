@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vdinterp.interventions.base import HookPair, Intervention
-from vdinterp.interventions.places import Frames, check_places, frames_of
+from vdinterp.interventions.places import Frames, Pass, alike, check_places, frames_of
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed
 from vdinterp.interventions.stored import repeated
@@ -34,6 +35,11 @@ class SetNoiseLevel(Intervention):
             check_number("level", self.level)
         elif self.level.ndim > 2 or not self.level.numel() or not self.level.isfinite().all():
             raise ValueError(f"level {list(self.level.shape)}: give finite levels, one or [frame] or [batch frame].")
+
+    def check_clips(self, passes: Sequence[Pass]) -> None:
+        super().check_clips(passes)
+        if isinstance(self.level, torch.Tensor) and self.level.ndim:
+            check_length("level", self.level.shape[-1], passes)
 
     def hooks(self, model: Any) -> list[HookPair]:
         model.check_noise_levels(self.level, "level")
@@ -73,6 +79,11 @@ class SetCondition(Intervention):
         if not action.isfinite().all():
             raise ValueError("action holds NaN or infinity.")
 
+    def check_clips(self, passes: Sequence[Pass]) -> None:
+        super().check_clips(passes)
+        if self.action is not None and self.action.ndim > 1:
+            check_length("action", self.action.shape[-2], passes)
+
     def hooks(self, model: Any) -> list[HookPair]:
         cfg, action, embed = model.cfg, self.action, model.action_embed
         if embed is None:
@@ -96,6 +107,14 @@ class SetCondition(Intervention):
 
         part = Computed(COND, told, frames=self.frames, **self.when)
         return [(NOISE_EMBED, model.recorder(note)), *part.hooks(model)]
+
+
+def check_length(field: str, n_given: int, passes: Sequence[Pass]) -> None:
+    """Raise `ValueError` if one of `field` is missing for a frame of the clips that these passes show."""
+    shown = [alike(one.frames, one.grid.n_frames) for one in passes if one.grid is not None]
+    longest = max((int(frames.max()) + 1 for frames in shown), default=0)
+    if n_given < longest:
+        raise ValueError(f"{field} is given for {n_given} frames; this clip has {longest}")
 
 
 def for_clips(field: str, given: torch.Tensor, like: torch.Tensor, hook: Any) -> torch.Tensor:
