@@ -170,3 +170,51 @@ def test_a_cache_is_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OSError, match="what was there before is kept"):
         ActivationCache({"hook_pred": torch.ones(1, 4)}, grid).save(tmp_path / "c")
     assert not ActivationCache.load(tmp_path / "c").tensors["hook_pred"].any() and len(names(tmp_path)) == 2
+
+
+# Ledgers
+
+
+def test_a_ledger_survives_a_torn_line_and_a_lost_file(tmp_path: Path) -> None:
+    ledger = store.Ledger(tmp_path, {"model": "a"})
+    for name in "xyz":
+        ledger.get(name, lambda: {"t": torch.ones(2), "n": 1})
+    file = tmp_path / "ledger.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    (tmp_path / "y.safetensors").unlink()
+    file.write_text("".join(lines[:3]) + lines[3][:20])
+    again = store.Ledger(tmp_path, {"model": "a"})
+    assert "x" in again and "y" not in again and "z" not in again
+    for name in "xyz":
+        found = again.get(name, lambda: {"t": torch.ones(2), "n": 1})
+        assert torch.equal(found["t"], torch.ones(2)) and found["n"] == 1
+    assert again.added == 2 and len(store.Ledger(tmp_path, {"model": "a"})) == 3
+    with pytest.raises(ValueError, match=r"is the ledger of another model \(a; this is b\): use another folder"):
+        store.Ledger(tmp_path, {"model": "b"})
+    assert len(store.Ledger(tmp_path, {"model": "b"}, resume=False)) == 0
+
+
+def test_tensors_that_were_damaged_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = store.Ledger(tmp_path)
+    for name in "xy":
+        ledger.get(name, lambda: {"t": torch.ones(2)})
+    file = tmp_path / "x.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # another number
+    again = store.Ledger(tmp_path)
+    assert all(torch.equal(again.get(name, lambda: {"t": torch.ones(2)})["t"], torch.ones(2)) for name in "xy")
+    assert again.added == 1 and f"{file} is damaged; what it recorded is computed again" in caplog.text
+    assert file.read_bytes() == whole and len(store.Ledger(tmp_path)) == 2
+    assert store.Ledger(tmp_path).get("x", lambda: pytest.fail("it is recorded"))["t"].sum() == 2
+
+
+def test_writers_of_one_ledger_see_what_all_have(tmp_path: Path) -> None:
+    one, other = (store.Ledger(tmp_path, writer=f"{part}-of-2") for part in (1, 2))
+    one.add({"a": {"n": 1}, "b": {"n": 2}})
+    one.say(batch=4)
+    other.add({"c": {"t": torch.zeros(1)}})
+    both = store.Ledger(tmp_path, writer="2-of-2")
+    assert [name in both for name in "abc"] == [True] * 3 and both.said == {}
+    assert store.Ledger(tmp_path, writer="1-of-2").said == {"batch": 4}
+    store.Ledger(tmp_path, writer="1-of-2", resume=False)
+    assert len(store.Ledger(tmp_path)) == 1, "its own alone are forgotten"

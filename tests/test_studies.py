@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
 import signal
@@ -19,24 +18,28 @@ import torch
 from factories import tiny_model
 
 import vdinterp as vd
+from vdinterp.analysis import x0_error
 from vdinterp.conditions import Conditions
 from vdinterp.data import Clips
 from vdinterp.pipeline import save_bundle
+from vdinterp.store import fingerprint
 from vdinterp.studies import (
     INTACT,
+    INTACT_DENOISE,
     AblationResult,
     Bench,
     Condition,
-    Ledger,
+    Moment,
     StudyResult,
     build,
     held_out_clips,
     run,
     study,
 )
-from vdinterp.studies._ablations import no_adaln
+from vdinterp.studies._ablations import few_steps, no_adaln, no_attention, no_mlp
 from vdinterp.studies.clips import default_context, judged
-from vdinterp.sweep import fingerprint
+from vdinterp.sweep.outcomes import Unit
+from vdinterp.sweep.worker import Worker
 from vdinterp.vae import IdentityVAE, LatentStats
 
 ROOT = Path(__file__).parent.parent
@@ -311,23 +314,23 @@ class Stop(Exception):
     pass
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[str]:
-    """Every generation from now on, by label; raises after so many."""
-    made: list[str] = []
-    make = Bench._make
+def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[Unit]:
+    """Every unit of work from now on; raises after so many."""
+    made: list[Unit] = []
+    plain = Worker.run
 
-    def counting(self: Bench, condition: Condition, clips: slice) -> list[torch.Tensor]:
+    def counting(self: Worker, unit: Unit) -> Any:
         if stop_after is not None and len(made) >= stop_after:
             raise Stop
-        made.append(f"{condition.label} {condition.mode} {condition.protocol} {clips.start}")
-        return make(self, condition, clips)
+        made.append(unit)
+        return plain(self, unit)
 
-    monkeypatch.setattr(Bench, "_make", counting)
+    monkeypatch.setattr(Worker, "run", counting)
     return made
 
 
 def test_a_stopped_study_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
-    def study_once(stop_after: int | None = None, out: Path | None = tmp_path) -> tuple[Any, list[str]]:
+    def study_once(stop_after: int | None = None, out: Path | None = tmp_path) -> tuple[Any, list[Unit]]:
         with pytest.MonkeyPatch.context() as patch:
             made = counted(patch, stop_after)
             try:
@@ -339,7 +342,7 @@ def test_a_stopped_study_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     stopped, first = study_once(stop_after=21)
     assert stopped is None and len(first) == 21
     resumed, second = study_once()
-    assert first + second == everything  # each once, in order
+    assert first + second == everything, "each once, in order"
     pd.testing.assert_frame_equal(resumed.table, whole.table)
     _, third = study_once()
     assert third == []
@@ -354,12 +357,12 @@ import sys, time
 sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
-from test_studies import FAST, Bench, run, small_clips, small_pipe
-make = Bench._make
-def slow(self, condition, clips):
+from test_studies import FAST, Worker, run, small_clips, small_pipe
+plain = Worker.run
+def slow(self, unit):
     time.sleep(0.05)
-    return make(self, condition, clips)
-Bench._make = slow
+    return plain(self, unit)
+Worker.run = slow
 run("ablations", small_pipe(), small_clips(), out={out!r}, **FAST)
 """
 
@@ -387,25 +390,69 @@ def test_a_killed_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def _lines(folder: Path) -> list[str]:
-    return [line for file in folder.glob("records/*/records.jsonl") for line in file.read_text().splitlines()]
+    return [line for file in folder.glob("records/*/ledger.jsonl") for line in file.read_text().splitlines()]
 
 
-def test_the_ledger_survives_a_torn_line_and_a_lost_file(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, {"a": 1})
-    for name in "xyz":
-        ledger.get(name, lambda: {"t": torch.ones(2)})
-    record = next(tmp_path.glob("*/records.jsonl"))
-    lines = record.read_text().splitlines(keepends=True)
-    (record.parent / json.loads(lines[1])["file"]).unlink()
-    record.write_text("".join(lines[:2]) + lines[2][:20])
-    again = Ledger(tmp_path, {"a": 1})
-    assert "x" in again and "y" not in again and "z" not in again
-    for name in "xyz":
-        assert torch.equal(again.get(name, lambda: {"t": torch.ones(2)})["t"], torch.ones(2))
-    assert again.computed == 2
-    assert len(Ledger(tmp_path, {"a": 1})) == 3
-    assert len(Ledger(tmp_path, {"a": 2})) == 0
-    assert len(Ledger(tmp_path, {"a": 1}, resume=False)) == 0
+def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
+    """What a loop of one's own makes of a condition: whole runs under its hooks, `[batch frame ..]` (levels averaged
+    as errors are not: those of the last level)."""
+    made = []
+    for clips in bench.batches:
+        moment = Moment(bench, clips, None if condition.protocol == "sample" else bench.ks[-1])
+        given = condition.interventions
+        given = given(moment) if callable(given) else given
+        if condition.protocol == "sample":
+            made.append(
+                bench.pipe.sample(
+                    bench.truth[clips, :2], bench.n_frames, steps=condition.steps or bench.steps,
+                    noise=bench.noise[clips], interventions=given, **bench.cond(clips),
+                ).latents
+            )  # fmt: skip
+        else:
+            noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], bench.ks[-1])
+            with torch.no_grad(), bench.pipe.model.intervene(*given):
+                made.append(bench.pipe.denoise(noisy, levels, **bench.cond(clips)))
+    return torch.cat(made)[:, 2:]
+
+
+@pytest.mark.parametrize("kind", ["3d", "space_time"])
+def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str) -> None:
+    """Bitwise, for every condition of the five ablations and every mode; with fewer blocks."""
+    blocks: list[int] = []
+    bench = small_bench(small_pipe(kind, n_layers=4), levels=(0.9,), batch=2)
+    for block in bench.pipe.model.blocks:
+        block.register_forward_hook(lambda *_: blocks.append(0))
+    conditions = [INTACT, INTACT_DENOISE]
+    modes = ("zero", "mean", "resample", "frozen")
+    for part in (few_steps, no_adaln, no_attention, no_mlp):
+        conditions += part(bench, modes)
+    conditions.append(Condition(ablation="x", variant="both", steps=2, interventions=(vd.Ablate(("mlp_out", 1)),)))
+    bench.measure(conditions)  # makes the means, too
+    blocks.clear()
+    bench.ledger = vd.store.Ledger(None)
+    measured = bench.measure(conditions)
+    shared = len(blocks)
+    references = bench.references  # kept: a loop of one's own would find them, too
+    blocks.clear()
+    for one in measured:
+        made = by_itself(bench, one.condition)
+        error = x0_error(made, bench.truth[:, 2:], bench.variance).double()
+        assert torch.equal(one.scores["x0 error", "truth"], error), one.condition.label
+        if one.condition.protocol == "sample":
+            assert one.latents is not None and torch.equal(one.latents, made)
+    assert references is bench.references and shared < len(blocks)
+
+
+def test_a_condition_that_fails_is_an_error_and_not_recorded(tmp_path: Path) -> None:
+    def broken(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        raise RuntimeError("no such thing")
+
+    bench = small_bench(ledger=vd.store.Ledger(tmp_path))
+    condition = Condition(ablation="mine", variant="bad", interventions=(vd.Custom("z", broken),))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="mine: bad: RuntimeError: no such thing"):
+            bench.measure([condition])
+    assert len(bench.ledger) == 1, "the untouched run of the first batch"
 
 
 @pytest.mark.parametrize("protocol", ["sample", "denoise"])
@@ -416,20 +463,6 @@ def test_a_condition_that_never_acts_is_said_first(protocol: Any, monkeypatch: p
     condition = Condition(ablation="mine", variant="idle", interventions=(never,), protocol=protocol)
     with pytest.raises(ValueError, match="mine: idle: Ablate never acts: no frame is at the noise levels 3"):
         bench.measure([condition])
-
-
-def test_damaged_tensors_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ledger = Ledger(tmp_path, {"a": 1})
-    for name in "xy":
-        ledger.get(name, lambda: {"t": torch.ones(2)})
-    file = next(tmp_path.glob("*/*.safetensors"))
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # another number
-    again = Ledger(tmp_path, {"a": 1})
-    assert all(torch.equal(again.get(name, lambda: {"t": torch.ones(2)})["t"], torch.ones(2)) for name in "xy")
-    assert again.computed == 1 and f"{file} is damaged; what it recorded is computed again" in caplog.text
-    assert file.read_bytes() == whole and len(Ledger(tmp_path, {"a": 1})) == 2
-    assert Ledger(tmp_path, {"a": 1}).get("x", lambda: pytest.fail("it is recorded"))["t"].sum() == 2
 
 
 def test_fingerprints_follow_the_content() -> None:
@@ -504,7 +537,7 @@ def test_records_of_other_weights_are_not_taken(tmp_path: Path, monkeypatch: pyt
     for change in (lambda: None, lambda: None, lambda: pipe.model.blocks[0].attn.proj.bias.data.add_(1)):
         change()
         run("one intact sample", pipe, small_clips(), out=tmp_path, **FAST)
-    assert len(made) == 4  # two batches, of two different models
+    assert len(made) == 4, "two batches, of two different models"
 
 
 # Clips

@@ -21,10 +21,12 @@ from interrupted_sweep import run, trials
 import vdinterp as vd
 from vdinterp.analysis import Contrast
 from vdinterp.analysis.patching.judging import Judge, recovered
-from vdinterp.interventions import Custom, MaskAttention, Patch
-from vdinterp.sweep import Records, Trial
+from vdinterp.interventions import Ablate, Custom, MaskAttention, Patch
+from vdinterp.store import Records
+from vdinterp.sweep import Trial
+from vdinterp.sweep.outcomes import Unit
 from vdinterp.sweep.start import Start, start_of, touched
-from vdinterp.sweep.worker import Unit, Worker
+from vdinterp.sweep.worker import Worker
 
 SCRIPT = Path(__file__).parent / "interrupted_sweep.py"
 KILLS = int(os.environ.get("VDINTERP_KILLS", "2"))
@@ -34,7 +36,7 @@ def outcomes(folder: Path) -> list[str]:
     """The ids of every recorded outcome, in order."""
     text = "".join(file.read_text() for file in sorted(folder.glob("ledger*.jsonl")))
     lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return [name for line in lines for name in line.get("outcomes", {})]
+    return [name for line in lines for name in line.get("made", {})]
 
 
 def start_process(folder: Path, *options: str) -> subprocess.Popen:
@@ -64,8 +66,8 @@ def finish(process: subprocess.Popen) -> int:
 )  # fmt: skip
 def test_a_trial_starts_at_the_first_sublayer_that_it_changes(site: Any, layer: int, n_known: int) -> None:
     pair = Contrast(**given())
-    trial = Trial(interventions=(Patch(site, "clean"),))
-    assert start_of(pair.model, trial, touched(pair.model, trial), pair.cases()[0]) == Start(0, layer, n_known)
+    made = (Patch(site, "clean"),)
+    assert start_of(pair.model, made, touched(pair.model, made), pair.cases()[0]) == Start(0, layer, n_known)
 
 
 def test_blocks_before_the_start_are_not_run() -> None:
@@ -89,6 +91,32 @@ def test_trials_that_set_masks_run_alone_and_right() -> None:
     two = vd.sweep.run(pair.denoiser, pair.cases(), made, metrics, progress=False, trials_per_pass=2)
     pd.testing.assert_frame_equal(one.table, two.table)
     assert one.table["value"].abs().min() > 0
+
+
+def test_values_of_every_clip_over_the_labels() -> None:
+    pair = Contrast(**{**given(n=5), "noise_levels": (0.3, 0.6)})
+    made = [
+        Trial(interventions=(Patch(("z", layer), "clean", heads=[head]),), label={"layer": layer, "head": head})
+        for layer in (0, 1)
+        for head in (0, 1)
+        if (layer, head) != (1, 1)
+    ]
+    found = vd.sweep.run(pair.denoiser, pair.cases(), made, {"recovered": Judge(recovered)}, **QUIET)
+    assert sorted(set(found.table["clip"])) == sorted(set(found.runs["clip"])) == [0, 1, 2, 3, 4], "over three cases"
+    values = found.per_clip()
+    assert values.shape == (5, 2, 2) and values[:, 1, 1].isnan().all() and not values[:, 1, 0].isnan().any()
+    rows = found.table.query("layer == 0 and head == 1 and clip == 4")
+    assert len(rows) == 2 and float(values[4, 0, 1]) == pytest.approx(rows["value"].mean()), "mean over two levels"
+    by_level = found.per_clip({"head": [1, 0], "level": [0.6]}, base="clean")
+    wanted = found.table.query("level == 0.6 and head == 1 and layer == 0")["value"].to_numpy() - 1
+    assert by_level.shape == (5, 2, 1) and by_level[:, 0, 0].numpy() == pytest.approx(wanted), "the clean run is at 1"
+    for options, message in [
+        ({"over": ("token",)}, "the labels of this sweep are level, layer, head"),
+        ({"base": "cleen"}, "no run is called 'cleen'; there are clean, corrupted"),
+        ({"metric": "error"}, "no metric is called 'error'; there are recovered"),
+    ]:
+        with pytest.raises(KeyError, match=message):
+            found.per_clip(**options)
 
 
 # The ledger
@@ -187,8 +215,8 @@ def test_a_resumed_sweep_says_what_it_found(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[dict[str, Any]] = []
-    plain = vd.sweep.engine.bar
-    monkeypatch.setattr(vd.sweep.engine, "bar", lambda **options: made.append(options) or plain(**options))
+    plain = vd.sweep.work.bar
+    monkeypatch.setattr(vd.sweep.work, "bar", lambda **options: made.append(options) or plain(**options))
     run(tmp_path, 4)
     assert "found in" not in caplog.text and made[0]["initial"] == 0 and made[0]["show"] is False
     with caplog.at_level("INFO", "vdinterp"):
@@ -233,6 +261,78 @@ def test_killed_at_any_moment_it_continues_and_the_table_is_the_same(tmp_path: P
     everything = outcomes(killed)
     assert everything[: len(seen)] == seen and len(everything) == len(set(everything)) == 2 * 500 + 4
     assert interrupted, "no run was killed before its end"
+
+
+def test_streams_that_do_not_fit_are_computed_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a model of four blocks: whatever is kept, the numbers are bitwise the same; the blocks that run are not."""
+    arguments = given(n=3, n_layers=4)
+    pair, calls = Contrast(**arguments), []
+    for block in pair.model.blocks:
+        block.register_forward_hook(lambda *_: calls.append(0))
+    made = [
+        Trial(interventions=(Patch((site, layer), "clean"),), label={"site": site, "layer": layer})
+        for layer in range(4)
+        for site in ("z", "mlp_out")
+    ]
+    one = pair.model.estimate_cache(["blocks.1.hook_resid_pre"], 2)
+    found, ran = [], []
+    for n_bytes in (2**30, 3 * one, 0):
+        caplog.clear()
+        calls.clear()
+        with caplog.at_level("INFO", "vdinterp"):
+            options = {**QUIET, "keep_bytes": n_bytes}
+            found.append(vd.sweep.run(pair.denoiser, pair.cases(), made, {"recovered": Judge(recovered)}, **options))
+        ran.append(len(calls))
+        said = [line for line in caplog.messages if "computed again" in line]
+        assert len(said) == (n_bytes < 2**30), "once, if something was not kept"
+    assert ran[0] < ran[1] < ran[2] == 2 * (2 * 4 + 8 * 4), "two cases: both runs, and every trial from its first block"
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(found[0].table, other.table)
+
+
+def test_streams_of_trajectories_that_do_not_fit_are_computed_again() -> None:
+    options = {**given(n=2, n_layers=4), "noise_levels": None, "steps": 3}
+    made = [Trial(interventions=(Patch(("z", layer), "clean"),), label={"layer": layer}) for layer in range(4)]
+    found = [
+        vd.sweep.run(
+            pair.denoiser, pair.cases(), made, {"recovered": Judge(recovered)}, **{**QUIET, "keep_bytes": n_bytes}
+        )
+        for pair, n_bytes in ((Contrast(**options), 2**30), (Contrast(**options), 0))
+    ]
+    pd.testing.assert_frame_equal(found[0].table, found[1].table)
+
+
+def test_a_metric_may_look_at_activations() -> None:
+    """Those of blocks that a trial does not run are the base's; of several trials in one pass each sees its own."""
+    pair = Contrast(**given(n=2))
+
+    class Size:
+        names = ("z",)
+
+        def __init__(self, layer: int) -> None:
+            self.layer = layer
+
+        def __call__(self, x0: torch.Tensor, moment: Any) -> torch.Tensor:
+            return moment.cache["z", self.layer].square().mean((1, 2, 3))
+
+    made = [
+        Trial(interventions=(Ablate(("z", layer), heads=[head]),), label={"layer": layer, "head": head})
+        for layer, head in ((0, 0), (1, 0), (1, 1))
+    ]
+    metrics = {"first": Size(0), "second": Size(1)}
+    found = [
+        vd.sweep.run(pair.denoiser, pair.cases(), made, metrics, progress=False, trials_per_pass=size)
+        for size in (1, 2)
+    ]
+    (case,) = pair.cases()
+    for trial in made:
+        with pair.model.record(["z"]) as recording, pair.model.intervene(*trial.interventions):
+            pair.denoiser.denoise(**case.runs["corrupted"].repeated(1))
+        for layer, name in enumerate(metrics):
+            wanted = recording[0]["z", layer].square().mean((1, 2, 3)).double()
+            for one in found:
+                at = one.per_clip({key: [value] for key, value in trial.label.items()}, metric=name)[:, 0, 0]
+                torch.testing.assert_close(at, wanted, atol=1e-6, rtol=0)
 
 
 # What fails
@@ -343,10 +443,10 @@ def test_calibration_chooses_what_is_faster_and_remembers(tmp_path: Path, monkey
         return plain(self, unit)
 
     monkeypatch.setattr(Worker, "run", timed)
-    monkeypatch.setattr("vdinterp.sweep.engine.time.perf_counter", lambda: clock["now"])
+    monkeypatch.setattr("vdinterp.sweep.work.time.perf_counter", lambda: clock["now"])
     run(tmp_path, 120, trials_per_pass="auto")
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    assert [line["batch"] for line in lines if "batch" in line] == [4]
+    assert [line["said"]["batch"] for line in lines if "said" in line] == [4]
     clock["now"] = 0.0
     run(tmp_path, 120, trials_per_pass="auto")
     assert clock["now"] == 0, "everything is known, the batch too"

@@ -24,7 +24,7 @@ from vdinterp.analysis.induction import VERDICTS
 from vdinterp.analysis.induction.controls import untrained
 from vdinterp.organisms import KINDS
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.sweep import Records
+from vdinterp.store import Records
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "induction.md"

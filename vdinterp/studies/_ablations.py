@@ -15,10 +15,11 @@ from vdinterp.interventions import Ablate, Freeze, Intervention, MaskAttention, 
 from vdinterp.models import HookedVideoDiT
 from vdinterp.site import Site
 from vdinterp.studies.ablation_result import AblationResult
-from vdinterp.studies.bench import Bench, Moment
+from vdinterp.studies.bench import Bench
 from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
 from vdinterp.studies.registry import study
 from vdinterp.studies.result import build
+from vdinterp.studies.trials import Moment
 from vdinterp.vae import IdentityVAE
 from vdinterp.words.wording import plural
 

@@ -91,7 +91,7 @@ def heads(bench: Bench) -> HeadStudy:
     _ = noised.variance  # refuses clips that all look the same, before anything is measured
     parts = {}
     for name, compute in tqdm(asked.items(), desc="heads", unit="statistic"):
-        parts[name] = bench.ledger.result(name.replace(" ", "-"), compute)
+        parts[name] = bench.result(name.replace(" ", "-"), compute)
     return HeadStudy(title=f"Heads of {bench.pipe.model.cfg.model_name}", parts=parts, meta=noised.meta())
 
 

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from tqdm.auto import tqdm
 
+from vdinterp import store
 from vdinterp.analysis import deviation, motion_error, psnr, sharpness, ssim, x0_error
 from vdinterp.analysis.stimulus.latents import latents_of, video_of
 from vdinterp.analysis.stimulus.noised_clips import check_fit, check_levels, checkpoint, weights_id
 from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise, level_to_k
-from vdinterp.interventions import Intervention, Pass, check_interventions, hooks_of
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.pipeline.sampling import make_plan
+from vdinterp.results import Result
+from vdinterp.store import Ledger, key_of
 from vdinterp.studies.clips import judged
-from vdinterp.studies.conditions import INTACT, INTACT_DENOISE, Condition
-from vdinterp.studies.ledger import Ledger, Tensors
+from vdinterp.studies.conditions import INTACT, Condition
 from vdinterp.studies.references import References
+from vdinterp.studies.trials import Trials
 from vdinterp.words.wording import plural
-
-log = logging.getLogger("vdinterp")
 
 METRICS = ("x0 error", "motion error", "sharpness", "PSNR", "SSIM")
 REFERENCES = ("truth", "intact")
-
-
-@dataclass(frozen=True, eq=False)
-class Moment:
-    """Where interventions are about to be applied: which clips (a slice of the bench's) and, outside sampling, which
-    noise level (k) their target frames have."""
-
-    bench: Bench
-    clips: slice
-    level: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +83,9 @@ class Bench:
         self.pipe, self.clips, self.reference = pipe, clips, reference
         self.n_context, self.steps, self.seed, self.batch = n_context, steps, seed, batch
         self.levels = tuple(float(level) for level in levels)
-        self.ledger = Ledger(None, {}) if ledger is None else ledger
+        self.ledger = Ledger(None) if ledger is None else ledger
         self.references = References(self)
-        self._intact_video: dict[tuple[str, int], list[torch.Tensor]] = {}
         self.about: dict[str, Any] = {}
-        self._bar: tqdm | None = None
 
     # What is judged
 
@@ -145,7 +130,8 @@ class Bench:
         """Whether the model works on these clips: the intact sample against guesses that need no model."""
         n = self.n_context
         still = self.truth[:, n - 1 : n].expand_as(self.truth)[:, n:]
-        scores = self._measure(INTACT).scores["x0 error", "truth"]
+        (intact,) = self._measured([INTACT])
+        scores = intact.scores["x0 error", "truth"]
         distance = x0_error(still, self.truth[:, n:], self.variance).double()
         return Reliability(
             model=self.pipe.model.cfg.model_name,
@@ -175,53 +161,76 @@ class Bench:
     def measure(self, conditions: Sequence[Condition], desc: str = "study") -> list[Measurement]:
         """Every condition on every clip, with a progress bar; what is in the ledger is not computed again.
 
-        Raises ValueError before any compute for a pipeline without VAE: pixels are compared, too.
+        What is done to the model are trials of a sweep, one a pass: they begin where they change something, and their
+        numbers are bitwise those of whole runs. Raises ValueError before any compute for a pipeline without VAE: pixels
+        are compared, too.
         """
         if self.pipe.vae is None:
             raise ValueError(
                 f"this study compares pixels, and {self.pipe.model.cfg.model_name} was loaded without a VAE; load it "
                 "with vae=..., or take what needs latents only (the study 'heads', vd.activation_patch, NoisedClips)"
             )
-        for condition in conditions:
-            self._check_acting(condition)
-        total = sum(self._cost(condition) for condition in conditions) * len(self.batches)
-        done = sum(
-            self._cost(condition)
-            for condition in conditions
-            for batch in self.batches
-            if self._key(condition, batch) in self.ledger
-        )
-        if done:
-            log.info("%s: %d of %d passes found in %s", desc, done, total, self.ledger.folder or "memory")
-        with tqdm(total=total, initial=done, desc=desc, unit="pass", smoothing=0.05) as self._bar:
-            found = [self._measure(condition) for condition in conditions]
-        self._bar = None
-        return found
+        return self._measured(conditions, desc, progress=True)
 
-    def _check_acting(self, condition: Condition) -> None:
-        """Raise ValueError for interventions that act in no step, or at none of the noise levels, of a condition; those
-        that are made for the clips at hand are seen when they are made."""
-        given, cfg = condition.interventions, self.pipe.model.cfg
-        if callable(given) or not given:
-            return
-        levels = torch.full((len(self.ks), self.n_frames), -1)
-        levels[:, self.n_context :] = torch.tensor(self.ks)[:, None]
-        try:
-            if condition.protocol == "sample":
-                context = torch.zeros(1, self.n_context, cfg.in_channels, cfg.height, cfg.width)
-                steps, cond = condition.steps or self.steps, self.cond(slice(0, 1))
-                make_plan(self.pipe, context, self.n_frames, steps=steps, interventions=given, **cond)
-            elif condition.protocol == "denoise":
-                for one in check_interventions(given):
-                    here = [Pass(None, levels, self.pipe.model.grid(self.n_frames))]
-                    one.check_clips(here)
-                    one.check_acts(self.pipe.model, here)
-        except ValueError as error:
-            raise ValueError(f"{condition.label}: {error}") from error
+    def _measured(
+        self, conditions: Sequence[Condition], desc: str = "study", progress: bool = False
+    ) -> list[Measurement]:
+        groups: dict[tuple[str, int], list[Condition]] = {}
+        for one in conditions:
+            groups.setdefault(self._group(one), []).extend([] if one.protocol == "given" else [one])
+        trials = {key: Trials(self, *key, group) for key, group in groups.items()}  # all checked before any is run
+        for (protocol, _), group in trials.items():
+            group.do(f"{desc}, {protocol}", progress)
+        parts = [
+            self._given(one, trials[self._group(one)])
+            if one.protocol == "given"
+            else trials[self._group(one)].values(one)
+            for one in conditions
+        ]
+        return [self._measurement(one, part) for one, part in zip(conditions, parts, strict=True)]
 
-    def _is_intact(self, condition: Condition) -> bool:
-        steps = condition.steps in (None, self.steps)
-        return not condition.interventions and steps and condition.protocol != "given"
+    def _group(self, condition: Condition) -> tuple[str, int]:
+        """Protocol and steps of the run that a condition changes, or is made or compared beside."""
+        protocol = "denoise" if condition.protocol == "denoise" else "sample"
+        return protocol, condition.steps if condition.steps and condition.interventions else self.steps
+
+    def _given(self, condition: Condition, sampled: Trials) -> list[Mapping[str, torch.Tensor]]:
+        """Scores of latents that come from no model."""
+
+        def compute(clips: slice, intact: torch.Tensor) -> Mapping[str, torch.Tensor]:
+            assert condition.latents is not None
+            target = condition.latents(self, clips)[:, self.n_context :].float().cpu()
+            return {**self.scores(target, clips, intact, self.decode(intact)), "latents": target}
+
+        return [
+            self.ledger.get(
+                key_of("given", condition, clips.start, clips.stop), partial(compute, clips, values["latents"])
+            )
+            for clips, values in zip(self.batches, sampled.values(INTACT), strict=True)
+        ]
+
+    def _measurement(self, condition: Condition, parts: Sequence[Mapping[str, torch.Tensor]]) -> Measurement:
+        """`parts`: one a batch, noise level by noise level; scores are means over the levels."""
+        n = len(self.batches)
+        levels = [parts[first : first + n] for first in range(0, len(parts), n)]
+        scores = {
+            (metric, reference): torch.stack(
+                [torch.cat([part[f"{metric}/{reference}"] for part in level]) for level in levels]
+            ).mean(0).double()
+            for metric in METRICS
+            for reference in REFERENCES
+        }  # fmt: skip
+        latents = torch.cat([part["latents"] for part in parts]) if "latents" in parts[0] else None
+        return Measurement(condition, scores, latents)
+
+    def result(self, name: str, compute: Callable[[], Result]) -> Result:
+        """A whole result, recorded in a folder of its own called `name`, or `compute()`."""
+        if self.ledger.folder is None:
+            return compute()
+        folder = self.ledger.folder / name
+        if not store.find(folder, "result.json").is_file():
+            compute().save(folder)
+        return Result.load(folder)
 
     def settings(self) -> dict[str, Any]:
         """How the numbers were made, for the `meta` of a result."""
@@ -242,90 +251,6 @@ class Bench:
             **self.reliability.meta(),
             **self.about,
         }
-
-    def _cost(self, condition: Condition) -> int:
-        """Forward passes a batch."""
-        if condition.steps == self.steps and self._is_intact(condition):
-            return 0  # the intact sample itself
-        return {"sample": condition.steps or self.steps, "denoise": len(self.levels), "given": 0}[condition.protocol]
-
-    def _measure(self, condition: Condition) -> Measurement:
-        if self._bar is not None:
-            self._bar.set_postfix_str(condition.label[:40], refresh=False)
-        parts = [self._batch(condition, batch) for batch in self.batches]
-        scores = {
-            (metric, reference): torch.cat([part[f"{metric}/{reference}"] for part in parts]).double()
-            for metric in METRICS
-            for reference in REFERENCES
-        }
-        latents = torch.cat([part["latents"] for part in parts]) if "latents" in parts[0] else None
-        return Measurement(condition, scores, latents)
-
-    def _batch(self, condition: Condition, clips: slice) -> Tensors:
-        """Scores (and generated latents) of one condition on one batch of clips, from the ledger if they are there."""
-        key = self._key(condition, clips)
-        known = key in self.ledger  # counted before the start
-        found = self.ledger.get(key, lambda: self._compute(condition, clips))
-        if self._bar is not None and not known:
-            self._bar.update(self._cost(condition))
-        return found
-
-    @staticmethod
-    def _key(condition: Condition, clips: slice) -> tuple[Any, ...]:
-        return ("measurement", condition, clips.start, clips.stop)
-
-    def _compute(self, condition: Condition, clips: slice) -> Tensors:
-        protocol = "denoise" if condition.protocol == "denoise" else "sample"
-        intact = self._intact(protocol, clips)
-        made = intact if self._is_intact(condition) else self._make(condition, clips)
-        if (protocol, clips.start) not in self._intact_video:
-            self._intact_video[protocol, clips.start] = [self.decode(latents) for latents in intact]
-        pictures = self._intact_video[protocol, clips.start]
-        scores = [self._scores(one, clips, *other) for one, *other in zip(made, intact, pictures, strict=True)]
-        out = {name: torch.stack([score[name] for score in scores]).mean(0) for name in scores[0]}
-        return out if condition.protocol == "denoise" else {**out, "latents": made[0]}
-
-    def _intact(self, protocol: str, clips: slice) -> list[torch.Tensor]:
-        """What the untouched model makes of these clips; computed once."""
-        condition = INTACT_DENOISE if protocol == "denoise" else INTACT
-        made = self.ledger.get(
-            ("intact", protocol, clips.start, clips.stop),
-            lambda: {str(index): latents for index, latents in enumerate(self._make(condition, clips))},
-        )
-        return [made[str(index)] for index in range(len(made))]
-
-    def _make(self, condition: Condition, clips: slice) -> list[torch.Tensor]:
-        """Target latents `[batch frame channel height width]`: one generated clip, or one x0 estimate a noise level."""
-        if condition.protocol == "denoise":
-            made = [self._denoise(condition, clips, level) for level in self.ks]
-        elif condition.protocol == "sample":
-            made = [self._sample(condition, clips)]
-        else:
-            assert condition.latents is not None
-            made = [condition.latents(self, clips)]
-        return [latents[:, self.n_context :].float().cpu() for latents in made]
-
-    def _sample(self, condition: Condition, clips: slice) -> torch.Tensor:
-        return self.pipe.sample(
-            self.truth[clips, : self.n_context],
-            self.n_frames,
-            steps=condition.steps or self.steps,
-            noise=self.noise[clips],
-            interventions=self._interventions(condition, Moment(self, clips)),
-            **self.cond(clips),
-        ).latents
-
-    @torch.no_grad()
-    def _denoise(self, condition: Condition, clips: slice, level: int) -> torch.Tensor:
-        noisy, levels = self.noised(self.truth[clips], self.noise[clips], level)
-        interventions = self._interventions(condition, Moment(self, clips, level))
-        with self.pipe.model.hooks(hooks_of(interventions, self.pipe.model)):
-            return self.pipe.denoise(noisy, levels, **self.cond(clips))
-
-    @staticmethod
-    def _interventions(condition: Condition, moment: Moment) -> Sequence[Intervention]:
-        given = condition.interventions
-        return given(moment) if callable(given) else given
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All target frames at one noise level, the context clean; and the levels `[batch frame]`."""
@@ -352,7 +277,9 @@ class Bench:
         """Whether the model takes actions and the clips have them."""
         return self.pipe.model.cfg.d_action > 0 and self.clips.action is not None
 
-    def _scores(self, target: torch.Tensor, clips: slice, intact: torch.Tensor, intact_video: torch.Tensor) -> Tensors:
+    def scores(
+        self, target: torch.Tensor, clips: slice, intact: torch.Tensor, intact_video: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Every metric against the truth and against the intact model, NaN on frames that cannot be judged."""
         n = self.n_context
         truth, before = self.truth[clips], self.truth[clips, n - 1 : n]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from vdinterp.interventions import Intervention
 
 if TYPE_CHECKING:
-    from vdinterp.studies.bench import Moment
+    from vdinterp.studies.trials import Moment
 
 Interventions = Sequence[Intervention] | Callable[["Moment"], Sequence[Intervention]]
 PROTOCOLS = ("sample", "denoise", "given")

@@ -9,6 +9,7 @@ import torch
 
 from vdinterp.diffusion import SeededNoise
 from vdinterp.interventions import SAMPLE_AXES
+from vdinterp.store import key_of
 
 if TYPE_CHECKING:
     from vdinterp.studies.bench import Bench
@@ -33,7 +34,7 @@ class References:
         clip*, and nothing else.
         """
         names = sorted(names)
-        stored = self.bench.ledger.get(("means", names, level), lambda: self._record_means(names, level))
+        stored = self.bench.ledger.get(key_of("means", names, level), lambda: self._record_means(names, level))
         n_steps = 1 + max(int(key.split("/")[0]) for key in stored)
         return [{name: stored[f"{step}/{name}"] for name in names} for step in range(n_steps)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,26 @@ import torch
 from vdinterp.analysis.stimulus.noised_clips import check_levels
 from vdinterp.checks.counts import check_count
 from vdinterp.data import Clips
+from vdinterp.models.identity import identity
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
+from vdinterp.store import Ledger, fingerprint
 from vdinterp.studies.bench import Bench
 from vdinterp.studies.clips import default_context, held_out_clips, kind_of, without_twin
-from vdinterp.studies.ledger import Ledger
-from vdinterp.sweep._fingerprint import code_of
+from vdinterp.sweep import about
 
 Study = Callable[..., Result]
 NAMES: dict[str, Study] = {}
 DEFAULTS: dict[str, dict[str, int | None]] = {}  # of studies that do not take the usual numbers
 SMALL = 128  # tokens a clip: below, a pass costs next to nothing, and more clips and steps are affordable
-CODE = ("interventions", "analysis/metrics.py", "studies/bench.py", "studies/conditions.py", "studies/references.py")
+CODE = (
+    "interventions",
+    "sweep",
+    "analysis/metrics.py",
+    "studies/bench.py",
+    "studies/references.py",
+    "studies/trials.py",
+)
 
 
 def study(name: str, *, n_context: int | None = None, n_clips: int | None = None) -> Callable[[Study], Study]:
@@ -128,11 +137,13 @@ def run(
     steps = (16 if small else 8) if steps is None else steps
     options = {"n_context": n_context, "steps": steps, "levels": tuple(levels), "seed": seed, "batch": batch}
     bench = Bench(pipe, clips, without_twin(reference), **options)  # checks everything; nothing is hashed before
-    bench.ledger = Ledger(
-        None if out is None else Path(out) / "records",
-        {**_identity(pipe), "clips": bench.clips, "reference": bench.reference, **options},
-        resume=resume,
-    )
+    if out is not None:
+        made_by = about(pipe, *CODE)
+        of = [made_by, _identity(pipe), bench.clips, bench.reference, options]
+        folder = Path(out) / "records" / fingerprint(of)[:16]  # records of other clips or settings are not for these
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        bench.ledger = Ledger(folder, made_by)
     bench.about["reference"] = "the judged clips themselves" if own_reference else f"{len(reference)} other clips"
     return function(bench, **settings)
 
@@ -149,16 +160,9 @@ def _check_settings(name: str, function: Study, settings: dict[str, Any]) -> Non
         )
 
 
-def _identity(pipe: VideoDiffusion) -> dict[str, Any]:
-    """What measurements depend on besides clips and settings: weights, process, and this library's own code."""
+def _identity(pipe: VideoDiffusion) -> list[Any]:
+    """What measurements depend on besides clips, settings and this library's own code: weights and process."""
     vae: Any = pipe.vae
     module = vae if isinstance(vae, torch.nn.Module) else getattr(vae, "vae", None)
-    return {
-        "model": pipe.model.cfg.to_dict(),
-        "weights": pipe.model.state_dict(),
-        "vae": None if vae is None else vae.config,
-        "vae weights": module.state_dict() if isinstance(module, torch.nn.Module) else None,
-        "diffusion": pipe.diffusion.to_dict(),
-        "latent_stats": pipe.latent_stats.to_dict(),
-        "code": code_of(*CODE),
-    }
+    coded = None if vae is None else [vae.config, identity(module) if isinstance(module, torch.nn.Module) else None]
+    return [pipe.identity, coded, pipe.latent_stats.to_dict()]

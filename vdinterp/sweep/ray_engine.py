@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from vdinterp.sweep.worker import Outcome, Unit, Worker
+from vdinterp.sweep.outcomes import Outcome, Unit
+from vdinterp.sweep.worker import Worker
 
 log = logging.getLogger("vdinterp")
 TRIES = 4  # of one unit whose actor died
@@ -44,7 +45,7 @@ def run_on_ray(
         on_gpu = resources.get("GPU", 0) >= 1 and worker.denoiser.model.device.type == "cuda"
         n_actors = workers or int(resources.get("GPU" if on_gpu else "CPU", 1))
         n_actors = max(1, min(n_actors, len(units)))
-        parts = ray.put((worker.denoiser, worker.cases, worker.trials, worker.metrics, worker.starts))
+        parts = ray.put((worker.denoiser, worker.cases, worker.judge, worker.wanted))
         actor = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0)(_Actor)
         threads = torch.get_num_threads() if not on_gpu else None
 

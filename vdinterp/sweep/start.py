@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vdinterp.grid import TokenGrid
+from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.site import Site
 from vdinterp.sweep.trial import Case, Trajectory, Trial
@@ -22,15 +24,17 @@ class Start:
     n_known: int = 0
 
 
-def acts(trial: Trial, step: int) -> bool:
-    """Whether any intervention of a trial is active at a denoising step."""
-    return any(one.steps is None or step in one.steps for one in trial.interventions)
+def acts(interventions: Sequence[Intervention], step: int) -> bool:
+    """Whether any of a trial's interventions is active at a denoising step."""
+    return any(one.steps is None or step in one.steps for one in interventions)
 
 
 def needed_names(model: HookedVideoDiT, case: Case, trials: Sequence[Trial]) -> dict[str, set[str]]:
     """Activations that trials take from each named run. Raises `KeyError` for a run that the case does not have."""
     needed: dict[str, set[str]] = {}
     for trial in trials:
+        if callable(trial.interventions):  # they hold what they need
+            continue
         for one in trial.interventions:
             for run, names in one.sites_of_run(model).items():
                 if run not in case.runs:
@@ -39,25 +43,25 @@ def needed_names(model: HookedVideoDiT, case: Case, trials: Sequence[Trial]) -> 
     return needed
 
 
-def touched(model: HookedVideoDiT, trial: Trial) -> list[str]:
-    """The hooks that a trial sets, before any activation is there: this also checks its interventions."""
+def touched(model: HookedVideoDiT, interventions: Sequence[Intervention]) -> list[str]:
+    """The hooks that interventions set, before any activation is there: this also checks them."""
     stand_ins = _StandIns(model)
     names = []
-    for one in trial.interventions:
+    for one in interventions:
         runs = dict.fromkeys(one.sites_of_run(model), stand_ins)
         names += [name for name, _ in one.bind(runs).hooks(model)]
     return names
 
 
-def start_of(model: HookedVideoDiT, trial: Trial, hooks: Sequence[str], case: Case) -> Start:
-    """The first step and block that a trial, which sets these hooks, changes."""
+def start_of(model: HookedVideoDiT, interventions: Sequence[Intervention], hooks: Sequence[str], case: Case) -> Start:
+    """The first step and block that interventions, which set these hooks, change."""
     n_layers = model.cfg.n_layers
     sites = [Site.parse(name) for name in hooks]
     layer = min((site.block(n_layers) for site in sites), default=n_layers)
     n_known = min((n_known_of(site, model) for site in sites if site.block(n_layers) == layer), default=0)
     step = 0
     if isinstance(case.runs[case.base], Trajectory):
-        step = min(0 if one.steps is None else min(one.steps) for one in trial.interventions)
+        step = min((0 if one.steps is None else min(one.steps) for one in interventions), default=0)
     return Start(step, layer, n_known)
 
 
@@ -83,6 +87,29 @@ def base_names(start: Start, model: HookedVideoDiT) -> dict[str, Site]:
     known = list(model.cfg.blocks[start.layer].sublayers)[: start.n_known]
     resid_pre = Site(start.layer, what="resid_pre")
     return {"resid_pre": resid_pre} | {name: Site(start.layer, name).added for name in known}
+
+
+def kept_starts(
+    starts: Sequence[Start], model: HookedVideoDiT, n_clips: int, n_bytes: int, grid: TokenGrid | None = None
+) -> list[Start]:
+    """Of places in their order, those whose activations of the base are kept: all, or evenly as many as fit."""
+    for n in range(len(starts), 0, -1):
+        chosen = [starts[(index * len(starts)) // n] for index in range(n)]
+        names = sorted({name for start in chosen for name in base_names(start, model).values()})
+        if model.estimate_cache(names, n_clips, grid=grid) <= n_bytes:
+            return chosen
+    return []
+
+
+def nearest(start: Start, kept: Sequence[Start]) -> Start:
+    """The last kept place that is not after `start`; the beginning of its step if there is none."""
+    return max((one for one in kept if one <= start), default=Start(start.step, 0))
+
+
+def is_computed(hook: str, start: Start, model: HookedVideoDiT) -> bool:
+    """Whether a pass that is resumed at `start` computes an activation."""
+    site = Site.parse(hook)
+    return (site.block(model.cfg.n_layers), n_known_of(site, model)) >= (start.layer, start.n_known)
 
 
 def resume(start: Start, model: HookedVideoDiT, base: Mapping[str, torch.Tensor], n_trials: int, n_clips: int) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ import torch
 from vdinterp.conditions import Cond, Conditions
 from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
+from vdinterp.store import fingerprint
 
 Label = Mapping[str, Any]  # columns of the table: names and plain values
 
@@ -21,6 +22,9 @@ class Denoiser(Protocol):
 
     @property
     def model(self) -> Any: ...
+
+    @property
+    def identity(self) -> str: ...
 
     def denoise(
         self,
@@ -36,6 +40,11 @@ class ModelOnly:
 
     def __init__(self, model: HookedVideoDiT) -> None:
         self.model = model
+
+    @property
+    def identity(self) -> str:
+        """A hash of architecture and weights."""
+        return fingerprint([self.model.cfg.to_dict(), self.model.identity])
 
     def denoise(
         self,
@@ -88,11 +97,12 @@ class Trajectory:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """One batch of clips. `runs` by name, of the same clips and noise; trials change the one called `base`, and take
-    activations from any of them by name (`Patch("z", source="clean")`). `label`: columns of the table. `about`: what
-    metrics may need besides the runs' x0."""
+    activations from any of them by name (`Patch("z", source="clean")`). `first_clip`: which of the whole stimulus its
+    first is. `label`: columns of the table. `about`: what metrics may need besides the runs' x0."""
 
     runs: Mapping[str, Inputs | Trajectory]
     base: str
+    first_clip: int = 0
     label: Label = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,10 +119,18 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
-    """One thing to try: interventions applied together. `label`: columns of the table, such as layer and head."""
+    """One thing to try: interventions applied together. `label`: columns of the table, such as layer and head.
 
-    interventions: tuple[Intervention, ...]
+    `interventions`: a tuple, or a function of the case that makes them where they depend on its clips; they then set
+    the same hooks, at the same steps, in every case.
+    """
+
+    interventions: tuple[Intervention, ...] | Callable[[Case], Sequence[Intervention]]
     label: Label = field(default_factory=dict)
+
+    def of(self, case: Case) -> tuple[Intervention, ...]:
+        """What is done to the clips of a case."""
+        return tuple(self.interventions(case)) if callable(self.interventions) else self.interventions
 
     @property
     def name(self) -> str:
@@ -122,10 +140,15 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """What a metric may look at beside the x0 it judges: the case, and the untouched runs' `x0` by name."""
+    """What a metric may look at beside the x0 it judges: the case, the untouched runs' `x0` by name, and `cache`, the
+    activations behind the x0 that any metric of the sweep asks for (None where none does, and of trajectories)."""
 
     case: Case
     x0: Mapping[str, torch.Tensor]
+    cache: Mapping[str, torch.Tensor] | None = None
 
 
-Metric = Callable[[torch.Tensor, Moment], torch.Tensor]  # (x0, moment) -> one number a clip
+Metric = Callable[[torch.Tensor, Moment], torch.Tensor]
+"""`(x0, moment) -> [clip]`, one number a clip. One that has `names` (hook names or aliases) finds these activations in
+`moment.cache`."""
+Values = Mapping[str, Any]  # what is kept of one x0: lists of numbers, or tensors, by name

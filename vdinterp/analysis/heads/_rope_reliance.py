@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from vdinterp import plotting
 from vdinterp.analysis.intervals import bootstrap_mean
+from vdinterp.analysis.stimulus.cases import changes
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
-from vdinterp.interventions import Ablate, RotateRope
+from vdinterp.interventions import Ablate, Intervention, RotateRope
 from vdinterp.interventions.rope import AXES, WAYS
 from vdinterp.results import Result
 from vdinterp.words.wording import number, with_interval
@@ -123,19 +124,22 @@ def rope_reliance(
             f"{known}; the clips' grid is {grid.shape}. An axis needs both channels and a size of at least 2"
         )
     units: list[list[int] | None] = [None] if by == "layer" else [[head] for head in range(cfg.n_heads)]
-    rows = []
-    for level, heads in product(noised.levels, units):
-        zeroed = {
-            layer: float(noised.x0_change(level, Ablate(("z", layer), heads=heads)).mean())
-            for layer in dict.fromkeys(layer for layer, _ in places)
-        }
+    tried: dict[Any, Intervention] = {}  # by index of the unit, layer, and then axis and way; without: attention zeroed
+    for unit, heads in enumerate(units):
+        tried |= {(unit, layer): Ablate(("z", layer), heads=heads) for layer, _ in places}
         for (layer, axis), way in product(places, ways):
             drawn = seed if way == "permuted" else 0
-            altered = RotateRope(axis, way, seed=drawn, layers=[layer], heads=heads)  # type: ignore[arg-type]
-            interval = bootstrap_mean(noised.x0_change(level, altered))
+            altered: Any = RotateRope(axis, way, seed=drawn, layers=[layer], heads=heads)  # type: ignore[arg-type]
+            tried[unit, layer, axis, way] = altered
+    rows = []
+    for level in noised.levels:
+        moved = changes(noised, level, tried)
+        for (unit, heads), (layer, axis), way in product(enumerate(units), places, ways):
+            interval = bootstrap_mean(moved[unit, layer, axis, way])
             where = {"level": level, "layer": layer, **({"head": heads[0]} if heads else {}), "axis": axis, "way": way}
             ends = {"low": float(interval.low), "high": float(interval.high)}
-            rows.append({**where, "x0_change": float(interval.value), **ends, "without_attention": zeroed[layer]})
+            without = float(moved[unit, layer].mean())
+            rows.append({**where, "x0_change": float(interval.value), **ends, "without_attention": without})
     return RopeReliance(table=pd.DataFrame(rows), n_layers=cfg.n_layers, meta=noised.meta(by=by, permutation_seed=seed))
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from vdinterp import plotting
+from vdinterp.analysis.stimulus.cases import changes
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.interventions import MaskAttention
 from vdinterp.results import Result
@@ -103,21 +104,26 @@ def sinks(noised: NoisedClips, effect: bool = True, seed: int = 0) -> Sinks:
         raise ValueError(f"need at least two tokens and seed >= 0, got {grid.n_tokens} tokens and {seed=}")
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randint(1, grid.n_tokens, (cfg.n_layers, cfg.n_heads), generator=generator)
+    heads = list(product(range(cfg.n_layers), range(cfg.n_heads)))
     rows = []
     for level in noised.levels:
         received, length = _keys(noised, level)
-        for layer, head in product(range(cfg.n_layers), range(cfg.n_heads)):
-            key = int(received[layer, head].argmax())
-            other = (key + int(steps[layer, head])) % grid.n_tokens
+        keys = {at: int(received[at].argmax()) for at in heads}
+        others = {at: (key + int(steps[at])) % grid.n_tokens for at, key in keys.items()}
+        masked = {
+            (name, *at): chosen[at]
+            for name, chosen in (("x0_change", keys), ("control_change", others))
+            for at in heads
+        }
+        moved = changes(noised, level, {at: without_key(key, *at[1:]) for at, key in masked.items()}) if effect else {}
+        for layer, head in heads:
+            key = keys[layer, head]
             frame, row, col = grid.coordinates(key)
             found = {"level": level, "layer": layer, "head": head, "key": key, "frame": frame, "row": row, "col": col}
             found["received"] = float(received[layer, head, key])
             found["value_norm"] = float(length[layer, head, key])
-            for name, masked in (("x0_change", key), ("control_change", other)):
-                found[name] = float("nan")
-                if effect:
-                    mask = without_key(masked, layer, head)
-                    found[name] = float(noised.x0_change(level, mask).mean())
+            for name in ("x0_change", "control_change"):
+                found[name] = float(moved[name, layer, head].mean()) if effect else float("nan")
             rows.append(found)
     return Sinks(table=pd.DataFrame(rows), meta=noised.meta(control_seed=seed))
 

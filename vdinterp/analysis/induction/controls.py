@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from vdinterp.analysis.induction.effects import Head
+from vdinterp.analysis.induction.effects import Head, on_successor
 from vdinterp.analysis.induction.scores import score_table
 from vdinterp.analysis.induction.task import Look, Task
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.interventions import RotateRope
 from vdinterp.pipeline import VideoDiffusion
+from vdinterp.sweep import Trial
 
 UNTRAINED = 3  # seeds of random weights
 
@@ -44,7 +45,7 @@ def controls(task: Task, level: float, scores: pd.DataFrame, heads: Sequence[Hea
     ]
     on = _beyond(task, task.look(level))
     twins = [_beyond(task, task.look(level, twin), shift) for twin, _, _, shift in asked]
-    permuted, note = _permuted(task, level, seed)
+    permuted, note = _permuted(task, level, heads, seed)
     top = _untrained(task, level, seed)
     found = []
     for head in heads:
@@ -62,7 +63,7 @@ def controls(task: Task, level: float, scores: pd.DataFrame, heads: Sequence[Hea
             _followed(task, level, head),
             Control(head, "foils", f"Does it prefer the successor to the best foil ({row['best_foil']})?", contrast,
                     "surely above 0", contrast > 0),
-            _turned(head, with_it, None if permuted is None else _of(permuted, head), note),
+            _turned(head, with_it, permuted.get(head), note),
             Control(head, "untrained weights", f"What does the best head of {UNTRAINED} untrained networks get?", top,
                     "at most half of its prefix matching", top <= 0.5 * matching),
             Control(head, "other clips", "Does a head chosen on some clips score on others?", matching,
@@ -128,13 +129,16 @@ def _followed(task: Task, level: float, head: Head) -> Control:
     return Control(head, name, question, least, criterion, all(bool(one.low > 0) for one in found))
 
 
-def _permuted(task: Task, level: float, seed: int) -> tuple[torch.Tensor | None, str]:
-    """Shares on the successor beyond chance, or why there are none."""
+def _permuted(task: Task, level: float, heads: Sequence[Head], seed: int) -> tuple[dict[Head, torch.Tensor], str]:
+    """Shares on the successor beyond chance, clip by clip, or why there are none."""
     try:
-        turn = RotateRope("frame", way="permuted", seed=seed)
-        return _beyond(task, task.look(level, None, turn)), ""
+        turned = Trial(interventions=(RotateRope("frame", way="permuted", seed=seed),), label={"way": "permuted"})
+        found = on_successor(task, level, [turned], heads)
     except ValueError as error:
-        return None, str(error)
+        return {}, str(error)
+    return {
+        (layer, head): found.per_clip(("way",), metric=f"{layer}.{head}")[:, 0] - task.chance for layer, head in heads
+    }, ""
 
 
 def _turned(head: Head, with_it: torch.Tensor, other: torch.Tensor | None, note: str) -> Control:

@@ -12,18 +12,18 @@ import pandas as pd
 import torch
 
 from vdinterp import sweep
-from vdinterp.analysis.induction.task import Task
+from vdinterp.analysis.induction.task import Task, shares
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.patching.paths import path_patch
 from vdinterp.analysis.stimulus.cases import TargetError, cases_of
 from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention, Patch
-from vdinterp.models import ActivationCache
 from vdinterp.site import Site
 
 Head = tuple[int, int]  # layer, head
 MOST_OTHERS = 20  # heads to compare with
 PAIRS = 32  # of clips that paths are patched, and outputs interchanged, between
+TOLD = ("no match", "no cue")  # twins whose outputs are interchanged
 COPIES = 8  # clips of a lag that copying is measured on
 
 
@@ -48,6 +48,20 @@ class Towards:
     def __call__(self, x0: torch.Tensor, moment: sweep.Moment) -> torch.Tensor:
         direction = moment.case.about["direction"].to(x0)
         return (x0[:, -1] * direction).sum((1, 2, 3)) / direction.square().sum((1, 2, 3))
+
+
+@dataclass(frozen=True)
+class OnSuccessor:
+    """The share of a head's attention, from the last frame to clean ones, that goes to what comes next."""
+
+    head: Head
+    names = ("frame_mass",)
+
+    def __call__(self, x0: torch.Tensor, moment: sweep.Moment) -> torch.Tensor:
+        layer, index = self.head
+        mass: Any = moment.cache
+        last = mass["frame_mass", layer][:, index, -1, :-1].cpu()
+        return (shares(last) * moment.case.about["successor"][:, :-1]).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -79,15 +93,9 @@ def rises(
         for case in cases_of(task.noised(twin), level, {"clips": clips}, task.variance)
     ]
     found = sweep.run(task.pipe, cases, trials, {"error": TargetError()}, engine=sweeps.engine, **sweeps.options(name))
-    table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
-    base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"])
-    untouched = base.set_index(["clips", "at"])["value"]
-    made = {}
-    for key, heads in sets.items():
-        mine = table[table["set"] == key].set_index(["clips", "at"])["value"]
-        rise = (mine - untouched.loc[mine.index]).unstack("clips")
-        made[key] = Rise(tuple(heads), *(torch.tensor(rise[clips].to_numpy()) for clips in ("repeats", "others")))
-    return made
+    found.check_whole()
+    rise = found.per_clip({"clips": ["repeats", "others"], "set": list(sets)}, base="base")
+    return {key: Rise(tuple(heads), *rise[:, :, index].unbind(1)) for index, (key, heads) in enumerate(sets.items())}
 
 
 def ablation_table(found: Mapping[str, Rise]) -> pd.DataFrame:
@@ -167,9 +175,9 @@ def _copied(task: Task, level: float, heads: Sequence[Head], lag: int, sweeps: S
     ]
     options = sweeps.options(f"copying-{level:g}-{lag}")
     found = sweep.run(task.pipe, [case], trials, {"towards": Towards()}, engine=sweeps.engine, **options)
-    table: Any = found.table.pivot(index=["head", "clip"], columns="seen", values="value")
-    gain = table[at] - table[other]
-    return {head: torch.tensor(gain.loc[str(head)].to_numpy()) for head in heads}
+    found.check_whole()
+    towards = found.per_clip({"head": [str(head) for head in heads], "seen": [at, other]})
+    return dict(zip(heads, (towards[..., 0] - towards[..., 1]).unbind(1), strict=True))
 
 
 def _seeing(frame: int, last: int, head: Head) -> MaskAttention:
@@ -208,7 +216,9 @@ def _videos(task: Task, twin: str) -> tuple[torch.Tensor, torch.Tensor]:
     return task.repeats.video, task.repeats.twins[twin]
 
 
-def reliance_table(task: Task, level: float, senders: Sequence[Head], heads: Sequence[Head]) -> pd.DataFrame:
+def reliance_table(
+    task: Task, level: float, senders: Sequence[Head], heads: Sequence[Head], sweeps: Sweeps = IN_MEMORY
+) -> pd.DataFrame:
     """Composition, by interchange: prefix matching of the named heads when an earlier one tells them of a twin.
 
     One row a pair: `prefix_matching` intact; `no_match` and `no_cue`, with the sender's output (`hook_z`) that of the
@@ -217,43 +227,61 @@ def reliance_table(task: Task, level: float, senders: Sequence[Head], heads: Seq
     head. Chance: no drop. A head that is needed for something else drops `ablated` only; several that tell the same
     drop it in parts.
     """
-    means, noised = task.noised("none").mean_outputs(level), task.noised()
-    n_clips = min(PAIRS, len(task.repeats))
-    few = [clips for clips in noised.batches if clips.start < n_clips]
-    twins = {
-        twin: {clips.start: task.noised(twin).cache(level, ["z"], clips) for clips in few}
-        for twin in ("no match", "no cue")
-    }
-    intact, chance = task.shares_under(level, few), float(task.chance.mean())
-    rows = []
-    for sender in senders:
-        if not (later := [head for head in heads if head[0] > sender[0]]):
-            continue
-        told = {
-            twin: task.shares_under(
-                level, few, lambda clips, caches=caches, sender=sender: _told(sender, caches[clips.start])
-            )
-            for twin, caches in twins.items()
-        }
-        ablated = task.shares_under(level, few, lambda _, sender=sender: without([sender], means))
-        for layer, head in later:
-            before = intact[layer, :, head]
-            drops = {twin: before - changed[layer, :, head] for twin, changed in told.items()}
-            drop = bootstrap_mean(max(drops.values(), key=lambda one: float(one.mean())))
-            rows.append(
-                {
-                    "sender": f"{sender[0]}.{sender[1]}", "head": f"{layer}.{head}",
-                    "prefix_matching": float(before.mean()) - chance,
-                    "no_match": float(told["no match"][layer, :, head].mean()) - chance,
-                    "no_cue": float(told["no cue"][layer, :, head].mean()) - chance, "drop": float(drop.value),
-                    "low": float(drop.low), "high": float(drop.high),
-                    "ablated": float(ablated[layer, :, head].mean()) - chance,
-                }
-            )  # fmt: skip
     columns = ["sender", "head", "prefix_matching", "no_match", "no_cue", "drop", "low", "high", "ablated"]
+    pairs = [(sender, head) for sender in senders for head in heads if head[0] > sender[0]]
+    if not pairs:
+        return pd.DataFrame(columns=columns)
+    means, chance = task.noised("none").mean_outputs(level), float(task.chance.mean())
+    trials = [
+        sweep.Trial(interventions=done, label={"sender": _name(sender), "told": told})
+        for sender in dict.fromkeys(sender for sender, _ in pairs)
+        for told, done in (
+            *((twin, (Patch(Site(sender[0], "attn", "z"), twin, heads=[sender[1]]),)) for twin in TOLD),
+            ("ablated", without([sender], means)),
+        )
+    ]
+    found = on_successor(task, level, trials, [head for _, head in pairs], TOLD, sweeps, "reliance", PAIRS)
+    rows = []
+    for sender, head in pairs:
+        before = found.untouched("base", _name(head))
+        axes = {"sender": [_name(sender)], "told": [*TOLD, "ablated"]}
+        no_match, no_cue, ablated = found.per_clip(axes, metric=_name(head))[:, 0].unbind(1)
+        drop = bootstrap_mean(max((before - no_match, before - no_cue), key=lambda one: float(one.mean())))
+        rows.append(
+            {
+                "sender": _name(sender), "head": _name(head), "prefix_matching": float(before.mean()) - chance,
+                "no_match": float(no_match.mean()) - chance, "no_cue": float(no_cue.mean()) - chance,
+                "drop": float(drop.value), "low": float(drop.low), "high": float(drop.high),
+                "ablated": float(ablated.mean()) - chance,
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
-def _told(sender: Head, cache: ActivationCache) -> tuple[Patch]:
-    """A head's output is that of another run."""
-    return (Patch(Site(sender[0], "attn", "z"), cache, heads=[sender[1]]),)
+def on_successor(
+    task: Task, level: float, trials: Sequence[sweep.Trial], heads: Sequence[Head], twins: Sequence[str] = (),
+    sweeps: Sweeps = IN_MEMORY, name: str = "attention", n_clips: int | None = None,
+) -> sweep.SweepResult:  # fmt: skip
+    """Trials judged by the attention of some heads to what comes next (`OnSuccessor`, by the heads' names): on the
+    batches of clips that hold the first `n_clips`, with some of their twins as further runs."""
+    cases = [
+        sweep.Case(
+            runs={
+                run: sweep.Inputs(**task.noised(twin).inputs(level, clips))
+                for run, twin in (("base", None), *((twin, twin) for twin in twins))
+            },
+            base="base",
+            first_clip=clips.start,
+            about={"successor": task.successor[clips]},
+        )
+        for clips in task.noised().batches
+        if n_clips is None or clips.start < n_clips
+    ]
+    metrics = {_name(head): OnSuccessor(head) for head in heads}
+    found = sweep.run(task.pipe, cases, trials, metrics, engine=sweeps.engine, **sweeps.options(name))
+    found.check_whole()
+    return found
+
+
+def _name(head: Head) -> str:
+    return f"{head[0]}.{head[1]}"

@@ -21,7 +21,7 @@ from vdinterp.analysis.induction.naming import again_row, chosen_heads, evidence
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
 from vdinterp.analysis.induction.stimuli import stimuli
-from vdinterp.analysis.induction.task import LookStore, Task, cells_of, pool_of
+from vdinterp.analysis.induction.task import Task, cells_of, pool_of
 from vdinterp.analysis.induction.verdict import FIXED, Evidence, Finding, findings, from_heads
 from vdinterp.analysis.stimulus.noised_clips import check_levels, checkpoint, weights_id
 from vdinterp.data import Clips
@@ -29,6 +29,8 @@ from vdinterp.data.repeats import DESIGNS, cue_of, lags_of, make_repeats
 from vdinterp.diffusion import level_to_k
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
+from vdinterp.store import Ledger
+from vdinterp.sweep import about
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 LOOKS = 0.1  # prefix matching from which a head is a candidate
@@ -36,6 +38,7 @@ MOST_HEADS, MOST_CELLS = 12, 400
 FEW_HEADS = 64  # copying is measured for all heads and levels of up to so many
 MOST_ASKED, MOST_SENDERS = 24, 3  # earlier heads whose removal is tried, and of which paths are patched
 Q = 0.01
+CODE = ("models", "diffusion", "pipeline", "analysis/induction", "analysis/stimulus")  # what a look depends on
 
 
 def find_induction(
@@ -108,9 +111,9 @@ def find_induction(
     if not isinstance(repeats, int) or repeats < 0:
         raise ValueError(f"repeats={repeats!r}: how many further searches, a whole number, 0 for none")
     folder, pool = None if out is None else Path(out), pool_of(pipe, clips)
-    store = None if folder is None else LookStore(folder / "looks", pipe)
+    looks = None if folder is None else Ledger(folder / "looks", about(pipe, *CODE))
     search = _Search(
-        pipe, pool, seed, tuple(levels), n_per_lag, batch, Sweeps(engine, folder and folder / "sweeps"), store,
+        pipe, pool, seed, tuple(levels), n_per_lag, batch, Sweeps(engine, folder and folder / "sweeps"), looks,
         verdict_only,
     )  # fmt: skip
     wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
@@ -123,7 +126,7 @@ def find_induction(
         at = tuple(levels) if found.verdict == "no behaviour" else (found.level,)
         for other in range(seed + 1, seed + 1 + repeats):
             sweeps = Sweeps(engine, folder and folder / f"sweeps-{other}")
-            once_more = _Search(pipe, pool, other, at, n_per_lag, batch, sweeps, store, True)
+            once_more = _Search(pipe, pool, other, at, n_per_lag, batch, sweeps, looks, True)
             rows.append(again_row(other, once_more.run(["one-off", "loop"])))
             shown.update()
     return replace(found, again=pd.DataFrame(rows))
@@ -148,10 +151,10 @@ def check_enough(pipe: VideoDiffusion, n_levels: int, n_per_lag: int) -> None:
 class _Search:
     def __init__(
         self, pipe: VideoDiffusion, pool: torch.Tensor, seed: int, levels: tuple[float, ...], n_per_lag: int,
-        batch: int, sweeps: Sweeps, store: LookStore | None, verdict_only: bool,
+        batch: int, sweeps: Sweeps, looks: Ledger | None, verdict_only: bool,
     ) -> None:  # fmt: skip
         self.pipe, self.pool, self.seed, self.levels, self.batch = pipe, pool, seed, levels, batch
-        self.n_frames, self.sweeps, self.store = pipe.model.cfg.n_frames, sweeps, store
+        self.n_frames, self.sweeps, self.looks = pipe.model.cfg.n_frames, sweeps, looks
         self.n_clips = n_per_lag * len(lags_of(self.n_frames))
         self.cells = cells_of(pipe, pool)
         self.verdict_only = verdict_only
@@ -167,7 +170,7 @@ class _Search:
         seed = 2 * self.seed + (part == "reported on")
         n = self.n_clips if design in PAIRS else max(48 if design == "loop" else 24, self.n_clips // 2)
         repeats = make_repeats(design, self.pool, n, n_frames=self.n_frames, cells=self.cells, seed=seed)
-        return Task(self.pipe, repeats, levels or self.levels, seed=seed, batch=self.batch, store=self.store)
+        return Task(self.pipe, repeats, levels or self.levels, seed=seed, batch=self.batch, looks=self.looks)
 
     def possible(self, design: str) -> str:
         """Why a design cannot be shown; empty where it can."""
@@ -253,7 +256,7 @@ class _Search:
         more: dict[str, Any] = {}
         if not self.verdict_only:
             followed = named or tried
-            reliance = effects.reliance_table(task, level, self._earlier(here, followed), followed)
+            reliance = effects.reliance_table(task, level, self._earlier(here, followed), followed, self.sweeps)
             senders = strongest(reliance, MOST_SENDERS)
             more = {
                 "reliance": reliance, "paths": effects.path_table(task, level, senders, followed, self.sweeps),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file
 
-from vdinterp import store
 from vdinterp.analysis.stimulus.latents import video_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.data import Clips, make_clips, sample_clips
@@ -20,9 +17,8 @@ from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
 from vdinterp.data.digits import SPLITS, digit_images
 from vdinterp.data.repeats import Repeats
 from vdinterp.data.textures import make_textures
-from vdinterp.interventions import Intervention
 from vdinterp.pipeline import VideoDiffusion
-from vdinterp.sweep._fingerprint import code_of, fingerprint
+from vdinterp.store import Ledger, key_of
 
 POOL = 256  # pictures of a pool that is made, not found
 
@@ -46,30 +42,6 @@ class Look:
     previous: torch.Tensor
 
 
-class LookStore:
-    """Looks on disk, by what they are of: a search that was stopped does not look twice."""
-
-    def __init__(self, folder: Path, pipe: VideoDiffusion) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._model = fingerprint(
-            [
-                pipe.model,
-                pipe.diffusion,
-                code_of("models", "diffusion", "pipeline", "analysis/induction", "analysis/stimulus"),
-            ]
-        )
-
-    def get(self, asked: Any, make: Callable[[], Look]) -> Look:
-        """The look that was asked for, from disk or made and written."""
-        file = self.folder / f"{fingerprint([self._model, asked])[:24]}.safetensors"
-        if file.is_file():
-            return Look(**load_file(file))
-        look = make()
-        store.write_tensors(file, {part.name: getattr(look, part.name) for part in fields(Look)})
-        return look
-
-
 class Task:
     """All frames clean but the last, at some noise levels; twins of the clips have the same last frame and noise."""
 
@@ -80,10 +52,10 @@ class Task:
         levels: Sequence[float],
         seed: int = 0,
         batch: int = 16,
-        store: LookStore | None = None,
+        looks: Ledger | None = None,
     ) -> None:
         self.pipe, self.repeats, self.levels, self.seed, self.batch = pipe, repeats, tuple(levels), seed, batch
-        self.store = store
+        self.looks = Ledger(None) if looks is None else looks
         self._noised: dict[str | None, NoisedClips] = {}
         self._looks: dict[Any, Look] = {}
 
@@ -111,22 +83,18 @@ class Task:
     def variance(self) -> float:
         return self.noised().variance
 
-    def look(self, level: float, twin: str | None = None, *interventions: Intervention) -> Look:
-        """What the model does with the clips (or a twin). Kept, unless there are interventions."""
-        key = (level, twin)
-        if interventions:
-            return self._look(level, twin, interventions)
-        if key not in self._looks:
-            make = partial(self._look, level, twin, ())
-            asked = (self.noised(twin).latents, level, self.seed)
-            self._looks[key] = make() if self.store is None else self.store.get(asked, make)
-        return self._looks[key]
+    def look(self, level: float, twin: str | None = None) -> Look:
+        """What the model does with the clips (or a twin); recorded, so that a search that goes on looks once."""
+        if (level, twin) not in self._looks:
+            key = key_of(self.noised(twin).latents, level, self.seed)
+            self._looks[level, twin] = Look(**self.looks.get(key, lambda: vars(self._look(level, twin))))
+        return self._looks[level, twin]
 
     @torch.no_grad()
-    def _look(self, level: float, twin: str | None, interventions: Sequence[Intervention]) -> Look:
+    def _look(self, level: float, twin: str | None) -> Look:
         noised, layers, parts = self.noised(twin), self.pipe.model.cfg.n_layers, []
         for clips in noised.batches:
-            with self.pipe.model.record(["frame_mass"]) as recording, self.pipe.model.intervene(*interventions):
+            with self.pipe.model.record(["frame_mass"]) as recording:
                 x0 = self.pipe.denoise(**noised.inputs(level, clips))[:, -1].float().cpu()
             if not bool(x0.isfinite().all()):
                 raise ValueError(
@@ -150,35 +118,18 @@ class Task:
             previous=diagonal[..., :-1].mean(-1),
         )
 
-    @torch.no_grad()
-    def shares_under(
-        self,
-        level: float,
-        batches: Sequence[slice],
-        interventions: Callable[[slice], Sequence[Intervention]] = lambda _: (),
-    ) -> Float[torch.Tensor, "layer clip head"]:
-        """`on_successor` of some batches of clips, under interventions made for each."""
-        noised, parts = self.noised(), []
-        for clips in batches:
-            chosen = interventions(clips)
-            with self.pipe.model.record(["frame_mass"]) as recording, self.pipe.model.intervene(*chosen):
-                self.pipe.denoise(**noised.inputs(level, clips))
-            cache = next(iter(recording.values()))
-            last = torch.stack([cache["frame_mass", i][..., -1, :-1] for i in range(self.pipe.model.cfg.n_layers)])
-            parts.append((shares(last.cpu()) * self._successor[None, clips, None, :-1]).sum(-1))
-        return torch.cat(parts, 1)
-
     def on_successor(self, look: Look, shift: int = 0) -> Float[torch.Tensor, "layer clip head"]:
         """Share of the last frame's attention to clean frames that goes to what comes next (or `shift` frames on)."""
-        return (look.last * self._successor.roll(shift, 1)[None, :, None, :-1]).sum(-1)
+        return (look.last * self.successor.roll(shift, 1)[None, :, None, :-1]).sum(-1)
 
     @property
     def chance(self) -> Float[torch.Tensor, " clip"]:
         """What uniform attention over clean frames has on the successor."""
-        return self._successor[:, :-1].float().mean(1)
+        return self.successor[:, :-1].float().mean(1)
 
     @property
-    def _successor(self) -> Bool[torch.Tensor, "clip frame"]:
+    def successor(self) -> Bool[torch.Tensor, "clip frame"]:
+        """Which frame holds what comes next. Raises ValueError where that is another one for every cell."""
         if self.repeats.successor.ndim == 3:
             raise ValueError(
                 f"in {self.design} clips what comes next is in another frame for every cell: no share of one"

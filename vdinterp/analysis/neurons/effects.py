@@ -164,7 +164,7 @@ def ablation_effects(
     rows, by_label, errors = [], [], {}
     for level in noised.levels:
         means = mean_activations(noised, level, sorted(others))
-        trials = [_without(neuron, means) for neuron in everyone]
+        trials = [_without(neuron, means, index) for index, neuron in enumerate(everyone)]
         options["out"] = None if out is None else Path(out) / f"level-{level:g}"
         cases = cases_of(noised, level)
         if shown is not None:
@@ -174,7 +174,7 @@ def ablation_effects(
             ]
         found = sweep.run(noised.pipe, cases, trials, metrics, engine=engine, **options)
         errors[f"{level:g}"] = float(rows_of(found.runs, metric="error")["value"].mean())
-        rises = _rises(found)
+        rises = _rises(found, everyone)
         for neuron in chosen:
             about = {"level": level, "layer": neuron[0], "neuron": neuron[1]}
             controls = [(neuron[0], other) for other in others[neuron[0]]]
@@ -216,11 +216,11 @@ def mean_activations(
     return {name: (value / len(noised.clips)).float() for name, value in total.items()}
 
 
-def _without(neuron: Neuron, means: Mapping[str, torch.Tensor]) -> sweep.Trial:
+def _without(neuron: Neuron, means: Mapping[str, torch.Tensor], index: int) -> sweep.Trial:
     layer, channel = neuron
     site = Site(layer, "mlp", "post")
     ablation = Ablate(site, channels=[channel], mode="mean", reference={site: means[site]})
-    return sweep.Trial(interventions=(ablation,), label={"layer": layer, "neuron": channel})
+    return sweep.Trial(interventions=(ablation,), label={"which": index, "layer": layer, "neuron": channel})
 
 
 def _others(d_mlp: int, layer: int, chosen: Sequence[Neuron], seed: int) -> list[int]:
@@ -230,22 +230,15 @@ def _others(d_mlp: int, layer: int, chosen: Sequence[Neuron], seed: int) -> list
     return [left[index] for index in drawn[:CONTROLS].tolist()]
 
 
-def _rises(found: sweep.SweepResult) -> dict[str, dict[Neuron, Float[torch.Tensor, " clip"]]]:
+def _rises(found: sweep.SweepResult, everyone: Sequence[Neuron]) -> dict[str, dict[Neuron, torch.Tensor]]:
     """By metric and neuron, how much it rose in each clip."""
-    if found.missing or len(found.failures):
-        raise ValueError(
-            f"{found.missing} trials are not recorded (run once more without shard=), {len(found.failures)} failed: "
-            f"{'; '.join(found.failures['error'].unique()) or 'none'}"
+    found.check_whole()
+    return {
+        metric: dict(
+            zip(everyone, found.per_clip({"which": range(len(everyone))}, "base", metric).unbind(1), strict=True)
         )
-    key = ["metric", "first_clip", "clip"]
-    untouched: Any = found.runs.set_index(key)["value"]
-    rises: dict[str, dict[Neuron, torch.Tensor]] = {}
-    groups: Any = found.table.groupby(["layer", "neuron"], sort=False)
-    for (layer, neuron), part in groups:
-        change = (part.set_index(key)["value"] - untouched).loc[untouched.index]
-        for metric in part["metric"].unique():
-            rises.setdefault(metric, {})[int(layer), int(neuron)] = torch.tensor(change.loc[metric].to_numpy())
-    return rises
+        for metric in found.table["metric"].unique()
+    }
 
 
 def _row(rises: Mapping[Neuron, torch.Tensor], neuron: Neuron, controls: Sequence[Neuron]) -> dict[str, float]:

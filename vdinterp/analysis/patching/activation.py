@@ -213,17 +213,7 @@ def collect(
 ) -> PatchingResult:
     """A sweep's outcomes as an array over its axes."""
     coordinates = {name: list(pair.levels if name == "level" else axes[name]) for name in over}
-    places = {name: {value: index for index, value in enumerate(values)} for name, values in coordinates.items()}
-    sums = np.zeros((len(pair), *(len(coordinates[name]) for name in over)))
-    counts = np.zeros_like(sums)
-    table = found.table
-    index = [
-        (table["first_clip"] + table["clip"]).to_numpy(),
-        *(table[name].map(places[name]).to_numpy() for name in over),
-    ]
-    np.add.at(sums, tuple(index), table["value"].to_numpy())
-    np.add.at(counts, tuple(index), 1)
-    per_clip = torch.from_numpy(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
+    per_clip = found.per_clip(coordinates)
     interval = bootstrap_mean(per_clip)
     rows = [
         {**dict(zip(over, combination, strict=True)), "value": value, "low": low, "high": high, "n_clips": int(n)}

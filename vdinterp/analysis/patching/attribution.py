@@ -134,27 +134,24 @@ def attribution_patch(
         engine=engine, **dict(sweep_options or {}),
     )  # fmt: skip
     run = "corrupted" if direction == "denoising" else "clean"
-    compared, by_clip = _compare(found.table, exact, tuple(over), run)
+    compared, by_clip = _compare(found, exact, tuple(over), run)
     fields = {field: getattr(result, field) for field in PatchingResult.__dataclass_fields__}
     agree = agreement(by_clip[0], by_clip[1], top_k, signed=method != "atp*", seed=pair.seed)
     return AttributionResult(**fields, exact=compared, agreement=agree)
 
 
 def _compare(
-    estimates: pd.DataFrame, exact: sweep.SweepResult, over: tuple[str, ...], base: str
+    estimates: sweep.SweepResult, exact: sweep.SweepResult, over: tuple[str, ...], base: str
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """Estimates beside exact changes, for the sampled entries: means, and `[clip entry]` of either."""
-    on = ["level"] if "level" in over else []
-    start: Any = exact.runs[exact.runs["run"] == base]
-    keys = ["first_clip", "clip", *on]
-    merged: Any = exact.table.merge(start[[*keys, "value"]], on=keys, suffixes=("", "_base"))
-    changes: Any = merged.assign(value=merged["value"] - merged["value_base"])
+    table: Any = exact.table
+    entries = table[list(over)].drop_duplicates().sort_values(list(over), ignore_index=True)
+    axes = {name: list(dict.fromkeys(entries[name])) for name in over}
+    at = tuple(entries[name].map(axes[name].index).to_numpy() for name in over)
     by_clip = [
-        one.pivot_table("value", ["first_clip", "clip"], list(over), aggfunc="mean") for one in (changes, estimates)
+        one.per_clip(axes, base=run).numpy()[(slice(None), *at)] for one, run in ((exact, base), (estimates, None))
     ]
-    by_clip[1] = by_clip[1][by_clip[0].columns]
-    means: Any = pd.DataFrame({"exact": by_clip[0].mean(), "estimate": by_clip[1].mean()})
-    return means.reset_index(), [one.to_numpy() for one in by_clip]
+    return entries.assign(exact=by_clip[0].mean(0), estimate=by_clip[1].mean(0)), by_clip
 
 
 class _Estimate:
@@ -176,12 +173,17 @@ class _Estimate:
         rows, runs = [], []
         for level in self.pair.levels:
             for clips in batches(self.pair):
-                case = {"level": level, "first_clip": clips.start, "metric": metric}
+                case = {"level": level, "metric": metric}
                 effects, values = self._clips(clips, level, trials)
                 for run, value in values.items():
-                    runs += [{**case, "run": run, "clip": i, "value": x} for i, x in enumerate(value.tolist())]
+                    runs += [
+                        {**case, "run": run, "clip": clips.start + i, "value": x} for i, x in enumerate(value.tolist())
+                    ]
                 for trial, effect in zip(trials, effects, strict=True):
-                    rows += [{**case, **trial.label, "clip": i, "value": x} for i, x in enumerate(effect.tolist())]
+                    rows += [
+                        {**case, **trial.label, "clip": clips.start + i, "value": x}
+                        for i, x in enumerate(effect.tolist())
+                    ]
         empty = pd.DataFrame(columns=["trial", "error"])
         return sweep.SweepResult(table=pd.DataFrame(rows), runs=pd.DataFrame(runs), failures=empty)
 
@@ -233,7 +235,7 @@ class _Estimate:
     ) -> torch.Tensor:
         """`[batch]`: the change that a trial would make, to first order."""
         model, total = self.pair.model, None
-        (patch,) = trial.interventions
+        (patch,) = trial.interventions  # type: ignore[misc]
         for name in model.resolve_names(patch.site):  # type: ignore[attr-defined]
             base, source, grad = caches[self.base][name], caches[self.source][name], grads[name]
             chosen = patch.selection(base, model.hook_dict[name], model)  # type: ignore[attr-defined]

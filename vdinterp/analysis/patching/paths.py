@@ -172,14 +172,7 @@ def _collect(
     unit: str, meta: dict[str, Any],
 ) -> PathResult:  # fmt: skip
     columns = [*receivers, TOTAL]
-    frames: list[Any] = [found.table, found.runs]
-    table, untouched = (frame.assign(at=frame["first_clip"] + frame["clip"]) for frame in frames)
-    start = untouched[untouched["run"] == base].groupby("at")["value"].mean()
-    per_clip = np.full((len(pair), len(senders), len(columns)), np.nan)
-    means = table.groupby(["at", "sender", "receiver"])["value"].mean().reset_index()
-    places = [means["at"].to_numpy(), means["sender"].map(senders.index), means["receiver"].map(columns.index)]
-    per_clip[tuple(np.asarray(place, dtype=int) for place in places)] = means["value"] - means["at"].map(start)
-    effects = torch.from_numpy(per_clip)
+    effects = found.per_clip({"sender": senders, "receiver": columns}, base=base)
     interval = bootstrap_mean(effects)
     rows = [
         {

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
-from vdinterp.interventions import Ablate
+from vdinterp.interventions import Ablate, Intervention
 from vdinterp.site import Site
 from vdinterp.sweep import Case, Inputs, Moment, Trial, run
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,26 @@ class TargetError:
         return (x0[:, -truth.shape[1] :] - truth).square().mean((1, 2, 3, 4)) / about["variance"]
 
 
+@dataclass(frozen=True)
+class TargetChange:
+    """How far x0 of the noised frames moves: squared distance to that of the run called "base", over the variance."""
+
+    def __call__(self, x0: torch.Tensor, moment: Moment) -> Float[torch.Tensor, " clip"]:
+        n = moment.case.about["truth"].shape[1]
+        moved = x0[:, -n:].float() - moment.x0["base"][:, -n:].to(x0).float()
+        return moved.square().mean((1, 2, 3, 4)) / moment.case.about["variance"]
+
+
 def cases_of(
     noised: NoisedClips, level: float, label: Mapping[str, Any] | None = None, variance: float | None = None
 ) -> list[Case]:
-    """One case a batch of clips, its run called "base", labelled with its `first_clip`. `variance`: the unit of errors
-    (default: the clips' own)."""
+    """One case a batch of clips, its run called "base". `variance`: the unit of errors (default: the clips' own)."""
     return [
         Case(
             runs={"base": Inputs(**noised.inputs(level, clips))},
             base="base",
-            label={**(label or {}), "first_clip": clips.start},
+            first_clip=clips.start,
+            label=label or {},
             about={
                 "truth": noised.latents[clips, noised.n_context :],
                 "variance": noised.variance if variance is None else variance,
@@ -43,6 +55,14 @@ def cases_of(
         )
         for clips in noised.batches
     ]
+
+
+def changes(noised: NoisedClips, level: float, tried: Mapping[Key, Intervention]) -> dict[Key, torch.Tensor]:
+    """How far each intervention by itself moves x0 of the noised frames (`TargetChange`), `[clip]`."""
+    trials = [Trial(interventions=(one,), label={"which": index}) for index, one in enumerate(tried.values())]
+    found = run(noised.pipe, cases_of(noised, level), trials, {"change": TargetChange()})
+    found.check_whole()
+    return dict(zip(tried, found.per_clip({"which": range(len(tried))}).unbind(1), strict=True))
 
 
 def head_effects(
@@ -58,9 +78,5 @@ def head_effects(
         for layer, head in np.ndindex(cfg.n_layers, cfg.n_heads)
     ]
     found = run(noised.pipe, cases_of(noised, level), trials, {"error": TargetError()})
-    table: Any = found.table.assign(at=found.table["first_clip"] + found.table["clip"])
-    base: Any = found.runs.assign(at=found.runs["first_clip"] + found.runs["clip"]).set_index("at")["value"]
-    rise = torch.zeros(len(noised.clips), cfg.n_layers, cfg.n_heads)
-    places = tuple(torch.tensor(table[name].to_numpy()) for name in ("at", "layer", "head"))
-    rise[places] = torch.tensor((table["value"] - table["at"].map(base)).to_numpy(), dtype=torch.float32)
-    return rise
+    found.check_whole()
+    return found.per_clip(("layer", "head"), base="base").float()

@@ -156,7 +156,7 @@ class Contrast:
                     ("corrupted", self.corrupted, self.corrupted_cond),
                 )
             }
-        return Case(runs=runs, base=base, label={**label, "first_clip": clips.start}, about=about)
+        return Case(runs=runs, base=base, first_clip=clips.start, label=label, about=about)
 
     def _options(self, clips: slice, latents: torch.Tensor, cond: torch.Tensor | None) -> dict[str, Any]:
         options = {

@@ -23,7 +23,7 @@ from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
-from vdinterp.sweep import fingerprint
+from vdinterp.store import fingerprint
 from vdinterp.words.wording import plural
 
 log = logging.getLogger("vdinterp")

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from vdinterp import plotting
+from vdinterp.analysis.stimulus.cases import changes
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.interventions import Ablate
 from vdinterp.results import Result
@@ -100,21 +101,24 @@ def massive_activations(noised: NoisedClips, n_channels: int = 4, seed: int = 0)
     rows, channel_rows = [], []
     for level in noised.levels:
         size = StreamSize(noised, level)
+        tops, tried = [], {}
         for layer in range(cfg.n_layers):
             order = size.mean[layer].abs().argsort(descending=True).tolist()
             top, rest = order[:n_channels], sorted(order[n_channels:])
             drawn = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed * cfg.n_layers + layer))
             others = [rest[index] for index in drawn[:n_channels].tolist()]
+            tops.append(top)
+            for name, chosen in (("x0_change", top), ("control_change", others)):
+                tried[name, layer] = Ablate(("resid_post", layer), channels=chosen)
+        moved = {at: float(values.mean()) for at, values in changes(noised, level, tried).items()}
+        for layer, top in enumerate(tops):
             token = int(size.by_token[layer].argmax())
             frame, row, col = noised.grid.coordinates(token)
-            changes = [
-                float(noised.x0_change(level, Ablate(("resid_post", layer), channels=chosen)).mean())
-                for chosen in (top, others)
-            ]
             rows.append({
                 "level": level, "layer": layer, "ratio": float(size.ratio[layer]), "largest": float(size.top[layer]),
                 "massive": float(size.massive[layer]), "channels": ", ".join(map(str, top)), "token": token,
-                "frame": frame, "row": row, "col": col, "x0_change": changes[0], "control_change": changes[1],
+                "frame": frame, "row": row, "col": col, "x0_change": moved["x0_change", layer],
+                "control_change": moved["control_change", layer],
             })  # fmt: skip
             channel_rows += [
                 {"level": level, "layer": layer, "rank": rank, "channel": channel,

@@ -11,6 +11,7 @@ import torch
 
 from vdinterp import plotting
 from vdinterp.analysis.intervals import bootstrap_mean
+from vdinterp.analysis.stimulus.cases import changes
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.interventions import MaskAttention
 from vdinterp.models import ActivationCache
@@ -119,6 +120,8 @@ def patch_crossing(noised: NoisedClips) -> PatchCrossing:
     crossing = [i for i in range(model.cfg.n_layers) if model.sublayer(i).axis != "time"]
     if not crossing:
         raise ValueError(f"{model.cfg.model_name} attends over time only: nothing can cross a patch boundary")
+    confined = {str(layer): MaskAttention("same_position", layers=[layer]) for layer in crossing}
+    confined["all"] = MaskAttention("same_position", layers=crossing)
     rows = []
     for level in noised.levels:
         per_layer: list[list[dict[str, dict[str, torch.Tensor]]]] = []
@@ -131,11 +134,8 @@ def patch_crossing(noised: NoisedClips) -> PatchCrossing:
                 parts = {part: torch.cat([batch[layer][quantity][part] for batch in per_layer]) for part in PARTS}
                 parts["crossing"] = torch.stack([parts[part] for part in CROSSING]).sum(0)
                 rows += [_row(level, str(layer), quantity, part, values) for part, values in parts.items()]
-        for layer in crossing:
-            effect = noised.x0_change(level, MaskAttention("same_position", layers=[layer]))
-            rows.append(_row(level, str(layer), "causal effect", "crossing", effect))
-        effect = noised.x0_change(level, MaskAttention("same_position", layers=crossing))
-        rows.append(_row(level, "all", "causal effect", "crossing", effect))
+        moved = changes(noised, level, confined)
+        rows += [_row(level, layer, "causal effect", "crossing", values) for layer, values in moved.items()]
     return PatchCrossing(table=pd.DataFrame(rows), meta=noised.meta())
 
 

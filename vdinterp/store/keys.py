@@ -32,6 +32,11 @@ def fingerprint(value: Any) -> str:
     return hasher.digest.hexdigest()
 
 
+def key_of(*parts: Any) -> str:
+    """A key for a `Ledger`, of all that a value depends on."""
+    return fingerprint(parts)[:24]
+
+
 def code_of(*parts: str) -> dict[str, str]:
     """The text of some of this library's files, by path; a folder stands for all of its code."""
     package = Path(_PACKAGE)
