@@ -58,6 +58,8 @@ class Mask:
     rules: tuple[Rule, ...]
     block: int = 0
     """Where no query sees beyond its own block of so many tokens, that number; 0 where it may."""
+    made: Bool[torch.Tensor, "batch group head query key"] | None = None
+    """All of it, where that is kept."""
 
     # What there is
 
@@ -65,7 +67,8 @@ class Mask:
     def causal(cls, n_tokens: int, block: int, device: torch.device | None = None) -> Mask:
         """A token sees its own block of so many tokens, and all earlier ones."""
         label = torch.arange(n_tokens, device=device)[None] // block
-        return replace(cls.by("from", label, label), block=block)
+        mask = replace(cls.by("from", label, label), block=block)
+        return replace(mask, made=mask.allowed()) if mask.is_small else mask
 
     @classmethod
     def by(
@@ -117,11 +120,13 @@ class Mask:
     @property
     def is_small(self) -> bool:
         """Whether it is cheapest made whole."""
-        return self.shape.numel() <= SMALL
+        return self.made is not None or self.shape.numel() <= SMALL
 
     def allowed(self, queries: Any = slice(None)) -> Bool[torch.Tensor, "batch group head query key"]:
         """Which keys some queries (a slice, or indices within their group) may see; axes of size 1 are the same for
         all."""
+        if self.made is not None:
+            return taken(self.made, 3, queries)
         return reduce(torch.logical_and, (rule.allowed(queries) for rule in self.rules))
 
     def whole(self) -> Bool[torch.Tensor, "batch group head query key"]:
@@ -159,7 +164,7 @@ class Mask:
         return self._each(lambda value: value.to(device))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Mask:
-        return replace(self, rules=tuple(rule.each(change) for rule in self.rules))
+        return Mask(tuple(rule.each(change) for rule in self.rules), self.block)
 
 
 def taken(value: torch.Tensor, axis: int, chosen: Any) -> torch.Tensor:

@@ -125,6 +125,8 @@ class MaskAttention(Intervention):
         elif self.allow is not None:
             label = (frame if self.allow == "own_frame" else cell)[None]
             found.append(Mask.by("same", label, label))
+        if self.cut is None and self.hidden is None:
+            return found[0]
         clip = frames_of(hook, grid.n_frames)[:, frame]
         if self.cut is not None and axis != "space":
             found.append(Mask.by("apart", *(among(clip, frames) for frames in self.cut)))

@@ -120,18 +120,18 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """
         check_old(old)
         cond = as_conditions(cond, self.cfg)
-        inputs = (latents, noise_levels, cond, start_at_layer, stop_at_layer, resid_pre, known)
         check_inputs(self, latents, noise_levels, cond)
-        check_resume(self.cfg, self.grid_of(latents), len(latents), *inputs[3:])
+        grid = self.grid_of(latents)
+        check_resume(self.cfg, grid, len(latents), start_at_layer, stop_at_layer, resid_pre, known)
+        inputs = (grid, latents, noise_levels, cond, start_at_layer, stop_at_layer, resid_pre, known)
         if not torch.compiler.is_compiling():
             return self._run(*inputs)
         return self._eager(*inputs) if self.may_have_hooks else self._forward(*inputs)
 
     def _run(self, *inputs: Any) -> torch.Tensor:
         """One uncompiled pass, kept apart from others by whoever records."""
-        latents, noise_levels, cond, start, _, resid_pre, known = inputs
-        self.latest_grid = self.grid_of(latents)
-        call = Call(grid=self.latest_grid)
+        grid, latents, noise_levels, cond, start, _, resid_pre, known = inputs
+        self.latest_grid, call = grid, Call(grid=grid)
         if resid_pre is not None:
             call.edited |= {Site(start, what="resid_pre"), *(Site(start, name).added for name in known or {})}
         for scope in self.scopes.of_thread(self.scopes.hooking):
@@ -144,6 +144,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
     def _forward(
         self,
+        grid: TokenGrid,
         latents: torch.Tensor,
         noise_levels: torch.Tensor,
         cond: Conditions,
@@ -152,7 +153,6 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         resid_pre: torch.Tensor | None,
         known: Mapping[str, torch.Tensor] | None,
     ) -> torch.Tensor:
-        grid = self.grid_of(latents)
         x = self._embed(latents, grid) if resid_pre is None else resid_pre
 
         given = self._given(noise_levels, cond, grid, like=x)

@@ -6,6 +6,7 @@ The N x N tensors exist only when somebody hooks them; otherwise attention is on
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -59,6 +60,7 @@ class Attention(HeadProjections):
         self.causal_block = causal_block
         self.rope: Rope | None = None if cross else cfg.rope.get(axis)
         self.q_norm, self.k_norm = _qk_norm(cfg), _qk_norm(cfg)
+        self._kept: tuple[Any, Mask] | None = None  # the last grid's own mask
 
         queries = "batch pos head d_head"
         keys = "batch key head d_head" if cross else queries
@@ -109,8 +111,13 @@ class Attention(HeadProjections):
         """Which keys a query may see within its group; None when it sees all."""
         if not self.causal_block:
             return None
-        per_frame = 1 if self.axis == "time" else grid.tokens_per_frame
-        return Mask.causal(grid.n_frames * per_frame, self.causal_block * per_frame, device)
+        kept, key = self._kept, (grid.shape, device)  # read once: another thread may put its own there
+        if kept is None or kept[0] != key:
+            per_frame = 1 if self.axis == "time" else grid.tokens_per_frame
+            with torch.inference_mode(False):  # a mask made in inference mode could not be used in training later
+                kept = key, Mask.causal(grid.n_frames * per_frame, self.causal_block * per_frame, device)
+            self._kept = kept
+        return kept[1]
 
     def scores(
         self,
