@@ -55,13 +55,14 @@ def close(one: Any, other: Any) -> None:
     ],
 )
 def test_rules_are_the_mask(kind: str, rule: str | None, request: pytest.FixtureRequest) -> None:
-    model, given = tiny_model(kind), inputs(tiny_model(kind))
-    pipe = vd.VideoDiffusion(model, None, vd.DiffusionConfig())
+    given = inputs(tiny_model(kind))
     torch.manual_seed(0)
     interventions = [] if rule is None else [RULES[rule]()]
     stats = ["frame_mass", "sinks", "entropy"]
 
     def run() -> tuple[torch.Tensor, Any, dict[str, torch.Tensor]]:
+        model = tiny_model(kind)  # of its own: a model keeps its mask
+        pipe = vd.VideoDiffusion(model, None, vd.DiffusionConfig())
         with model.intervene(*interventions), model.record(["rot_q", "rot_k", "z", *stats]) as recording:
             pred = pipe.denoise(given["latents"], LEVELS, cond=given.get("cond"))
         cache = recording[0]
