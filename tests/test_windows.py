@@ -148,3 +148,24 @@ def test_cut_counts_the_clips_frames(pipe: vd.VideoDiffusion) -> None:
             if not (queries and keys):
                 assert (mass > 0).all()
     assert torch.equal(cut.latents[:, :6], plain.latents[:, :6]) and not torch.equal(cut.latents, plain.latents)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_trials_of_one_pass_see_their_own_frames(pipe: vd.VideoDiffusion, at_once: int) -> None:
+    """Of a padded run, whose frames travel with every trial's clips."""
+    options = {"context": CONTEXT, "n_frames": 3, "steps": STEPS, "cond": ACTIONS[:, :3]}
+    case = vd.sweep.Case(runs={"base": vd.sweep.Trajectory(options=options)}, base="base")
+    tried: list[Any] = [[0], [2], "padding"]
+    trials = [
+        vd.sweep.Trial(interventions=(Ablate(("z", 0), frames=frames),), label={"frames": str(frames)})
+        for frames in tried
+    ]
+    metrics = {"last": lambda x0, moment: x0[:, -1].square().mean((1, 2, 3))}
+    table = vd.sweep.run(pipe, [case], trials, metrics, trials_per_pass=at_once, progress=False).table
+    for frames in tried:
+        alone = pipe.sample(**options, interventions=[Ablate(("z", 0), frames=frames)]).latents
+        found = torch.tensor(table[table["frames"] == str(frames)]["value"].to_numpy())
+        torch.testing.assert_close(found.float(), alone[:, -1].square().mean((1, 2, 3)), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"frames \[3\] are outside these clips, whose frames are 0\.\.2"):
+        wrong = vd.sweep.Trial(interventions=(Ablate("z", frames=[3]),), label={"frames": "3"})
+        vd.sweep.run(pipe, [case], [wrong], metrics, progress=False)
