@@ -354,3 +354,55 @@ def test_a_stretch_that_is_lost_is_counted(tmp_path: Path) -> None:
     path.write_bytes(packets[: 188 * (n // 3)] + packets[188 * (n // 2) :])
     with pytest.warns(UserWarning, match=r"is damaged: .*missing between others"):
         read_video(path)
+
+
+# The part of a stored picture that is shown
+
+
+def with_clap(path: Path, wide: int, high: int, right: int, down: int) -> None:
+    """State a clean aperture: a box more in the sample entry, and every box around it as much longer."""
+    numbers = [number for value in (wide, high, right, down) for number in (value, 1)]
+    clap = (40).to_bytes(4, "big") + b"clap" + b"".join(n.to_bytes(4, "big", signed=True) for n in numbers)
+    content = bytearray(path.read_bytes())
+    outer = [content.rindex(name) - 4 for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")]
+    for at in outer:
+        content[at : at + 4] = (int.from_bytes(content[at : at + 4], "big") + len(clap)).to_bytes(4, "big")
+    end = outer[-1] + int.from_bytes(content[outer[-1] : outer[-1] + 4], "big") - len(clap)
+    path.write_bytes(bytes(content[:end]) + clap + bytes(content[end:]))
+
+
+def with_pixel_crop(path: Path, width: int, height: int, left: int, top: int) -> None:
+    """State what not to show, in the place of two other elements and a part of the empty one after them."""
+    size = b"\xb0\x81" + bytes([width]) + b"\xba\x81" + bytes([height])
+    before = b"\xe0\x8a" + size + bytes.fromhex("54b28104 55ee8100 ec0100000000000002 0000")
+    crops = b"\x54\xcc\x81" + bytes([left]) + b"\x54\xbb\x81" + bytes([top])
+    content = path.read_bytes()
+    assert content.count(before) == 1
+    path.write_bytes(content.replace(before, b"\xe0\x8e" + size + crops + b"\xec\x89" + bytes(9)))
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_only_what_the_container_shows(tmp_path: Path, container: str) -> None:
+    path = tmp_path / f"cropped.{container}"
+
+    def with_aspect(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(1)
+
+    images = [halves(height=48, width=64) for _ in range(3)]
+    for image in images:
+        image[:, :16] = GREEN
+    encode(path, images, stream_setup=with_aspect)
+    whole = read_video(path)
+    assert tuple(whole.shape[2:]) == (48, 64)
+    if container == "mp4":
+        with_clap(path, 48, 24, 8, 12)
+    else:
+        with_pixel_crop(path, 64, 48, 16, 24)
+    assert torch.equal(read_video(path), whole[:, :, 24:, 16:])
+
+
+def test_a_cropping_that_leaves_nothing_is_not_believed(tmp_path: Path) -> None:
+    path = encode(tmp_path / "nothing.mp4", [halves()] * 2)
+    whole = read_video(path)
+    with_clap(path, 4, 4, 200, 0)
+    assert torch.equal(read_video(path), whole)

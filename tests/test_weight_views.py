@@ -225,3 +225,43 @@ def test_a_cache_knows_its_weights(tmp_path: Path) -> None:
     model.blocks[1].mlp.fc1.weight.data[3, 4] += 1.0  # one value, behind autograd's back
     with pytest.raises(ValueError, match="other weights"):
         recording[0].head_results(0)
+
+
+class Same(nn.Module):
+    """A module of the user's with the tensors of an MLP, and another nonlinearity."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(x).relu())
+
+
+class Plus(nn.Module):
+    """A linear layer's tensors, and something besides."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.t() + self.bias + 1
+
+
+def test_what_tensors_do_not_say_is_not_saved(tmp_path: Path) -> None:
+    """Names and shapes of all tensors are those of the plain model; what is computed with them is not."""
+
+    def own(model: Any) -> None:
+        model.blocks[0].forward = lambda x, given, known: x
+
+    for change, says in (
+        (lambda model: setattr(model.blocks[1], "mlp", Same(model.blocks[1].mlp)), r"blocks\.1\.mlp has a Same in its"),
+        (lambda model: setattr(model.final, "linear", Plus(model.final.linear)), r"final\.linear is a Plus that comp"),
+        (own, r"blocks\.0 has a forward of its own"),
+    ):
+        model = tiny_model()
+        change(model)
+        with pytest.raises(ValueError, match=says):
+            save_bundle(tmp_path / "changed", vd.VideoDiffusion(model, None, vd.DiffusionConfig()))
+    assert not (tmp_path / "changed").exists()

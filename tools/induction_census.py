@@ -1,7 +1,7 @@
 """How often the induction search is right about organisms and untrained networks, and what it says of trained ones:
 the tables of docs/induction.md.
 
-python tools/induction_census.py                       # about an hour of one core; resumes where it stopped
+python tools/induction_census.py                       # half an hour of one core; resumes where it stopped
 python tools/induction_census.py --shard 1/2           # half of them, to run two at a time into the same folder
 python tools/induction_census.py --trained my/network  # and a bundle of yours; may be given again
 python tools/induction_census.py --table               # rewrite the tables of docs/induction.md from what is recorded
@@ -29,7 +29,7 @@ from vdinterp.store import Records
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "induction.md"
 INDUCTION = ("induction", "half_induction", "long_cue")  # kinds that have a head called so
-NUMBERS = {**dict.fromkeys(KINDS, 20), "induction": 80, "untrained": 20}
+NUMBERS = dict.fromkeys((*KINDS, "untrained"), 16)
 SETTINGS = {"levels": (0.4, 0.8, 0.95), "n_per_lag": 8, "designs": ()}  # a lighter search than the default
 # Other training seeds of tiny-induction's recipe, and those of the package; searched as by default.
 TRAINED = ("tiny-induction", *(str(folder) for folder in sorted((ROOT / "tests" / "trained").glob("seed-*"))))

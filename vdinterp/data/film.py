@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from vdinterp import store
-from vdinterp.data.picture import shown, warn_of
+from vdinterp.data.cropping import Cropping, cropping_of
+from vdinterp.data.picture import WHOLE, shown, warn_of
 
 READABLE = "an mp4, webm or gif file, or another that FFmpeg reads"
 PLAYLISTS = {"hls", "concat", "dash", "imf"}  # formats that open other files than the one named
@@ -187,7 +188,16 @@ class Film:
         if not self._looked:
             self._looked = True
             warn_of(frame, str(self.path))
-        return shown(frame, self._stream.sample_aspect_ratio)
+        return shown(frame, self._stream.sample_aspect_ratio, self._hidden)
+
+    @cached_property
+    def _hidden(self) -> Cropping:
+        """Stored pixels that the container says are not shown."""
+        kind = self._container.format.name
+        if not {"matroska", "mp4"} & set(kind.split(",")):
+            return WHOLE
+        coded = self._stream.codec_context
+        return cropping_of(self.path, kind, self._stream.index, coded.width, coded.height)
 
     def _after_jump(self, moment: float) -> Iterator[tuple[float, Any]] | None:
         """None where the jump did not lead to a frame at or before that moment."""

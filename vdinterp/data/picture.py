@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from vdinterp.data.cropping import Cropping
+
+WHOLE = Cropping()
 UNSTATED = 2  # of a matrix, a transfer or primaries
 HD_WIDTH, SD_HEIGHT = 1280, 576  # players take BT.709 for what is larger and states no matrix, BT.601 for the rest
 PQ, HLG = 16, 18  # transfer functions of high dynamic range
@@ -19,8 +22,9 @@ TO_SRGB = {  # linear light, row by row
 }
 
 
-def shown(frame: Any, pixel_aspect: Any) -> np.ndarray:
-    """`[height width 3]` uint8 of an `av.VideoFrame`. `pixel_aspect`: width over height of one stored pixel."""
+def shown(frame: Any, pixel_aspect: Any, hidden: Cropping = WHOLE) -> np.ndarray:
+    """`[height width 3]` uint8 of an `av.VideoFrame`. `pixel_aspect`: width over height of one stored pixel; `hidden`:
+    stored pixels at the sides that are not shown."""
     width, height = frame.width, frame.height
     if pixel_aspect and pixel_aspect > 1:
         width = round(width * float(pixel_aspect))
@@ -41,7 +45,10 @@ def shown(frame: Any, pixel_aspect: Any) -> np.ndarray:
         pixels = (pixels[..., :3].astype(np.float32) * (pixels[..., 3:] / np.float32(255))).round().astype(np.uint8)
     elif format == "rgb48le":
         pixels = _standard(pixels.astype(np.float32) / 65535, frame.color_trc, TO_SRGB.get(frame.color_primaries))
-    return np.ascontiguousarray(_turned(pixels, frame))
+    across, down = width / frame.width, height / frame.height
+    left, right = (round(side * across) for side in (hidden.left, frame.width - hidden.right))
+    top, bottom = (round(side * down) for side in (hidden.top, frame.height - hidden.bottom))
+    return np.ascontiguousarray(_turned(pixels[top:bottom, left:right], frame))
 
 
 def _turned(pixels: np.ndarray, frame: Any) -> np.ndarray:

@@ -182,7 +182,7 @@ class Decomposition(StreamParts):
         self._check_written(place, "neurons")
         numbers, flat = self._neurons(neuron_slice)
         post, weight = self._get(place.at("post"))[:, chosen][..., numbers], model.sublayer_at(place).W_out
-        written = (post[..., None] * weight[numbers].detach()).movedim(2, 0)
+        written = (post[..., None] * weight[numbers].detach().to(post.device)).movedim(2, 0)
         found = self.carry(chosen).wrote(place, written).movedim(0, 2)
         found = found if project_output_onto is None else found @ project_output_onto.to(found)
         found = found.squeeze(2) if flat else found

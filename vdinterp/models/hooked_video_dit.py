@@ -52,6 +52,7 @@ from vdinterp.models.init import initialize
 from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import Partition
 from vdinterp.models.scopes import Call, Scope, current_call, run_in
+from vdinterp.models.spread import device_of, is_spread
 from vdinterp.models.weights import WeightViews
 from vdinterp.site import Site
 
@@ -205,11 +206,13 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.final.linear.weight.dtype
+        """Of inputs, which the first parameters take."""
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
     @property
     def device(self) -> torch.device:
-        return self.final.linear.weight.device
+        """Of inputs and of the prediction. Blocks may lie elsewhere, where accelerate's hooks put them."""
+        return device_of(self)
 
     def grid(self, n_frames: int | None = None, height: int | None = None, width: int | None = None) -> TokenGrid:
         """How this model's tokens lie in a clip of `n_frames` latent frames of `height` x `width` (default: the sizes
@@ -334,6 +337,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def _recording(self, names: Names | None, device: torch.device | str | None, incl_bwd: bool = False) -> Scope:
         """A block that gives the `Recording` of its calls, of their gradients too with `incl_bwd`."""
         recording, caches, wanted, weights = Recording(), {}, self.cacheable_names(names), marks(self)
+        if device is None and is_spread(self):
+            device = self.device  # one place for all
 
         def begin(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor, cond: Conditions) -> None:
             caches[call] = ActivationCache.of_run(self, latents, noise_levels, cond, weights)

@@ -26,8 +26,10 @@ BLOCK = 2**24  # values that are hashed at a time
 
 
 def marks(model: nn.Module) -> Float[torch.Tensor, " _"]:
-    """What tells these weights from others: the norm and a few values of every parameter that is in memory."""
-    held = [parameter.detach() for parameter in model.parameters() if not parameter.is_meta and parameter.numel()]
+    """What tells these weights from others: the norm and a few values of every parameter that stays in memory."""
+    away = offloaded(model)  # there or not, as the hooks have it
+    held = [each.detach() for name, each in model.named_parameters() if name not in away and not each.is_meta]
+    held = [each for each in held if each.numel()]
     if not held:
         return torch.zeros(0)
     held = [each if each.is_floating_point() else each.float() for each in held]
@@ -50,10 +52,10 @@ def identity(model: Any) -> str:
     whole = hashlib.sha256()
     elsewhere = offloaded(model)
     for name, value in sorted(model.state_dict(keep_vars=True).items()):
-        if isinstance(value, torch.Tensor) and value.is_meta:
-            if name not in elsewhere:
-                raise ValueError(f"{name} is on the meta device and holds no values: load weights into it first")
+        if name in elsewhere:
             value = elsewhere[name]()
+        elif isinstance(value, torch.Tensor) and value.is_meta:
+            raise ValueError(f"{name} is on the meta device and holds no values: load weights into it first")
         whole.update(f"{name}\x1f{_digest(value)}\x1e".encode())
     for name, layer in model.named_modules():
         if type(layer).__module__.partition(".")[0] not in _OURS:

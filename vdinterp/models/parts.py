@@ -135,10 +135,10 @@ class StreamParts(Mapping[Any, Any]):
                 f"{place.label}.bias",
             )
         for index in range(made.shape[2]):
-            output = made[:, :, index] @ weight[index].detach().view(made.shape[-1], -1)
+            output = made[:, :, index] @ weight[index].detach().view(made.shape[-1], -1).to(made.device)
             yield f"{prefix}.{index}", carry.wrote(place, output)
         if bias is not None:
-            yield rest, carry.wrote(place, bias.detach().expand(*made.shape[:2], -1))
+            yield rest, carry.wrote(place, bias.detach().to(made.device).expand(*made.shape[:2], -1))
 
     # What is asked for
 

@@ -18,15 +18,38 @@ def hooks_of(module: nn.Module) -> Iterator[Any]:
         yield from getattr(hook, "hooks", (hook,))
 
 
+def is_spread(model: nn.Module) -> bool:
+    """Whether accelerate's hooks are around any part of a model."""
+    return any("_hf_hook" in vars(module) for module in model.modules())
+
+
+def check_together(model: nn.Module, what: str) -> None:
+    """Raise `ValueError` for a model that accelerate spread, where `what` would need it in one place."""
+    if is_spread(model):
+        raise ValueError(
+            f"accelerate's hooks hold this model's weights in several places, so {what}; take them off first: "
+            "accelerate.hooks.remove_hook_from_submodules(model)"
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs, and gives its prediction: as accelerate's hook around it says, or its weights."""
+    name, first = next(model.named_parameters())
+    owner = model.get_submodule(name.rpartition(".")[0])
+    hooks = [*hooks_of(model), *(hooks_of(owner) if first.is_meta else ())]
+    places = [hook.execution_device for hook in hooks if hook.execution_device is not None]
+    return torch.device(places[0]) if places else first.device
+
+
 def offloaded(model: nn.Module) -> dict[str, Callable[[], torch.Tensor]]:
-    """How to read each tensor that is offloaded now, by its name in the model. One read from disk is read anew."""
+    """How to read each tensor that is offloaded, by its name in the model. One on disk is read anew each time."""
     found = {}
     for path, module in model.named_modules():
         for hook in hooks_of(module):
             stored: Mapping[str, torch.Tensor] | None = getattr(hook, "weights_map", None)
             if stored is None:
                 continue
-            for name, value in (*module.named_parameters(), *module.named_buffers()):
-                if value.is_meta and name in stored:
+            for name, _ in (*module.named_parameters(), *module.named_buffers()):
+                if name in stored:
                     found[f"{path}.{name}" if path else name] = partial(getitem, stored, name)
     return found

@@ -7,10 +7,11 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 
-from vdinterp.models.components.linear import PLAIN, applied
+from vdinterp.models.components.linear import PLAIN, applied, has_own_forward
 from vdinterp.models.config import VideoDiTConfig
 from vdinterp.models.hooks import FactoredMatrix
 from vdinterp.models.identity import identity
+from vdinterp.models.spread import check_together
 
 Stacked = Float[torch.Tensor, "layer ..."]
 
@@ -33,7 +34,8 @@ class WeightViews:
             raise ValueError(f"Not every block has an {sublayer!r}; use model.blocks[layer].{sublayer}.{name}.")
         if any(getattr(part, name) is None for part in parts):
             raise ValueError(f"This model has no {name}: that projection carries no bias.")
-        return torch.stack([getattr(part, name) for part in parts])
+        weights = [getattr(part, name) for part in parts]
+        return torch.stack([weight.to(weights[0].device) for weight in weights])  # may be spread
 
     @property
     def W_Q(self) -> Float[torch.Tensor, "layer head d_model d_head"]:
@@ -151,6 +153,7 @@ def undetermined(model: Any) -> str:
 def check_saves(model: Any) -> None:
     """Raise `ValueError` unless a model's tensors alone make it again; an adapter, another module or a hook would be
     lost."""
+    check_together(model, "they cannot be saved from here")
     with torch.device("meta"):
         whole = type(model)(model.cfg)
     wanted = {name: value.shape for name, value in whole.state_dict().items()}
@@ -162,12 +165,14 @@ def check_saves(model: Any) -> None:
         )
     layers = dict(model.named_modules())
     for name, plain in whole.named_modules():
-        layer = layers.get(name)
+        layer: Any = layers.get(name)
         if isinstance(plain, PLAIN):
             applied(layer, name)
-        elif type(layer) is not type(plain) or "forward" in vars(layer):
-            kind = "has a forward of its own" if type(layer) is type(plain) else f"is a {type(layer).__qualname__}"
+        elif type(layer) is not type(plain) or has_own_forward(layer):
+            other = (
+                "a forward of its own" if type(layer) is type(plain) else f"a {type(layer).__qualname__} in its place"
+            )
             raise ValueError(
-                f"{name} {kind}, which its tensors do not say: it could not be loaded again; put back the "
-                f"{type(plain).__qualname__} that the configuration makes first"
+                f"{name or 'the model'} has {other}, which its tensors do not say: it could not be loaded again; put "
+                f"back the {type(plain).__qualname__} that the configuration makes first"
             )

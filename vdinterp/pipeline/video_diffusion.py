@@ -15,6 +15,7 @@ from vdinterp.conditions import Cond, as_conditions
 from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
 from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.spread import check_together
 from vdinterp.pipeline import windows
 from vdinterp.pipeline.checks import (
     check_device,
@@ -95,11 +96,11 @@ class VideoDiffusion:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return self.model.dtype
 
     @property
     def identity(self) -> str:
@@ -109,7 +110,11 @@ class VideoDiffusion:
         return store.digest(f"{about}{self.model.identity}".encode())
 
     def to(self, *args: Any, **kwargs: Any) -> VideoDiffusion:
-        """Move model and VAE to a device or dtype; returns the pipeline. ValueError for a device that is not there."""
+        """Move model and VAE to a device or dtype; returns the pipeline.
+
+        ValueError for a device that is not there, and for a model that accelerate has spread over several places.
+        """
+        check_together(self.model, "it cannot be moved")
         for given in (*args, kwargs.get("device")):
             if given is not None and not isinstance(given, torch.dtype | torch.Tensor):
                 check_device(given)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
+from torch.utils._pytree import tree_map_only
 
 from vdinterp.grid import TokenGrid
 from vdinterp.models.components.rope import Table
@@ -27,3 +28,8 @@ class Given:
     text: Float[torch.Tensor, "batch key d_text"] | None
     text_mask: Bool[torch.Tensor, "batch key"] | None
     """Which text tokens may be looked at; None: all."""
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Given:
+        """On another device: accelerate's hooks ask for it, where blocks lie on several."""
+        moved = tree_map_only(torch.Tensor, lambda part: part.to(device, non_blocking=non_blocking), vars(self))
+        return replace(self, **moved)

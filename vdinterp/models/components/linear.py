@@ -24,13 +24,22 @@ def applied(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     Raises `ValueError` where it computes something else, is quantised, or holds no weights now (offloaded).
     """
     plain = any(getattr(type(layer), "forward", None) is kind.forward for kind in PLAIN)
-    wrapped = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
+    wrapped = has_own_forward(layer) or layer._forward_hooks or layer._forward_pre_hooks
     if not plain or wrapped:
         _check_runs(layer, name)
     weight, bias = layer.weight, layer.bias  # after the run: old-style weight norm and pruning set them there
     if weight.is_meta:
-        raise ValueError(f"the weights of {name} are offloaded: load the model into memory to read them")
+        raise ValueError(
+            f"the weights of {name} are offloaded by accelerate's hooks: read them from a model that is in memory "
+            "(accelerate.hooks.remove_hook_from_submodules(model))"
+        )
     return weight, bias
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module's `forward` was replaced by another one than its class has."""
+    found = vars(module).get("forward")
+    return found is not None and getattr(found, "__func__", None) is not type(module).forward
 
 
 def _check_runs(layer: Any, name: str) -> None:

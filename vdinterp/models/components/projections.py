@@ -45,7 +45,7 @@ class HeadProjections(AdaLN):
         self, z: Float[torch.Tensor, "batch pos head d_head"]
     ) -> Float[torch.Tensor, "batch pos head d_model"]:
         """What each head adds to the output, before gate and bias."""
-        return torch.einsum("b p h e, h e d -> b p h d", z, self.W_O)
+        return torch.einsum("b p h e, h e d -> b p h d", z, self.W_O.to(z.device))
 
     def _part(self, which: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight `[inner, d_in]` and bias of q (0), k (1) or v (2)."""
