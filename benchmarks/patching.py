@@ -104,7 +104,7 @@ class Task:
     @classmethod
     def random(cls, width: int, layers: int, n_positions: int, device: str, sites: Sequence[str]) -> Task:
         torch.manual_seed(0)
-        ours = random_model(width, layers)
+        ours = vd.VideoDiffusion(random_model(width, layers), None, vd.DiffusionConfig()).model
         grid, side = ours.grid(), ours.cfg.height
         tokens = torch.linspace(0, grid.n_tokens - 1, n_positions).long().tolist()
         corrupted, other = torch.randn(2, 1, grid.n_frames, 4, side, side)
@@ -135,9 +135,9 @@ class Task:
         found = {}
         for site in self.sites:
             result = vd.activation_patch(
-                self.ours, self.clean, self.corrupted, self.levels, site=site, over=("layer", "region"),
-                regions={str(token): [token] for token in tokens}, region=self.region,
-                sweep_options={"trials_per_pass": trials_per_pass, "progress": False},
+                self.ours, self.clean, self.corrupted, self.ours.schedule.level(self.levels),
+                site=site, over=("layer", "region"), regions={str(token): [token] for token in tokens},
+                region=self.region, sweep_options={"trials_per_pass": trials_per_pass, "progress": False},
             )  # fmt: skip
             for layer in range(self.ours.cfg.n_layers):
                 found |= {(site, layer, token): float(result.values[layer, i]) for i, token in enumerate(tokens)}

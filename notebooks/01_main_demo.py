@@ -56,18 +56,19 @@ vd.plotting.filmstrip(
 # %% [markdown]
 # ## A forward pass with every activation
 #
-# Noise is per frame: `-1` is clean, `999` is pure noise. We hide the last frame (level 949 of 1000) and let the model
-# tell what it was. `run_with_cache` keeps every activation by name, except the N x N ones, which the cache computes on
-# demand.
+# Noise is per frame: `0` is clean, `1` is pure noise. We hide the last frame (noise level 0.95) and let the model
+# tell what it was. The network itself is fed a timestep, which `pipe.timestep` makes. `run_with_cache` keeps every
+# activation by name, except the N x N ones, which the cache computes on demand.
 
 # %%
-levels = torch.full((len(clips), clips.n_frames), -1)
-levels[:, last] = 949
+levels = torch.zeros(len(clips), clips.n_frames)
+levels[:, last] = 0.95
+timestep = pipe.timestep(levels)
 noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
 noisy = pipe.add_noise(latents, levels, noise)
 
 with torch.no_grad():
-    pred, cache = model.run_with_cache(noisy, levels)
+    pred, cache = model.run_with_cache(noisy, timestep)
     x0 = pipe.denoise(noisy, levels)  # the same forward pass, as an estimate of the clean clip
 
 print(cache)
@@ -75,7 +76,7 @@ print("before running: ", model.estimate_cache(batch=len(clips)) / 2**20, "MiB e
 print("z of layer 2:   ", tuple(cache["z", 2].shape), "batch pos head d_head")
 print("last resid_post:", tuple(cache["resid_post", -1].shape))
 with torch.no_grad():
-    identity = model.run_with_hooks(noisy, levels, fwd_hooks=[("resid_post", lambda resid, hook: resid)])
+    identity = model.run_with_hooks(noisy, timestep, fwd_hooks=[("resid_post", lambda resid, hook: resid)])
 assert torch.equal(identity, pred), "a hook that changes nothing must change nothing"
 model.describe_hooks().head(12)
 
@@ -134,7 +135,7 @@ vd.plotting.attention_strip(
 # other head. Where a cell is dark, the model needs that head; compare with the map of attention above.
 
 # %%
-_, reference = model.run_with_cache(pipe.add_noise(latents.flip(0), levels, noise), levels, names="z")
+_, reference = model.run_with_cache(pipe.add_noise(latents.flip(0), levels, noise), timestep, names="z")
 
 
 def hidden_frame_error(*interventions) -> float:
@@ -184,7 +185,7 @@ def silence(z, hook):
 
 
 with torch.no_grad():
-    changed = model.run_with_hooks(noisy, levels, fwd_hooks=[(f"blocks.{best_layer}.attn.hook_z", silence)])
+    changed = model.run_with_hooks(noisy, timestep, fwd_hooks=[(f"blocks.{best_layer}.attn.hook_z", silence)])
 print("called:", calls)
 assert calls == [(f"blocks.{best_layer}.attn.hook_z", None)]
 print("prediction changed by", float((changed - pred).abs().max()))

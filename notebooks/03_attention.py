@@ -31,7 +31,7 @@ from vdinterp.data import crafter
 
 pipe = vd.load("tiny-crafter")
 clips = vd.data.sample_clips("crafter", n=24)
-noised = vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))
+noised = vd.NoisedClips(pipe, clips, noise_levels=(0.3, 0.9))
 clips
 
 # %% [markdown]

@@ -24,7 +24,7 @@ import vdinterp as vd
 
 crafter, induction = vd.load("tiny-crafter"), vd.load("tiny-induction")
 clips = vd.data.sample_clips("crafter", n=24, n_frames=8)
-train, noised = (vd.NoisedClips(crafter, part, levels=(0.3, 0.9)) for part in (clips[:16], clips[16:]))
+train, noised = (vd.NoisedClips(crafter, part, noise_levels=(0.3, 0.9)) for part in (clips[:16], clips[16:]))
 
 # %% [markdown]
 # ## The lens
@@ -62,7 +62,7 @@ parts.plot()
 
 # %%
 repeats = vd.data.make_clips("one_off", n=16)
-effect = vd.analysis.direct_effect(vd.NoisedClips(induction, repeats, levels=(0.9,)))
+effect = vd.analysis.direct_effect(vd.NoisedClips(induction, repeats, noise_levels=(0.9,)))
 table = effect.table.set_index(["layer", "head"])
 for head in ((1, 2), (0, 0)):
     assert table.loc[head, "total"] > 0.4 and abs(table.loc[head, "direct"]) < 0.05
@@ -78,7 +78,7 @@ effect
 
 # %%
 organism = vd.organisms.build("induction", seed=3)
-clean, dirty = 0, 949
+clean, dirty = 0, 0.95
 composed = vd.circuits.composition(organism.model, clean, dirty, displacements=[(-6, 0, 0)], parts=["k", "q"])
 best = composed.table[composed.table["part"] == "k"].nlargest(1, "score").iloc[0]
 sender, receiver = (".".join(map(str, organism.heads[role])) for role in ("previous frame", "induction"))
@@ -87,7 +87,7 @@ print(organism.heads)
 composed
 
 # %%
-planted = vd.circuits.copying(organism, -1, dirty)
+planted = vd.circuits.copying(organism, clean, dirty)
 scores = planted.table.set_index(["layer", "head"])["value"]
 assert scores.idxmax() == organism.heads["induction"] and scores.max() > 0.9
 planted.plot()
@@ -97,7 +97,7 @@ planted.plot()
 # queries. The heads that the induction search names copy.
 
 # %%
-copying = vd.circuits.copying(induction, -1, 949)
+copying = vd.circuits.copying(induction, clean, dirty)
 trained = copying.table.set_index(["layer", "head"])["value"]
 assert trained.loc[(3, 3)] > 0.9 and trained.loc[(3, 2)] > 0.9
 copying.plot()
@@ -107,7 +107,7 @@ copying.plot()
 # the prediction. A dark diagonal copies pixel by pixel.
 
 # %%
-whole = vd.circuits.patch_circuit(induction, 3, 3, -1, 949)
+whole = vd.circuits.patch_circuit(induction, 3, 3, clean, dirty)
 whole.plot()
 
 # %% [markdown]

@@ -25,7 +25,7 @@ from vdinterp.data import crafter
 
 pipe = vd.load("tiny-crafter")
 clips = vd.data.sample_clips("crafter", n=72, n_frames=8)
-noised = vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))
+noised = vd.NoisedClips(pipe, clips, noise_levels=(0.3, 0.9))
 
 # %% [markdown]
 # ## Neurons
@@ -49,7 +49,7 @@ found.summary()
 # `found.to_html("neurons.html")` is a page to browse all 1,536.
 
 # %%
-few = vd.NoisedClips(pipe, clips[:32], levels=(0.6,))
+few = vd.NoisedClips(pipe, clips[:32], noise_levels=(0.6,))
 effects = vd.neurons.ablation_effects(
     few, picked, labels=clips.semantic_map[:32], label_names=list(crafter.SEMANTIC), sweep_options={"progress": False}
 )

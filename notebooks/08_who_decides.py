@@ -49,11 +49,11 @@ def scrolled(x0):
 
 
 noise = torch.randn(free.shape, generator=torch.Generator().manual_seed(0))
-k = torch.full(free.shape[:2], -1)
-k[:, last] = int(level * 1000) - 1
+noise_levels = torch.zeros(free.shape[:2])
+noise_levels[:, last] = level
 with torch.no_grad():
     behaviour = {
-        name: scrolled(pipe.denoise(pipe.add_noise(latents, k, noise), k, cond=clips.action))
+        name: scrolled(pipe.denoise(pipe.add_noise(latents, noise_levels, noise), noise_levels, cond=clips.action))
         for name, latents in {"as played": free, **versions}.items()
     }
 assert behaviour["as played"] > 0.8 and behaviour["sand"] > 0.8
@@ -76,7 +76,7 @@ labels = walkable.long()[:, None, None, None].expand(len(moves), 8, 7, 9).contig
 own_cell = torch.zeros(len(moves), 8, 7, 9, dtype=torch.bool)
 own_cell[:, last, 3, 4] = True
 probe = vd.probes.fit(
-    vd.NoisedClips(pipe, moves, levels=(level,)),
+    vd.NoisedClips(pipe, moves, noise_levels=(level,)),
     labels,
     names=["blocked", "walkable"],
     what="cell ahead",
@@ -143,7 +143,7 @@ pd.DataFrame(
 # the player: one bright patch, in the frame before.
 
 # %%
-noised = vd.NoisedClips(pipe, clips, levels=(level,))
+noised = vd.NoisedClips(pipe, clips, noise_levels=(level,))
 cache = noised.cache(level, ["rot_q", "rot_k"], slice(0, 16))
 query = grid.index(last, 1, 1)  # a cell far from the player
 rows = cache["pattern", 0].heads([2]).rows([query])[:, 0, 0]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from vdinterp.diffusion import DiffusionConfig, make_schedule
 from vdinterp.models import BlockSpec, HookedVideoDiT, Rope, Sublayer, VideoDiTConfig
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -48,6 +49,8 @@ def tiny_model(kind: str = "3d", seed: int = 0, **settings: Any) -> HookedVideoD
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     for name, buffer in model.named_buffers():
         buffer.copy_(torch.rand(buffer.shape, generator=generator) * (1 if "freqs" in name else 6))
+    fourier = {"schedule": "cosine_simple_diffusion", "shift": 0.125, "precond_scale": 0.125}
+    model.schedule = make_schedule(DiffusionConfig(**(fourier if model.cfg.noise_embed == "fourier" else {})))
     return model.eval()
 
 
@@ -59,7 +62,7 @@ def inputs(
     frames = cfg.n_frames if n_frames is None else n_frames
     given = {
         "latents": torch.randn(batch, frames, cfg.in_channels, cfg.height, cfg.width, generator=generator),
-        "noise_levels": torch.randint(0, 1000, (batch, frames), generator=generator),
+        "timestep": torch.randint(0, 1000, (batch, frames), generator=generator),
     }
     if cfg.d_action:
         given["cond"] = torch.randn(batch, frames, cfg.d_action, generator=generator)

@@ -31,7 +31,7 @@ LAST = FRAME == planted.N_FRAMES - 1
 
 
 def noised(kind: str = "3d", **options) -> NoisedClips:
-    return NoisedClips(planted.pipe(kind), planted.clips(), **{"levels": LEVELS, "batch": 2, **options})
+    return NoisedClips(planted.pipe(kind), planted.clips(), **{"noise_levels": LEVELS, "batch": 2, **options})
 
 
 def dense(given: NoisedClips, level: float) -> torch.Tensor:
@@ -53,29 +53,30 @@ def given() -> NoisedClips:
 
 def test_noised_clips_are_clean_up_to_the_target_and_the_same_at_every_call(given) -> None:
     inputs = given.inputs(0.9, slice(0, 5))
-    assert torch.equal(inputs["noisy"][:, :3], given.latents[:, :3])
-    assert inputs["noise_levels"].tolist() == [[-1, -1, -1, 899]] * 5
-    assert torch.equal(given.inputs(0.9, slice(3, 5))["noisy"], inputs["noisy"][3:])
+    assert torch.equal(inputs.noisy[:, :3], given.latents[:, :3])
+    assert torch.equal(inputs.noise_levels, torch.tensor([[0, 0, 0, 0.9]] * 5))
+    assert torch.equal(given.inputs(0.9, slice(3, 5)).noisy, inputs.noisy[3:])
     assert given.target == [3] and int(given.target_tokens.sum()) == 12
     assert given.x0(0.9).shape == (5, 1, 1, 3, 4)
     assert given.x0_change(0.9).max() == 0
-    error = (given.pipe.denoise(**inputs)[:, 3:] - given.latents[:, 3:]).square().mean((1, 2, 3, 4)) / given.variance
+    error = (given.pipe.denoise(*inputs)[:, 3:] - given.latents[:, 3:]).square().mean((1, 2, 3, 4)) / given.variance
     close(given.x0_error(0.9), error)
     everything = noised(n_context=0)
-    assert everything.inputs(0.5, slice(0, 1))["noise_levels"].tolist() == [[499] * 4]
+    assert everything.inputs(0.5, slice(0, 1)).noise_levels.tolist() == [[0.5] * 4]
     assert "5 file clips of 4 frames, 3 of them clean" in repr(given)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": ()}, "levels are noise levels"),
-        ({"levels": (0.5, 0.5)}, "each once"),
-        ({"levels": (1.5,)}, "in \\(0, 1\\]"),
+        ({"noise_levels": ()}, "levels are noise levels"),
+        ({"noise_levels": (0.5, 0.5)}, "each once"),
+        ({"noise_levels": (1e-5,)}, "noise level 1e-05 is clean to"),
+        ({"noise_levels": (1.5,)}, "in \\(0, 1\\]"),
         ({"n_context": 4}, "at least 5 are needed"),
         ({"n_context": -1}, "n_context must be a whole number in 0"),
         ({"batch": 0}, "batch must be a whole number in 1"),
-        ({"levels": 0.9}, "give a list or tuple"),
+        ({"noise_levels": 0.9}, "give a list or tuple"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message) -> None:
@@ -192,7 +193,7 @@ def test_the_head_table_names_planted_roles_and_measures_effects() -> None:
     match = torch.full((5, 4), -1)
     match[:, 3] = torch.tensor([0, 1, 0, 1, -1])
     pipe = planted.pipe()
-    given = NoisedClips(pipe, planted.clips(match=match), levels=(0.9,), batch=8)
+    given = NoisedClips(pipe, planted.clips(match=match), noise_levels=(0.9,), batch=8)
     implied = torch.zeros(5, 4, 2, dtype=torch.long)
     implied[:, 3] = SHIFT
     zero = SHIFT * 0
@@ -304,7 +305,7 @@ def test_patch_crossing_adds_up_and_sees_who_crosses(given, tmp_path) -> None:
     with pytest.raises(KeyError, match="no 'mass'"):
         found.pick("mass")
 
-    stays = NoisedClips(given.pipe, given.clips, levels=(0.9,), batch=8)
+    stays = NoisedClips(given.pipe, given.clips, noise_levels=(0.9,), batch=8)
     own = torch.arange(48).expand(5, -1)
     everywhere = {(layer, head): own for layer in range(2) for head in range(2)}
     with given.model.hooks(planted.looking(given.model, everywhere)):
@@ -317,7 +318,7 @@ def test_over_time_only_nothing_crosses() -> None:
 
     time = planted.pipe(period=(BlockSpec(axis="time"),), rope={"time": Rope(dims=(4, 0, 0))})
     with pytest.raises(ValueError, match="attends over time only"):
-        patch_crossing(NoisedClips(time, planted.clips(), levels=(0.9,)))
+        patch_crossing(NoisedClips(time, planted.clips(), noise_levels=(0.9,)))
 
 
 def test_chance_is_that_of_each_layer_and_its_mask() -> None:
@@ -332,8 +333,8 @@ def test_what_cannot_be_measured_is_refused_or_said(caplog) -> None:
     grey = planted.clips(1)
     grey = vd.data.Clips(kind="file", video=grey.video * 0 + 0.5)
     with pytest.raises(ValueError, match="every frame is the same"):
-        head_table(NoisedClips(planted.pipe(), grey, levels=(0.9,)))
-    one = NoisedClips(planted.pipe(), planted.clips(1), levels=(0.9,))
+        head_table(NoisedClips(planted.pipe(), grey, noise_levels=(0.9,)))
+    one = NoisedClips(planted.pipe(), planted.clips(1), noise_levels=(0.9,))
     assert 0 < one.x0_error(0.9).item() < 1e3  # one clip with one noised frame has a unit, too
     with pytest.raises(ValueError, match="takes text"):
         NoisedClips(planted.pipe("cross"), planted.clips())
@@ -365,5 +366,5 @@ def test_patch_crossing_without_adaln_gates() -> None:
     from vdinterp.models import BlockSpec, Sublayer
 
     plain = planted.pipe(period=(BlockSpec(attn=Sublayer("plain", None)),), norm_affine=True)
-    found = patch_crossing(NoisedClips(plain, planted.clips(), levels=(0.9,)))
+    found = patch_crossing(NoisedClips(plain, planted.clips(), noise_levels=(0.9,)))
     assert found.pick("value-weighted share")["value"].between(0, 1).all()

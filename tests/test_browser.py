@@ -88,11 +88,13 @@ def explorer() -> vd.AttentionExplorer:
     with torch.no_grad():
         latents = pipe.encode(clips.video)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-        for level in (899, 299):
-            levels = torch.full((1, 8), -1)
+        for level in (0.9, 0.3):
+            levels = torch.zeros(1, 8)
             levels[:, -1] = level
             noisy = pipe.add_noise(latents, levels, noise)
-            cache = pipe.model.run_with_cache(noisy, levels, cond=clips.action, names=["rot_q", "rot_k"])[1]
+            cache = pipe.model.run_with_cache(
+                noisy, pipe.timestep(levels), cond=clips.action, names=["rot_q", "rot_k"]
+            )[1]
             caches[f"noise level {level}"] = cache
     return vd.AttentionExplorer.from_caches(clips.video[0], caches, layer=2, head=2, query=(7, 3, 4))
 
@@ -193,17 +195,17 @@ def test_the_number_under_the_pointer_is_the_probability(
     fixed = (6, 3, 5)
     shown.page.mouse.click(**strip.at(*fixed))
     strip.picture()
-    values = explorer.values("noise level 899", 2, 2, grid.index(*fixed), direction)  # type: ignore[arg-type]
+    values = explorer.values("noise level 0.9", 2, 2, grid.index(*fixed), direction)  # type: ignore[arg-type]
     most = int(values.argmax())
     number, _, place = strip.text("top").partition(" at ")
     assert float(number) == pytest.approx(values[most], rel=6e-3)
     assert place == "frame {}, row {}, col {}".format(*grid.coordinates(most))
     first = grid.index(fixed[0], 0, 0)
     in_frame = range(first, first + grid.n_rows * grid.n_cols)
-    maxima = [explorer.values("noise level 899", 2, 2, one).max() for one in in_frame]
+    maxima = [explorer.values("noise level 0.9", 2, 2, one).max() for one in in_frame]
     for token in (most, grid.index(7, 3, 5), grid.index(6, 3, 4), grid.index(0, 0, 0)):
         query, key = (token, grid.index(*fixed)) if direction == "to" else (grid.index(*fixed), token)
-        row = explorer.values("noise level 899", 2, 2, query, "frame" if direction == "frame" else "from")
+        row = explorer.values("noise level 0.9", 2, 2, query, "frame" if direction == "frame" else "from")
         shown.page.mouse.move(**strip.at(*grid.coordinates(token)))
         number, _, place = strip.text("pointer").partition(" at ")
         assert place == "frame {}, row {}, col {}".format(*grid.coordinates(token))

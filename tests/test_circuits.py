@@ -21,7 +21,7 @@ from vdinterp.models.stream import modulations
 from vdinterp.results import Result, rows_of
 from vdinterp.site import FINAL_LAYER, Site
 
-LEVELS = [[0, 300, 800]]  # of the three frames
+LEVELS = [0.001, 0.3, 0.8]  # of the three frames
 AFFINE = {"norm_affine": True}
 PLAIN = {"period": (BlockSpec(attn=Sublayer("plain", None), mlp=Sublayer("plain", None)),)}
 BARE = {"period": (BlockSpec(attn=Sublayer("none", None), mlp=None),)}
@@ -31,14 +31,9 @@ def run(model: HookedVideoDiT, names: Any = None) -> ActivationCache:
     """A forward pass with another noise level in every frame, without an action."""
     given = inputs(model, batch=1)
     given.pop("cond", None)
-    scale = 1 / 400 if model.cfg.noise_embed == "fourier" else 1
-    given["noise_levels"] = torch.tensor(LEVELS) * scale
+    given["timestep"] = model.timestep(torch.tensor([LEVELS]))
     with torch.no_grad():
         return model.run_with_cache(**given, names=names)[1]
-
-
-def levels(model: HookedVideoDiT) -> list[float]:
-    return [level / 400 if model.cfg.noise_embed == "fourier" else level for level in LEVELS[0]]
 
 
 # The circuits are what a forward pass does
@@ -59,9 +54,9 @@ def test_ov_gives_what_heads_write(kind: str, settings: dict[str, Any]) -> None:
             normalized = cache["ln.normalized", layer, "attn"]
         pattern = cache["pattern", layer].rows(range(model.grid().n_tokens))[0, head]
         found = torch.zeros(1, model.grid().n_tokens, 20)
-        for query, query_level in enumerate(levels(model)):
+        for query, query_level in enumerate(LEVELS):
             to = slice(query * per_frame, (query + 1) * per_frame)
-            for key, level in enumerate(levels(model)):
+            for key, level in enumerate(LEVELS):
                 at = slice(key * per_frame, (key + 1) * per_frame)
                 circuit = circuits.ov(model, layer, head, level, query_level)
                 found[:, to] += pattern[to, at] @ circuit.output(normalized[:, at])
@@ -72,7 +67,7 @@ def test_ov_gives_what_heads_write(kind: str, settings: dict[str, Any]) -> None:
 def test_a_part_of_the_stream_goes_through_ov_alone() -> None:
     """Centring is in the circuit: no need to take the mean from a part of the stream first."""
     model = tiny_model("3d")
-    circuit = circuits.ov(model, 0, 0, 500)
+    circuit = circuits.ov(model, 0, 0, 0.5)
     part = torch.randn(20, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close((part - part.mean()) @ circuit.A @ circuit.B, (part + 3) @ circuit.A @ circuit.B)
     torch.testing.assert_close(circuit.matrix.AB, circuit.A @ circuit.B)
@@ -110,7 +105,7 @@ def test_qk_gives_the_scores(kind: str, settings: dict[str, Any]) -> None:
         seen = cache["pattern", layer].rows(range(grid.n_tokens))[0, head] > 0
         pairs = seen.nonzero()
         for query, key in pairs[torch.randperm(len(pairs), generator=generator)[:12]].tolist():
-            at = [levels(model)[grid.coordinates(token)[0]] for token in (key, query)]
+            at = [LEVELS[grid.coordinates(token)[0]] for token in (key, query)]
             circuit = circuits.qk(model, layer, head, at[0], grid.displacement(query, key), at[1])
             found = float(circuit.scores(normalized[query], normalized[key]))
             rot_q, rot_k = (cache[name, layer][0, token, head] for name, token in (("rot_q", query), ("rot_k", key)))
@@ -133,7 +128,7 @@ def test_the_patch_circuit_is_the_jacobian(kind: str, objective: Any, schedule: 
     latents = torch.randn(1, 3, 2, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     k = torch.tensor([[-1, 200, 700]])
     with torch.no_grad():
-        scales = model.run_with_cache(latents, pipe.schedule.network_level(k), names="ln.scale")[1]
+        scales = model.run_with_cache(latents, pipe.schedule.timestep(k), names="ln.scale")[1]
 
     def look(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
         pattern = torch.zeros_like(pattern)
@@ -157,7 +152,7 @@ def test_the_patch_circuit_is_the_jacobian(kind: str, objective: Any, schedule: 
 
     given = latents.clone().requires_grad_()
     with model.hooks(hooks):
-        x0 = patch(pipe.denoise(given, k), query).flatten()
+        x0 = patch(pipe.denoise(given, pipe.schedule.level(k)), query).flatten()
     rows = [patch(torch.autograd.grad(value, given, retain_graph=True)[0], key).flatten() for value in x0]
 
     normed, sites = kind == "normed", ["blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp", "final"]
@@ -166,7 +161,7 @@ def test_the_patch_circuit_is_the_jacobian(kind: str, objective: Any, schedule: 
     for chosen, token in ((before, key), (after, query)):
         for site in chosen:
             size *= float(scales[f"{site}.ln.hook_scale"][0, token, 0])
-    circuit = circuits.patch_circuit(pipe, layer, head, -1, 700)
+    circuit = circuits.patch_circuit(pipe, layer, head, 0, 0.701)
     torch.testing.assert_close(circuit.matrix.double() / size, torch.stack(rows), atol=1e-6, rtol=1e-4)
     whole = torch.einsum("r, ro, ri -> oi", circuit.singular, circuit.writes.flatten(1), circuit.reads.flatten(1))
     torch.testing.assert_close(whole, circuit.matrix)
@@ -199,20 +194,20 @@ def test_the_copying_score_is_that_of_x0(objective: str, order: str) -> None:
     with torch.no_grad():
         sign = 1.0 if objective == "x0" else -1.0  # what is added to noise or velocity is taken from x0
         copies, removes = wired(objective, order, sign), wired(objective, order, -sign)
-    found = circuits.patch_circuit(copies, 0, 0, 500)
+    found = circuits.patch_circuit(copies, 0, 0, 0.5)
     assert found.copying == pytest.approx(1) and found.chance < 1
     scale = found.matrix[0, 0]
     assert scale > 0
     torch.testing.assert_close(found.matrix, scale * torch.eye(8), atol=1e-5, rtol=1e-5)
     assert (found.reads * found.writes).sum((1, 2, 3)).numpy() == pytest.approx(1, abs=1e-5)
-    assert circuits.patch_circuit(removes, 0, 0, 500).copying == pytest.approx(-1)
-    table = circuits.copying(copies, 500).table.set_index(["layer", "head"])
+    assert circuits.patch_circuit(removes, 0, 0, 0.5).copying == pytest.approx(-1)
+    table = circuits.copying(copies, 0.5).table.set_index(["layer", "head"])
     assert table.loc[(0, 0), "value"] == pytest.approx(1)
     assert np.isnan(table.loc[(0, 1), "value"]), "a head that writes nothing has no score"
 
 
 def test_random_heads_stay_within_chance() -> None:
-    scores = [circuits.copying(vd.organisms.build("random", seed), 600).table for seed in range(4)]
+    scores = [circuits.copying(vd.organisms.build("random", seed), 0.6).table for seed in range(4)]
     table = pd.concat(scores)
     assert (table["value"].abs() > table["chance"]).mean() < 0.15
     assert abs(table["value"].mean()) < 0.1
@@ -224,7 +219,7 @@ def test_random_heads_stay_within_chance() -> None:
 @pytest.mark.parametrize("kind", ["3d", "normed", "space_time"])
 def test_composition_is_that_of_dense_matrices(kind: str) -> None:
     model = tiny_model(kind)
-    here, there, moved = 300, 800, (-1, 0, 0)
+    here, there, moved = 0.3, 0.8, (-1, 0, 0)
     centre = torch.eye(20, dtype=torch.double) - 1 / 20
     for part in ("q", "k", "v"):
         side = there if part == "q" else here
@@ -236,7 +231,7 @@ def test_composition_is_that_of_dense_matrices(kind: str) -> None:
             read = read if part == "q" else read.T
         if kind == "normed":  # the MLP between the two
             given = inputs(model, batch=1)["latents"][:, :1]
-            _, cache = model.run_with_cache(given, torch.tensor([[side]]), names="mlp.mod.scale")
+            _, cache = model.run_with_cache(given, model.timestep(torch.tensor([[side]])), names="mlp.mod.scale")
             scale = cache["mod.scale", 0, "mlp"][0, 0].detach().double()
             read = centre @ torch.diag(1 + scale) @ read
         wanted = float((sent @ read).norm() / (sent.norm() * read.norm()))
@@ -251,11 +246,11 @@ def test_composition_is_that_of_dense_matrices(kind: str) -> None:
 
 def test_chance_is_what_random_rotations_score() -> None:
     model = tiny_model("3d")
-    sent, read = (circuits.ov(model, layer, 0, 300).matrix.AB.double() for layer in (0, 1))
+    sent, read = (circuits.ov(model, layer, 0, 0.3).matrix.AB.double() for layer in (0, 1))
     generator = torch.Generator().manual_seed(0)
     turns = torch.linalg.qr(torch.randn(4000, 20, 20, generator=generator, dtype=torch.double)).Q
     squares = (sent @ turns @ read).pow(2).sum((-2, -1)) / (sent.norm() * read.norm()) ** 2
-    found = of_pair(model, (0, 0), (1, 0), "v", noise_level=300)
+    found = of_pair(model, (0, 0), (1, 0), "v", noise_level=0.3)
     assert found["baseline"] == pytest.approx(20**-0.5)
     assert float(squares.mean().sqrt()) == pytest.approx(found["baseline"], rel=0.01)
     assert (found["score"] ** 2 - float(squares.mean())) / float(squares.std()) == pytest.approx(
@@ -267,13 +262,13 @@ def test_chance_is_what_random_rotations_score() -> None:
 def test_planted_heads_stand_out(seed: int) -> None:
     organism = vd.organisms.build("induction", seed)
     sender, receiver = (".".join(map(str, organism.heads[role])) for role in ("previous frame", "induction"))
-    found = circuits.composition(organism.model, 0, 949, displacements=[(-3, 0, 0)], parts=["k", "q"])
+    found = circuits.composition(organism.model, 0, 0.95, displacements=[(-3, 0, 0)], parts=["k", "q"])
     for part in ("k", "q"):
         rows = rows_of(found.table, part=part).sort_values("beyond", ascending=False)
         assert list(rows.iloc[0][["sender", "receiver"]]) == [sender, receiver]
         assert rows.iloc[0]["beyond"] > 5 * rows.iloc[1]["beyond"] and rows.iloc[0]["z"] > 20
         assert found.values(part).loc[sender, receiver] == rows.iloc[0]["beyond"]
-    copying = circuits.copying(organism, -1, 949)
+    copying = circuits.copying(organism, 0, 0.95)
     planted = organism.heads["induction"]
     others = np.delete(copying.values().flatten(), 4 * planted[0] + planted[1])
     assert copying.values()[planted] > 0.99 and others.max() < 0.6
@@ -299,10 +294,10 @@ def test_some_pairs_and_their_parts() -> None:
 def test_what_the_stream_goes_through(kind: str, between: list[str]) -> None:
     """DFoT's carried stream is centred and scaled by every sublayer on the way, the usual one by none."""
     model = tiny_model(kind)
-    folded, reading = FoldedWeights(model, 300, 800), torch.randn(20, 3, dtype=torch.double)
+    folded, reading = FoldedWeights(model, 0.3, 0.8), torch.randn(20, 3, dtype=torch.double)
     wanted = reading
     for site in reversed(between):
-        scale = modulations(model, torch.tensor([800]))[Site.parse(site).at("mod.scale")][0].double()
+        scale = modulations(model, model.timestep(torch.tensor([0.8])))[Site.parse(site).at("mod.scale")][0].double()
         wanted = (1 + scale)[:, None] * wanted
         wanted = wanted - wanted.mean(0)
     torch.testing.assert_close(folded.sides["query"].carry_back(reading, Site(0, "attn"), FINAL_LAYER), wanted)
@@ -315,10 +310,10 @@ def test_what_the_stream_goes_through(kind: str, between: list[str]) -> None:
 def test_qk_norm_needs_activations(kind: str) -> None:
     model = tiny_model(kind)
     with pytest.raises(ValueError, match=r"normalised .* qk_activations\(model, cache, layer, head\)"):
-        circuits.qk(model, 0, 0, 300, (0, 0, 0))
+        circuits.qk(model, 0, 0, 0.3, (0, 0, 0))
     with pytest.raises(ValueError, match="V-composition is determined"):
-        circuits.composition(model, 300, parts=["q", "v"])
-    assert set(circuits.composition(model, 300).table["part"]) == {"v"}
+        circuits.composition(model, 0.3, parts=["q", "v"])
+    assert set(circuits.composition(model, 0.3).table["part"]) == {"v"}
 
 
 @pytest.mark.parametrize(
@@ -350,7 +345,7 @@ def test_scores_by_displacement_are_least_squares(kind: str, layer: int) -> None
 def test_rotation_over_all_heads_is_not_one_heads() -> None:
     model = tiny_model("cross", qk_norm=None)
     with pytest.raises(ValueError, match="over all heads together"):
-        circuits.qk(model, 0, 0, 300, (0, 0, 0))
+        circuits.qk(model, 0, 0, 0.3, (0, 0, 0))
 
 
 def test_position_and_content_are_told_apart() -> None:
@@ -390,9 +385,9 @@ def test_results_are_drawn_and_come_back(tmp_path: Path) -> None:
     organism = vd.organisms.build("induction", 3)
     model = organism.model
     made: list[Result] = [
-        circuits.ov(model, 0, 1, 0, 900), circuits.qk(model, 3, 0, 0, (-2, 0, 0), 900),
-        circuits.patch_circuit(organism, 3, 0, -1, 900), circuits.copying(organism, -1, 900),
-        circuits.composition(model, 0, 900),
+        circuits.ov(model, 0, 1, 0, 0.9), circuits.qk(model, 3, 0, 0, (-2, 0, 0), 0.9),
+        circuits.patch_circuit(organism, 3, 0, 0, 0.9), circuits.copying(organism, 0, 0.9),
+        circuits.composition(model, 0, 0.9),
     ]  # fmt: skip
     for index, result in enumerate(made):
         assert result.plot() and result.summary() and len(result.to_frame())
@@ -415,25 +410,25 @@ OTHER = vd.VideoDiffusion(tiny_model("3d", out_channels=4), None, vd.DiffusionCo
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: circuits.ov(PIPE, 0, 0, 3), r"of a pipeline: pipe.model\), got VideoDiffusion"),
-        (lambda: circuits.ov(MODEL, 2, 0, 3), "layers 0..1 of 2 heads"),
-        (lambda: circuits.ov(MODEL, 0, 0, [1, 2]), "noise_level=.*one number is needed"),
-        (lambda: circuits.ov(MODEL, 0, 0, 3, float("nan")), "query_level=nan: one number"),
-        (lambda: circuits.ov(MODEL, 0, 0, "clean"), "one number is needed"),
-        (lambda: circuits.qk(MODEL, 0, 0, 3, (1, 0)), "three whole numbers"),
-        (lambda: circuits.qk(MODEL, 0, 0, 3, (-3, 0, 0)), r"clips are \(3, 2, 3\)"),
-        (lambda: circuits.qk(tiny_model("space_time"), 0, 0, 3, (-1, 0, 0)), "attends over space only"),
-        (lambda: circuits.qk(tiny_model("space_time"), 1, 0, 3, (1, 0, 0)), "causal"),
-        (lambda: circuits.composition(MODEL, 3, parts=["o"]), "choose 'q', 'k' or 'v'"),
-        (lambda: circuits.composition(MODEL, 3, pairs=[((1, 0), (1, 1))]), "does not write before"),
-        (lambda: circuits.composition(MODEL, 3, pairs=[]), "nothing to compute"),
-        (lambda: circuits.composition(MODEL, 3, displacements=[(9, 0, 0)]), "no receiver sees a key"),
+        (lambda: circuits.ov(PIPE, 0, 0, 0.3), r"of a pipeline: pipe.model\), got VideoDiffusion"),
+        (lambda: circuits.ov(MODEL, 2, 0, 0.3), "layers 0..1 of 2 heads"),
+        (lambda: circuits.ov(MODEL, 0, 0, [0.1, 0.2]), "noise_level holds 2 numbers; one share"),
+        (lambda: circuits.ov(MODEL, 0, 0, 0.3, float("nan")), "query_level are shares of noise"),
+        (lambda: circuits.ov(MODEL, 0, 0, "clean"), "noise_level: 'clean' is no share"),
+        (lambda: circuits.qk(MODEL, 0, 0, 0.3, (1, 0)), "three whole numbers"),
+        (lambda: circuits.qk(MODEL, 0, 0, 0.3, (-3, 0, 0)), r"clips are \(3, 2, 3\)"),
+        (lambda: circuits.qk(tiny_model("space_time"), 0, 0, 0.3, (-1, 0, 0)), "attends over space only"),
+        (lambda: circuits.qk(tiny_model("space_time"), 1, 0, 0.3, (1, 0, 0)), "causal"),
+        (lambda: circuits.composition(MODEL, 0.3, parts=["o"]), "choose 'q', 'k' or 'v'"),
+        (lambda: circuits.composition(MODEL, 0.3, pairs=[((1, 0), (1, 1))]), "does not write before"),
+        (lambda: circuits.composition(MODEL, 0.3, pairs=[]), "nothing to compute"),
+        (lambda: circuits.composition(MODEL, 0.3, displacements=[(9, 0, 0)]), "no receiver sees a key"),
         (lambda: of_pair(MODEL, (0, 0), (1, 5), "k"), "head 1.5"),
         (lambda: circuits.patch_circuit(MODEL, 0, 0, 3), "a pipeline is needed"),
-        (lambda: circuits.patch_circuit(PIPE, 0, 0, 0.5), "a whole number k is needed"),
-        (lambda: circuits.patch_circuit(PIPE, 0, 0, -1), "a clean frame is not denoised"),
-        (lambda: circuits.copying(PIPE, 1000), r"must be in \[-1, 999\]"),
-        (lambda: circuits.copying(OTHER, 3), "makes 4 channels of 2"),
+        (lambda: circuits.patch_circuit(PIPE, 0, 0, 900), "query_level .* k = 900 of 1000 is 0.901"),
+        (lambda: circuits.patch_circuit(PIPE, 0, 0, 0), "a clean frame is not denoised"),
+        (lambda: circuits.copying(PIPE, 1000), r"in \[0, 1\] .*got 1000$"),
+        (lambda: circuits.copying(OTHER, 0.3), "makes 4 channels of 2"),
         (lambda: circuits.qk_activations(MODEL, run(MODEL, "rot_q"), 0, 4), "head 0.4"),
     ],
 )  # fmt: skip

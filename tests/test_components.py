@@ -83,8 +83,8 @@ def test_invalid_parts(make: Any, message: str) -> None:
         ("3d", {"latents": torch.zeros(3, 2, 4, 6)}, "do not fit"),
         ("3d", {"latents": torch.zeros(2, 4, 2, 4, 6)}, "4 frames"),
         ("3d", {"latents": torch.zeros(2, 3, 2, 4, 6).double()}, "float64"),
-        ("3d", {"noise_levels": torch.zeros(2)}, "one level per frame"),
-        ("3d", {"noise_levels": torch.zeros(2, 2)}, "one level per frame"),
+        ("3d", {"timestep": torch.zeros(2)}, "one per frame"),
+        ("3d", {"timestep": torch.zeros(2, 2)}, "one per frame"),
         ("3d", {"cond": torch.zeros(2, 3, 3)}, "takes no actions"),
         ("3d", {"cond": Conditions(text=torch.zeros(2, 4, 5))}, "takes no text"),
         ("table", {"cond": torch.zeros(2, 3, 4)}, "one action a frame"),
@@ -240,7 +240,7 @@ def test_nothing_flows_back_in_time(kind: str, group: int) -> None:
     given = inputs(model)
     before = model(**given)
     given["latents"][:, 2] += 1
-    given["noise_levels"][:, 2] = 0
+    given["timestep"][:, 2] = 0
     after = model(**given)
     assert torch.equal(before[:, :2], after[:, :2]) and not torch.equal(before[:, 2], after[:, 2])
     given["latents"][:, 0] += 1
@@ -254,15 +254,15 @@ def test_nothing_flows_back_in_time(kind: str, group: int) -> None:
 def test_conditioning() -> None:
     model = tiny_model("table")
     given = inputs(model)
-    bare = model(given["latents"], given["noise_levels"])
+    bare = model(given["latents"], given["timestep"])
     dropped = model(**{**given, "cond": Conditions(actions=given["cond"], dropped=torch.tensor([True, False]))})
     full = model(**given)
     close(dropped[0], bare[0])
     assert torch.equal(dropped[1], full[1]) and not torch.allclose(full[0], bare[0])
 
-    given["noise_levels"][:] = 0
+    given["timestep"][:] = 0
     clean = model(**given)
-    given["noise_levels"][:, 1] = -1
+    given["timestep"][:, 1] = -1
     assert torch.equal(model(**given), clean)  # a clean frame is embedded as level 0
     _, cache = model.run_with_cache(given["latents"], torch.tensor([[0, 500, 999]] * 2))
     for frame in range(3):

@@ -293,7 +293,7 @@ def test_frames_are_one_picture_exact_unless_large() -> None:
 
 
 def test_of_noised_clips_shows_every_level_of_one_clip() -> None:
-    noised = vd.NoisedClips(planted.pipe(), planted.clips(), levels=(0.3, 0.9), batch=2)
+    noised = vd.NoisedClips(planted.pipe(), planted.clips(), noise_levels=(0.3, 0.9), batch=2)
     explorer = vd.AttentionExplorer.of(noised, clip=3, layer=1, head=1, query=(3, 2, 1))
     assert list(explorer.patterns) == ["noise level 0.3", "noise level 0.9"]
     token = noised.grid.index(3, 2, 1)

@@ -43,7 +43,7 @@ def lens(pipe: vd.VideoDiffusion) -> torch.Tensor:
     action = torch.eye(3)[torch.zeros(2, 4, dtype=torch.long)]
     video = torch.rand(2, 4, 1, 4, 6, generator=torch.Generator().manual_seed(0))
     clips = vd.data.Clips(kind="noise", video=video, action=action)
-    return tuned_lens(vd.NoisedClips(pipe, clips, levels=(0.5,)), steps=2).weight
+    return tuned_lens(vd.NoisedClips(pipe, clips, noise_levels=(0.5,)), steps=2).weight
 
 
 def cached(pipe: vd.VideoDiffusion) -> torch.Tensor:

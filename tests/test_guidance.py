@@ -15,8 +15,8 @@ from vdinterp.diffusion import (
     SeededNoise,
     as_guidances,
     full_sequence,
+    history_k,
     initial_state,
-    level_to_k,
     make_branches,
     make_schedule,
     sample_steps,
@@ -104,7 +104,7 @@ def test_masks_may_differ_between_clips():
 
 @pytest.mark.parametrize(("level", "k"), [(0.0, -1), (0.02, 19), (0.3, 299), (0.5, 499), (1.0, 999)])
 def test_history_levels(level, k):
-    assert level_to_k(level, 1000) == k
+    assert history_k(level, 1000) == k
 
 
 # Sampling under guidance, with a network whose every input matters
@@ -220,7 +220,7 @@ def test_something_else_is_no_guidance():
 
 
 def test_classifier_guidance_scales_its_gradient():
-    x, k = torch.randn(2, 3, 1, 2, 2), torch.zeros(2, 3, dtype=torch.long)
+    x, k = torch.randn(2, 3, 1, 2, 2), torch.zeros(2, 3)
     guidance = ClassifierGuidance(lambda x, k: -(x**2).sum((1, 2, 3, 4)) / 2, scale=3.0)
     torch.testing.assert_close(guidance.gradient(x, k), -3 * x)
     with torch.no_grad():

@@ -35,7 +35,7 @@ def noised_clips(kind: str = "3d", levels: tuple[float, ...] = LEVELS, **setting
     pipe = vd.VideoDiffusion(model, vd.vae.IdentityVAE(1), vd.DiffusionConfig(), vd.vae.LatentStats((0.5,), (0.5,)))
     video = torch.rand(3, 5, 1, 4, 6, generator=torch.Generator().manual_seed(0))
     action = torch.eye(3)[torch.arange(15).view(3, 5) % 3]
-    return NoisedClips(pipe, Clips(kind="file", video=video, action=action), levels=levels, n_context=3, batch=2)
+    return NoisedClips(pipe, Clips(kind="file", video=video, action=action), noise_levels=levels, n_context=3, batch=2)
 
 
 def recorded(noised: NoisedClips, level: float, alias: str) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 from factories import KINDS, inputs, tiny_model
 from torch.utils.checkpoint import checkpoint
 
-from vdinterp import Ablate, DiffusionConfig, VideoDiffusion
+from vdinterp import Ablate, Between, DiffusionConfig, VideoDiffusion
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.components import Given
 
@@ -250,7 +250,7 @@ def test_threads_have_hooks_of_their_own() -> None:
 def test_threads_may_sample_at_once() -> None:
     pipe = tiny_pipe(tiny_model())
     contexts = [torch.randn(1, 1, 2, 4, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    early = [Ablate("z", steps=[0], noise_levels=range(600, 1000)), None, Ablate("z", steps=[1])]
+    early = [Ablate("z", steps=[0], noise_levels=Between(0.6, 1)), None, Ablate("z", steps=[1])]
 
     def sample(i: int) -> torch.Tensor:
         acting = [] if early[i] is None else [early[i]]

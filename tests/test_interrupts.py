@@ -14,7 +14,7 @@ from contrasts import small_pipe
 from factories import inputs, tiny_model
 
 import vdinterp
-from vdinterp import Ablate
+from vdinterp import Ablate, Between
 from vdinterp.gradient_state import of_activations_only
 
 PACKAGE = vdinterp.__path__[0]
@@ -60,8 +60,8 @@ def test_interrupts_leave_nothing_behind() -> None:
     pipe = small_pipe(n_layers=1, d_mlp=4)
     model = pipe.model
     given = inputs(model, batch=1)
-    latents, levels = given["latents"], given["noise_levels"]
-    zero = Ablate("z", noise_levels=range(1000))
+    latents, levels = given["latents"], torch.full((1, 4), 0.5)
+    zero = Ablate("z", noise_levels=Between(0, 1))
     bare, n_names = pipe.denoise(latents, levels).detach(), len(model.hook_names)
 
     def look(activation: torch.Tensor, hook: Any) -> None:

@@ -13,6 +13,7 @@ from factories import inputs, tiny_model
 
 from vdinterp.interventions import (
     Ablate,
+    Between,
     Custom,
     Freeze,
     Intervention,
@@ -39,9 +40,9 @@ EXAMPLES = [
     Patch("resid_post", CACHE, subspace=torch.randn(2, 20, dtype=torch.float64), rows=(1,)),
     Patch("z", dict(CACHE), heads=(0,), cols=[2], channels=[3, 4]),
     Freeze("mod.gate", 1),
-    Freeze("attn_scores", torch.tensor([0.0] * 17 + [-math.inf]), heads=[0], frames=[1], noise_levels=range(0, 500, 2)),
+    Freeze("attn_scores", torch.tensor([0.0] * 17 + [-math.inf]), heads=[0], frames=[1], noise_levels=Between(0, 0.5)),
     Freeze("resid_post", torch.randn(20).bfloat16()),
-    Steer("resid_post", torch.randn(20), 0.1, noise_levels=frozenset({-1, 7})),
+    Steer("resid_post", torch.randn(20), 0.1, noise_levels=frozenset({0, 0.008})),
     MaskAttention("own_frame", layers=[1]),
     MaskAttention(cut=([2], (0, 1)), heads=[0]),
     MaskAttention(torch.rand(18, 18) > 0.5 * (1 - torch.eye(18))),
@@ -49,8 +50,8 @@ EXAMPLES = [
     TransferAttention(CACHE, frames=[1]),
     RotateRope("frame", "permuted", seed=3),
     RotateRope("col", shift=-0.5, layers=[1], heads=[0]),
-    SetNoiseLevel(12.5),
-    SetNoiseLevel(torch.tensor([1, 2, 3]), frames=[1]),
+    SetNoiseLevel(0.125),
+    SetNoiseLevel(torch.tensor([0.1, 0.2, 1]), frames=[1]),
     SetCondition(torch.eye(3), frames=[0]),
     SetCondition(None),
 ]
@@ -69,7 +70,7 @@ def same(one: Any, other: Any) -> bool:
 def effect(*interventions: Intervention) -> torch.Tensor:
     given = inputs(MODEL)
     try:
-        MODEL.set_hook_ctx(noise_levels=torch.tensor([[-1, 7, 400], [998, 2, -1]]), step=2)
+        MODEL.set_hook_ctx(noise_levels=torch.tensor([[0, 0.008, 0.4], [1, 0.2, 0]]), step=2)
         with MODEL.intervene(*interventions):
             return MODEL(**given)
     finally:

@@ -47,13 +47,13 @@ def under(model: Any, *interventions: Intervention, names: Any = "hook_pred", se
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_changes_nothing_is_bitwise_nothing(kind: str) -> None:
     model = tiny_model(kind)
-    same: dict[str, Any] = {"noise_levels": torch.full((2, 3), 300)}
+    same: dict[str, Any] = {"timestep": model.timestep(torch.full((2, 3), 0.3))}
     bare = under(model, **same)["hook_pred"]
     identities: list[Intervention] = [
         Ablate(["resid_post", "z", "mod.gate"], "scaled", factor=1.0),
         Steer("resid_post", torch.randn(20), strength=0.0),
-        SetNoiseLevel(300),
-        SetNoiseLevel(torch.tensor([300, 300, 300]), frames=[1]),
+        SetNoiseLevel(0.3),
+        SetNoiseLevel(torch.tensor([0.3, 0.3, 0.3]), frames=[1]),
     ]
     if model.cfg.d_action:
         cond = inputs(model)["cond"]
@@ -206,14 +206,18 @@ def test_shifts_add_up_and_every_rotating_layer_is_meant() -> None:
 def test_another_noise_level_is_that_of_another_call(kind: str) -> None:
     model = tiny_model(kind)
     given = inputs(model)
-    told = {**given, "noise_levels": given["noise_levels"].clone()}
-    told["noise_levels"][:, 1] = 77
-    assert torch.equal(under(model, SetNoiseLevel(77, frames=[1]))["hook_pred"], model(**told))
-    per_frame = torch.tensor([5, 6, 7])
-    told["noise_levels"] = per_frame.expand(2, 3)
+    told = {**given, "timestep": given["timestep"].clone()}
+    if kind == "causal":
+        told["timestep"], given["timestep"] = (told["timestep"].float() for _ in range(2))
+    told["timestep"][:, 1] = model.timestep(0.077)
+    found = under(model, SetNoiseLevel(0.077, frames=[1]), timestep=given["timestep"])
+    assert torch.equal(found["hook_pred"], model(**told))
+    per_frame = torch.tensor([0.005, 0.006, 0.007])
+    told["timestep"] = model.timestep(per_frame).expand(2, 3)
     assert torch.equal(under(model, SetNoiseLevel(per_frame))["hook_pred"], model(**told))
-    own = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    assert torch.equal(under(model, SetNoiseLevel(own))["hook_pred"], model(**{**told, "noise_levels": own}))
+    own = torch.tensor([[0.5, 0, 0.7], [0.8, 0.9, 1]])
+    told["timestep"] = model.timestep(own)
+    assert torch.equal(under(model, SetNoiseLevel(own))["hook_pred"], model(**told))
 
 
 @torch.no_grad()
@@ -245,9 +249,9 @@ def test_another_action_is_that_of_another_call(kind: str) -> None:
 @torch.no_grad()
 def test_action_and_noise_level_together_in_any_order() -> None:
     model = tiny_model("table")
-    given = {**inputs(model), "cond": inputs(model, seed=8)["cond"], "noise_levels": torch.full((2, 3), 40)}
+    given = {**inputs(model), "cond": inputs(model, seed=8)["cond"], "timestep": torch.full((2, 3), 39)}
     for order in (1, -1):
-        both = [SetNoiseLevel(40), SetCondition(given["cond"])][::order]
+        both = [SetNoiseLevel(0.04), SetCondition(given["cond"])][::order]
         assert torch.equal(under(model, *both)["hook_pred"], model(**given))
 
 
@@ -260,7 +264,7 @@ def test_another_action_under_guidance_leaves_the_unconditional_branch() -> None
     expected = pipe.sample(context, cond=other, **same).latents
     found = pipe.sample(context, cond=own, interventions=[SetCondition(other)], **same).latents
     close(found, expected, 1e-5)
-    part = SetCondition(other, steps=[0], noise_levels=[999])
+    part = SetCondition(other, steps=[0], noise_levels=[1])
     assert not torch.allclose(pipe.sample(context, cond=own, interventions=[part], **same).latents, expected)
 
 
@@ -354,9 +358,9 @@ CACHE = {f"blocks.{layer}.attn.hook_rot_{what}": torch.ones(1, 18, 2, 12) for la
         ("3d", lambda: RotateRope("row", heads=[5]), ValueError, r"0\.\.1"),
         ("table", lambda: RotateRope("row"), ValueError, "rotate nothing along 'row'.*: none"),
         ("space_time", lambda: RotateRope("row", layers=[0, 1]), ValueError, r"layers \[1\] rotate nothing"),
-        ("3d", lambda: SetNoiseLevel(float("inf")), ValueError, "finite number"),
-        ("3d", lambda: SetNoiseLevel(torch.zeros(1, 1, 3)), ValueError, r"one or \[frame\]"),
-        ("3d", lambda: SetNoiseLevel(3, frames=[3]), ValueError, r"0\.\.2"),
+        ("3d", lambda: SetNoiseLevel(float("inf")), ValueError, "shares of noise"),
+        ("3d", lambda: SetNoiseLevel(torch.zeros(1, 1, 3)), ValueError, r"give one, \[frame\] or"),
+        ("3d", lambda: SetNoiseLevel(0.3, frames=[3]), ValueError, r"0\.\.2"),
         ("3d", lambda: SetCondition(torch.zeros(3)), ValueError, "takes no actions"),
         ("3d", lambda: SetCondition(None), ValueError, "takes no actions"),
         ("table", lambda: SetCondition(torch.zeros(4)), ValueError, "actions of width 3"),

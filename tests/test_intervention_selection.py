@@ -11,7 +11,7 @@ from factories import inputs, tiny_model
 from hypothesis import given, settings, strategies as st
 
 import vdinterp as vd
-from vdinterp.interventions import Ablate, Custom, Freeze, MaskAttention, Patch, Steer
+from vdinterp.interventions import Ablate, Between, Custom, Freeze, MaskAttention, Patch, Steer
 
 MODELS = {kind: tiny_model(kind) for kind in ("3d", "space_time")}
 GRID = MODELS["3d"].grid()
@@ -64,27 +64,27 @@ def pipe(request: pytest.FixtureRequest) -> Iterator[vd.VideoDiffusion]:
 @torch.no_grad()
 @pytest.mark.parametrize("site", ["blocks.1.attn.hook_z", "blocks.0.mlp.mod.hook_gate", "hook_pred", "hook_cond"])
 def test_only_frames_that_are_so_noisy(pipe: vd.VideoDiffusion, site: str) -> None:
-    model, k = pipe.model, torch.tensor([[-1, 100, 900], [600, -1, 499]])
+    model, levels = pipe.model, torch.tensor([[0, 0.1, 0.9], [0.6, 0, 0.5]])
     noisy = inputs(model)["latents"]
     with model.record(site) as plain:
-        pipe.denoise(noisy, k)
-    with model.intervene(Freeze(site, 7.5, noise_levels=range(100, 500))), model.record(site) as recording:
-        pipe.denoise(noisy, k)
+        pipe.denoise(noisy, levels)
+    with model.intervene(Freeze(site, 7.5, noise_levels=Between(0.1, 0.5))), model.record(site) as recording:
+        pipe.denoise(noisy, levels)
     expected = plain[0][site].unflatten(1, (3, -1)).clone()
     expected[0, 1], expected[1, 2] = 7.5, 7.5
     assert torch.equal(recording[0][site], expected.view(recording[0][site].shape))
-    with pytest.warns(UserWarning, match="never acted"), model.intervene(Freeze(site, 7.5, noise_levels=[998])):
-        assert torch.equal(pipe.denoise(noisy, k), pipe.denoise(noisy, k))
+    with pytest.warns(UserWarning, match="never acted"), model.intervene(Freeze(site, 7.5, noise_levels=[0.999])):
+        assert torch.equal(pipe.denoise(noisy, levels), pipe.denoise(noisy, levels))
     assert "noise_levels" not in model.hook_pred.ctx
-    with pytest.raises(ValueError, match="sampler or pipe"), model.intervene(Freeze(site, 7.5, noise_levels=[5])):
-        model(noisy, k.clamp(min=0))
+    with pytest.raises(ValueError, match="sampler or pipe"), model.intervene(Freeze(site, 7.5, noise_levels=[0.5])):
+        model(noisy, pipe.timestep(levels))
     assert not model.has_live_hooks
 
 
 @torch.no_grad()
 def test_noise_levels_on_patterns_and_masks(pipe: vd.VideoDiffusion) -> None:
     """Of the queries' frames: rows of other queries stay."""
-    model, k = pipe.model, torch.tensor([[-1, 100, 900], [600, -1, 499]])
+    model, levels = pipe.model, torch.tensor([[0, 0.1, 0.9], [0.6, 0, 0.5]])
     noisy, hit = inputs(model)["latents"], torch.tensor([[False, True, False], [False, False, True]])
     for layer in range(2):
         axis, site = model.cfg.blocks[layer].axis, f"blocks.{layer}.attn.hook_pattern"
@@ -94,15 +94,15 @@ def test_noise_levels_on_patterns_and_masks(pipe: vd.VideoDiffusion) -> None:
             "time": lambda x: x[:, None, None, :, None],
         }[axis](hit)
         with model.record(site) as plain:
-            pipe.denoise(noisy, k)
-        with model.intervene(Freeze(site, 7.5, noise_levels=range(100, 500))), model.record(site) as recording:
-            pipe.denoise(noisy, k)
+            pipe.denoise(noisy, levels)
+        with model.intervene(Freeze(site, 7.5, noise_levels=Between(0.1, 0.5))), model.record(site) as recording:
+            pipe.denoise(noisy, levels)
         assert torch.equal(recording[0][site], plain[0][site].masked_fill(queries, 7.5))
 
         allow = "same_position" if axis == "space" else "own_frame"
-        mask = MaskAttention(allow, layers=[layer], heads=[1], noise_levels=range(100, 500))
+        mask = MaskAttention(allow, layers=[layer], heads=[1], noise_levels=Between(0.1, 0.5))
         with model.intervene(mask), model.record(site) as masked:
-            pipe.denoise(noisy, k)
+            pipe.denoise(noisy, levels)
         found = masked[0][site]
         assert torch.allclose(found.masked_fill(queries, 0), plain[0][site].masked_fill(queries, 0), atol=1e-6)
         assert torch.equal(found.select(-3, 0), plain[0][site].select(-3, 0))  # the other head
@@ -133,15 +133,15 @@ def test_noise_levels_while_sampling_are_those_of_each_branch() -> None:
     pipe = vd.VideoDiffusion(tiny_model("3d"), None, vd.DiffusionConfig())
     context = inputs(pipe.model, batch=1)["latents"][:, :1]
     steps: dict[str, Any] = {"steps": 4, "guidance": vd.HistoryGuidance.vanilla(2.0), "record": "hook_cond"}
-    levels = range(500, 1000)
+    levels = Between(0.5, 1)
     with_levels = pipe.sample(context, interventions=[Freeze("hook_cond", 7.5, noise_levels=levels)], **steps)
     seen: list[torch.Tensor] = []
     look = Custom("hook_pred", lambda pred, hook: seen.append(hook.ctx["noise_levels"]) or pred)
     pipe.sample(context, interventions=[look], **steps)
-    for step, k in enumerate(seen):
-        assert k.shape == (2, 3) and (k[0] != k[1]).any()
+    for step, here in enumerate(seen):
+        assert here.shape == (2, 3) and (here[0] != here[1]).any()
         replaced = (with_levels.record[step]["hook_cond"] == 7.5).all(-1)
-        assert torch.equal(replaced, (k >= 500))
+        assert torch.equal(replaced, here >= 0.5)
 
 
 # Subspaces
@@ -201,9 +201,13 @@ E = torch.eye(12)
         (lambda: Ablate("hook_pred", tokens=[0]), "no tokens to choose"),
         (lambda: Ablate("z", tokens=[0, 1], frames=[1, 2]), r"no token lies in all of frames \[1, 2\], tokens"),
         (lambda: Ablate("z", noise_levels=[]), "one or more"),
-        (lambda: Ablate("z", noise_levels=[-2]), "noise_levels -2"),
-        (lambda: Ablate("z", noise_levels=[0.5]), "whole numbers"),
-        (lambda: Ablate("z", noise_levels=7), "give a list"),
+        (lambda: Ablate("z", noise_levels=[-2]), r"noise_levels must be a number in \[0, 1\] .*, got -2"),
+        (lambda: Ablate("z", noise_levels=[949]), r"level k of a model with K levels is \(k \+ 1\) / K\), got 949"),
+        (lambda: Ablate("z", noise_levels=range(500, 1000)), r"\(k \+ 1\) / K\), got 500"),
+        (lambda: Ablate("z", noise_levels=[True]), "got True"),
+        (lambda: Ablate("z", noise_levels=0.7), "give a list"),
+        (lambda: Ablate("z", noise_levels=Between(0.7, 0.2)), "between 0.7 and 0.2: there are none"),
+        (lambda: Ablate("z", noise_levels=Between(0, 500)), "got 500"),
         (lambda: Ablate("z", subspace=[1.0]), "subspace is list"),
         (lambda: Ablate("z", subspace=E[0].long()), "floating point tensor"),
         (lambda: Ablate("z", subspace=torch.ones(11)), r"12 channels, so \[k 12\]"),
@@ -227,7 +231,7 @@ def test_no_frames_no_noise_levels() -> None:
     model = tiny_model("cross")
     for site in ("cross_attn.k", "cross_attn.v"):
         with pytest.raises(ValueError, match="no noise_levels to choose"):
-            model.intervene(Steer(site, torch.ones(12), noise_levels=[-1])).__enter__()
+            model.intervene(Steer(site, torch.ones(12), noise_levels=[0])).__enter__()
     with pytest.raises(ValueError, match=r"2 clips of 3 frames; their noise levels in hook.ctx are \[1, 3\]"):
-        model.set_hook_ctx(noise_levels=torch.zeros(1, 3).long())
+        model.set_hook_ctx(noise_levels=torch.zeros(1, 3))
         model.run_with_hooks(**inputs(model), fwd_hooks=Ablate("z", noise_levels=[0]).hooks(model))

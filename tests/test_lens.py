@@ -28,7 +28,7 @@ def cached(kind: str, **settings: object) -> ActivationCache:
 
 def noised(name: str, levels: tuple[float, ...] = (0.2, 0.6, 0.95), n: int = 4) -> vd.NoisedClips:
     clips = vd.data.sample_clips("crafter", n, 8) if name == "tiny-crafter" else vd.data.make_clips("snippet", n)
-    return vd.NoisedClips(vd.load(name), clips, levels=levels)
+    return vd.NoisedClips(vd.load(name), clips, noise_levels=levels)
 
 
 # The stream
@@ -116,8 +116,8 @@ def test_every_objective(objective: str) -> None:
     pipe = vd.VideoDiffusion(model, None, vd.DiffusionConfig(objective, schedule))  # type: ignore[arg-type]
     noisy, k = torch.randn(2, 3, 1, 4, 6), torch.tensor([[3, 400, 700], [10, 600, 900]])
     with torch.no_grad():
-        _, cache = model.run_with_cache(noisy, pipe.schedule.network_level(k))
-        wanted = pipe.denoise(noisy, k)
+        _, cache = model.run_with_cache(noisy, pipe.schedule.timestep(k))
+        wanted = pipe.denoise(noisy, pipe.schedule.level(k))
     found = direct_attribution(pipe, cache)
     torch.testing.assert_close(found.total, wanted, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.parts.sum(0), wanted, atol=1e-3, rtol=1e-3)
@@ -167,7 +167,7 @@ def test_heads_of_the_last_layer_act_directly_and_those_before_through_others() 
     organism = vd.organisms.build("induction", 1, placement={"previous frame": (0, 0), "induction": (3, 1)})
     repeats = make_repeats("one-off", make_textures(128)[:, None], 14, n_frames=16)
     clips = vd.data.Clips(kind="repeats", video=repeats.video)
-    found = direct_effect(vd.NoisedClips(organism, clips, levels=(0.95,)))
+    found = direct_effect(vd.NoisedClips(organism, clips, noise_levels=(0.95,)))
     table = found.table.set_index(["layer", "head"])
     assert table["total"].drop([(0, 0), (3, 1)]).abs().max() < 0.05
     assert table.loc[(0, 0), "total"] > 0.5 and abs(table.loc[(0, 0), "direct"]) < 0.02
@@ -208,7 +208,7 @@ def test_the_last_lens_is_x0(name: str) -> None:
 def test_a_tuned_lens_is_closer_on_other_clips(tmp_path: Path) -> None:
     clips = vd.data.make_clips("snippet", 24)
     pipe = vd.load("tiny-induction")
-    train, test = (vd.NoisedClips(pipe, part, levels=(0.6, 0.9)) for part in (clips[:16], clips[16:]))
+    train, test = (vd.NoisedClips(pipe, part, noise_levels=(0.6, 0.9)) for part in (clips[:16], clips[16:]))
     tuned = tuned_lens(train, steps=60, lr=3e-3)
     assert tuned.losses[-4:].mean() < 0.7 * tuned.losses[:4].mean()
     found = lens(pipe, test.cache(0.9, None, slice(0, 8)), frames=test.target, tuned=tuned)

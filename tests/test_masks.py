@@ -26,10 +26,10 @@ RULES = {
     "cut": lambda: MaskAttention(cut=([2], [0, 1])),
     "hidden": lambda: MaskAttention(hidden=[7, 9], heads=[0]),
     "given": lambda: MaskAttention(torch.rand(18, 18) + torch.eye(18) > 0.4, layers=[1]),
-    "at levels": lambda: MaskAttention("own_frame", noise_levels=[900]),
+    "at levels": lambda: MaskAttention("own_frame", noise_levels=[0.9]),
     "two": lambda: MaskAttention("own_frame", cut=None, hidden=[8], heads=[1]),
 }
-LEVELS = torch.tensor([[-1, 100, 900], [900, -1, 499]])
+LEVELS = torch.tensor([[0, 0.1, 0.9], [0.9, 0, 0.5]])
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_hook_of_ones_own_gets_the_mask_whole(as_rules: None, monkeypatch: pyt
 def test_rules_travel_with_the_attention_and_with_clips(as_rules: None, tmp_path: Any) -> None:
     model, given = tiny_model("causal"), inputs(tiny_model("causal"))
     model.set_hook_ctx(noise_levels=LEVELS)
-    with model.intervene(MaskAttention("own_frame", heads=[1], noise_levels=[900])):
+    with model.intervene(MaskAttention("own_frame", heads=[1], noise_levels=[0.9])):
         pred, cache = model.run_with_cache(**given)
     model.clear_hook_ctx()
     assert ("mask", 0) in cache and cache["mask", 0].dtype == torch.bool

@@ -21,7 +21,7 @@ from vdinterp.results import rows_of
 def hooked(model: HookedVideoDiT, levels: torch.Tensor, action: int | None) -> dict[str, torch.Tensor]:
     """Shift, scale and gate that a forward pass shows, `[level d_model]`."""
     given = inputs(model, batch=len(levels), n_frames=1)
-    given["noise_levels"] = levels[:, None]
+    given["timestep"] = model.timestep(levels[:, None])
     given.pop("cond", None)
     if action is not None:
         given["cond"] = torch.eye(model.cfg.d_action)[action].expand(len(levels), 1, -1)
@@ -33,14 +33,14 @@ def hooked(model: HookedVideoDiT, levels: torch.Tensor, action: int | None) -> d
 @pytest.mark.parametrize("kind", ["3d", "normed", "space_time", "table", "cross", "causal"])
 def test_it_is_what_a_forward_pass_shows(kind: str) -> None:
     model = tiny_model(kind)
-    levels = torch.tensor([0.0, 0.4, 0.9]) if kind == "causal" else torch.tensor([0, 400, 900])
+    levels = torch.tensor([0.0, 0.4, 0.9], dtype=torch.double)
     atlas = modulation_atlas(model, levels)
     actions = [None, *range(model.cfg.d_action)]
     assert atlas.actions == ["none", *map(str, range(model.cfg.d_action))]
     plain = hooked(model, levels, None)
     for action in actions:
         given = None if action is None else torch.eye(model.cfg.d_action)[action].expand(3, -1)
-        wanted, found = hooked(model, levels, action), modulations(model, levels, given)
+        wanted, found = hooked(model, levels, action), modulations(model, model.timestep(levels), given)
         assert set(found) == set(wanted)
         for name, tensor in wanted.items():
             torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-5)
@@ -58,7 +58,7 @@ def test_it_is_what_a_forward_pass_shows(kind: str) -> None:
 
 
 def planted() -> HookedVideoDiT:
-    """Condition 0 is 1 above level 500 and 0 below, and closes the gate of layer 1's MLP; nothing else changes."""
+    """Condition 0 is 1 above noise level 0.5, else 0, and closes the gate of layer 1's MLP; nothing else changes."""
     model: Any = tiny_model("3d")
     embed = model.noise_embed
     with torch.no_grad():
@@ -75,10 +75,10 @@ def planted() -> HookedVideoDiT:
 
 def test_a_planted_switch_is_found() -> None:
     atlas = modulation_atlas(planted())
-    assert len(atlas.levels) == 41 and atlas.levels[0] == 0 and atlas.levels[-1] == 999
+    assert len(atlas.levels) == 41 and atlas.levels[0] == 0.001 and atlas.levels[-1] == 1
     row = rows_of(atlas.off, site="1.mlp").iloc[0]
-    assert 495 < row["from_level"] < 560 and row["to_level"] == 999
-    assert row["maximum"] == pytest.approx(0.5) and row["lowest"] < 0.05 and row["maximum_level"] < 500
+    assert 0.495 < row["from_level"] < 0.56 and row["to_level"] == 1
+    assert row["maximum"] == pytest.approx(0.5) and row["lowest"] < 0.05 and row["maximum_level"] < 0.5
     assert "1.mlp from level" in atlas.summary() and "1.attn" not in set(atlas.off["site"])
     gates = atlas.values("gate")
     assert list(gates.index) == ["0.attn", "0.mlp", "1.attn", "1.mlp"] and gates.shape == (4, 41)
@@ -93,11 +93,11 @@ def test_a_gate_that_never_opens_and_models_without() -> None:
     with torch.no_grad():
         for parameter in model.blocks[0].modulation.linear.parameters():
             parameter[40:60] = 0
-    atlas = modulation_atlas(model, [0, 500, 999])
-    assert rows_of(atlas.off, site="0.attn").iloc[0][["from_level", "to_level"]].tolist() == [0, 999]
+    atlas = modulation_atlas(model, [0.0, 0.5, 1.0])
+    assert rows_of(atlas.off, site="0.attn").iloc[0][["from_level", "to_level"]].tolist() == [0, 1]
     assert "0.attn at all levels (its gate is zero)" in atlas.summary()
     plain = BlockSpec(attn=Sublayer("plain", None), mlp=Sublayer(mod=(0, 1, -1)))
-    bare = modulation_atlas(tiny_model("3d", period=(plain,)), [0, 500])
+    bare = modulation_atlas(tiny_model("3d", period=(plain,)), [0.0, 0.5])
     assert not len(bare.depth) and not len(bare.off) and "No sublayer has a gate" in bare.summary()
     assert set(bare.table["site"]) == {"0.mlp", "1.mlp", "final"} and len(bare.plot()) == 2
     with pytest.raises(KeyError, match="no 'gate'"):
@@ -106,7 +106,10 @@ def test_a_gate_that_never_opens_and_models_without() -> None:
 
 def test_a_model_before_training() -> None:
     """AdaLN-Zero starts with no modulation at all: nothing to compare, and every gate closed."""
-    atlas = modulation_atlas(HookedVideoDiT(tiny_model("table", modulation="mlp").cfg), [0, 500])
+    fresh = HookedVideoDiT(tiny_model("table", modulation="mlp").cfg)
+    with pytest.raises(ValueError, match=r"tiny-table alone does not know its noise levels.*vd.VideoDiffusion"):
+        modulation_atlas(fresh, [0.0, 0.5])
+    atlas = modulation_atlas(vd.VideoDiffusion(fresh, None, vd.DiffusionConfig()).model, [0.0, 0.5])
     assert atlas.similarity.isnan().all() and (atlas.depth["effective_depth"] == 0).all() and len(atlas.plot()) == 3
     assert "3 actions" not in atlas.summary() and "nan" not in atlas.summary()
 
@@ -114,10 +117,10 @@ def test_a_model_before_training() -> None:
 def test_actions_of_the_users_own() -> None:
     model = tiny_model("table")
     given = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    atlas = modulation_atlas(model, [0, 500], given)
+    atlas = modulation_atlas(model, [0.0, 0.5], given)
     assert atlas.actions == ["none", "0", "1"]
     moved = atlas.action_change()
-    one_hot = modulation_atlas(model, [0, 500]).action_change()
+    one_hot = modulation_atlas(model, [0.0, 0.5]).action_change()
     pd.testing.assert_series_equal(moved["0"], one_hot["0"])
     assert list(moved.index) == ["0.attn", "0.mlp", "1.attn", "1.mlp", "final"]
     rows = atlas.table[atlas.table["site"] == "0.mlp"]
@@ -126,17 +129,16 @@ def test_actions_of_the_users_own() -> None:
 
 
 def test_levels_are_sorted_and_default_to_the_networks_own() -> None:
-    assert modulation_atlas(tiny_model("3d"), [900, 0, 0, 300]).levels == (0, 300, 900)
-    continuous = modulation_atlas(tiny_model("causal"))
-    assert continuous.levels[0] == -1.875 and continuous.levels[-1] == 1.875 and continuous.continuous
-    assert any("log-SNR" in figure.layout.xaxis.title.text for figure in continuous.plot().values())
+    assert modulation_atlas(tiny_model("3d"), [0.9, 0.0, 0.0, 0.3]).levels == (0, 0.3, 0.9)
+    few = vd.VideoDiffusion(tiny_model("3d"), None, vd.DiffusionConfig(n_levels=10))
+    assert modulation_atlas(few.model).levels == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
 @pytest.mark.parametrize("name", ["tiny-crafter", "tiny-induction"])
 def test_bundled_models_are_drawn_and_come_back(name: str, tmp_path: Path) -> None:
     atlas = modulation_atlas(vd.load(name).model)
     assert len(atlas.plot()) == (5 if name == "tiny-crafter" else 4)
-    assert f"{name}: 41 noise levels from 0 to 999" in atlas.summary()
+    assert f"{name}: 41 noise levels from 0.001 to 1" in atlas.summary()
     again = ModulationAtlas.load(atlas.save(tmp_path))
     pd.testing.assert_frame_equal(again.table, atlas.table)
     assert again.summary() == atlas.summary() and torch.equal(again.similarity, atlas.similarity)
@@ -145,9 +147,9 @@ def test_bundled_models_are_drawn_and_come_back(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        ("3d", {"noise_levels": []}, "finite numbers are needed"),
-        ("3d", {"noise_levels": [0.0, float("nan")]}, "finite numbers are needed"),
-        ("3d", {"noise_levels": ["clean"]}, "finite numbers are needed"),
+        ("3d", {"noise_levels": []}, "noise_levels is empty"),
+        ("3d", {"noise_levels": [0.0, float("nan")]}, "shares of noise in .*got nan"),
+        ("3d", {"noise_levels": ["clean"]}, "is no share of noise"),
         ("3d", {"cond": torch.zeros(2, 3)}, "takes no actions"),
         ("table", {"cond": torch.zeros(2, 4)}, r"cond \[2, 4\]: one action a row is needed, \[any number, 3\]"),
         ("table", {"cond": [1, 0, 0]}, "cond list"),

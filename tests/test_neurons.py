@@ -50,7 +50,7 @@ def noised_clips(
     diffusion = vd.DiffusionConfig(objective=objective, schedule="linear")
     pipe = vd.VideoDiffusion(model, vd.vae.IdentityVAE(1), diffusion, vd.vae.LatentStats((0.5,), (0.5,)))
     clips = Clips(kind="file", video=patterns(n)[0], action=torch.eye(3)[torch.arange(5 * n).view(n, 5) % 3])
-    return NoisedClips(pipe, clips, levels=levels, n_context=n_context, batch=batch)
+    return NoisedClips(pipe, clips, noise_levels=levels, n_context=n_context, batch=batch)
 
 
 def everything(noised: NoisedClips) -> torch.Tensor:
@@ -204,7 +204,7 @@ def plant(noised: NoisedClips, labels: torch.Tensor, neuron: int, label: int) ->
     optimizer = torch.optim.Adam([mlp.fc2.weight, model.final.linear.bias], lr=0.03)
     for _ in range(150):
         optimizer.zero_grad()
-        (pipe.denoise(**given)[:, noised.n_context :] - target).square().mean().backward()
+        (pipe.denoise(*given)[:, noised.n_context :] - target).square().mean().backward()
         mlp.fc2.weight.grad[:, torch.arange(N_NEURONS) != neuron] = 0
         optimizer.step()
 
@@ -301,7 +301,7 @@ def linear_change(
     outs = [name for name in outs if int(name.split(".")[1]) > layer]
     with torch.no_grad(), model.hooks(hooks):
         with model.record([*outs, "hook_pred"]) as recording:
-            before = pipe.denoise(**given)
+            before = pipe.denoise(*given)
         kept = recording[0]
 
         def add(post: torch.Tensor, hook: Any) -> None:
@@ -309,7 +309,7 @@ def linear_change(
 
         later = [(name, lambda x, hook: kept[hook.name].clone()) for name in outs]
         with model.hooks([(f"blocks.{layer}.mlp.hook_post", add), *later]):
-            return pipe.denoise(**given) - before
+            return pipe.denoise(*given) - before
 
 
 @pytest.mark.parametrize("objective", ["v", "eps"])
@@ -330,7 +330,7 @@ def test_directions_are_the_models_own(kind: str, objective: str) -> None:
             assert found.shape == (N_NEURONS, 1, 2, 2)
             given = noised.inputs(level, slice(0, 1))
             if source is pipe:
-                given.pop("cond", None)
+                given = given._replace(cond=vd.NO_CONDITION)
             for neuron in (0, 17):
                 change = linear_change(pipe, given, layer, neuron, token, held)[0]
                 patch = change[frame, :, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2]
@@ -353,7 +353,7 @@ def test_directions_of_a_model_that_takes_text_by_hand() -> None:
     model = tiny_model("cross")
     pipe = vd.VideoDiffusion(model, None, vd.DiffusionConfig())
     k = torch.full((2, 3), 499)
-    _, cache = model.run_with_cache(**{**inputs(model), "noise_levels": k}, names=["mod.gate", "final.mod.hook_scale"])
+    _, cache = model.run_with_cache(**{**inputs(model), "timestep": k}, names=["mod.gate", "final.mod.hook_scale"])
     row = model.sublayer(1, "mlp").W_out * cache["mod.gate", 1, "mlp"][0, 0]  # RMSNorm does not centre
     pred = (row * (1 + cache["final.mod.hook_scale"][0, 0])) @ model.final.linear.weight.T
     x0 = -pipe.schedule.sigma[499] * pred  # of a velocity
@@ -366,7 +366,7 @@ def test_directions_of_a_model_that_takes_text_by_hand() -> None:
 
 def test_patches_of_a_model_with_a_vae_are_cut_from_the_clips_own_video() -> None:
     pipe, clips = vd.load("tiny-crafter"), vd.data.sample_clips("crafter", n=4)
-    noised = NoisedClips(pipe, clips, levels=(0.5,), batch=3)
+    noised = NoisedClips(pipe, clips, noise_levels=(0.5,), batch=3)
     names = vd.data.crafter.SEMANTIC
     found = neurons.top_patches(noised, n_patches=4, labels=clips.semantic_map, label_names=names)
     assert found.grid == (8, 7, 9) and found.frames.shape[1:] == (56, 72, 3)

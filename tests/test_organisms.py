@@ -21,11 +21,11 @@ def frames(n: int, seed: int = 0) -> torch.Tensor:
 def predicted(organism: Organism, video: torch.Tensor, level: float = 1.0, frame: int = LAST) -> torch.Tensor:
     """x0 of one noisy frame, all others clean."""
     latents = organism.encode(video)
-    k = torch.full(latents.shape[:2], -1)
-    k[:, frame] = round(level * 1000) - 1
+    noise_levels = torch.zeros(latents.shape[:2])
+    noise_levels[:, frame] = level
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1001))
     with torch.no_grad():
-        return organism.denoise(organism.add_noise(latents, k, noise), k)[:, frame]
+        return organism.denoise(organism.add_noise(latents, noise_levels, noise), noise_levels)[:, frame]
 
 
 def distance(organism: Organism, x0: torch.Tensor, frame: torch.Tensor) -> float:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "NO_CONDITION",
     "Ablate",
+    "Between",
     "ActivationCache",
     "AttentionExplorer",
     "ClassifierFreeGuidance",

@@ -33,7 +33,7 @@ FAMILY = {"dfot_golden": "dfot", "dfot_mcraft_golden": "dfot", "oasis_golden": "
 def build(name: str) -> tuple[HookedVideoDiT, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     config, weights, recorded = golden(name)
     model = HookedVideoDiT.from_state_dict(FAMILY[name], config, weights)
-    given = {"latents": recorded["in.x"], "noise_levels": recorded.get("in.noise_levels", recorded.get("in.t"))}
+    given = {"latents": recorded["in.x"], "timestep": recorded.get("in.noise_levels", recorded.get("in.t"))}
     if "in.external_cond" in recorded:
         given["cond"] = recorded["in.external_cond"]
     return model, given, recorded
@@ -78,8 +78,8 @@ def rounding_of_the_whole(name: str) -> float:
     with torch.no_grad():
         single = model(**given)
         model, given = double(model, given)
-        levels = given.pop("noise_levels")
-        down, exact, up = (model(noise_levels=levels * (1 + ulp), **given) for ulp in (-(2**-23), 0.0, 2**-23))
+        levels = given.pop("timestep")
+        down, exact, up = (model(timestep=levels * (1 + ulp), **given) for ulp in (-(2**-23), 0.0, 2**-23))
     return max((run - exact).abs().max().item() for run in (single, down, up))
 
 
@@ -113,21 +113,21 @@ def test_rounding_is_small_beside_any_mistake(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILY)
 def test_noise_embedding(name: str) -> None:
     model, given, recorded = build(name)
-    levels = given["noise_levels"].float()
+    levels = given["timestep"].float()
     features = model.noise_embed.features(levels)
     last_place = (model.noise_embed.features(levels * (1 + 2**-23)) - features).abs()
     if "act.noise_level_pos_embedding.timesteps" in recorded:
         error = (features - recorded["act.noise_level_pos_embedding.timesteps"].view(features.shape)).abs()
         assert (error <= torch.clamp(2 * last_place, min=ATOL)).all(), error.max()
     theirs = recorded["act.t_embedder" if name == "oasis_golden" else "act.noise_level_pos_embedding"]
-    ours = model.noise_embed(given["noise_levels"])
+    ours = model.noise_embed(given["timestep"])
     torch.testing.assert_close(ours, theirs.view(ours.shape), atol=2 * ATOL, rtol=0)
 
 
 @torch.no_grad()
 def test_shorter_clip_and_dropped_actions() -> None:
     model, given, recorded = build("dfot_golden")
-    assert_same(model(given["latents"][:, :3], given["noise_levels"][:, :3]), recorded["out.y_first3"], "dfot_golden")
+    assert_same(model(given["latents"][:, :3], given["timestep"][:, :3]), recorded["out.y_first3"], "dfot_golden")
 
     model, given, recorded = build("dfot_mcraft_golden")
     masked = model(**{**given, "cond": Conditions(actions=given["cond"], dropped=recorded["in.external_cond_mask"])})
@@ -135,7 +135,7 @@ def test_shorter_clip_and_dropped_actions() -> None:
     assert (masked - recorded["out.y"]).abs().max() > 1e-3
 
     model, given, recorded = build("oasis_golden")
-    assert_same(model(given["latents"], given["noise_levels"]), recorded["out.y_nocond"], "oasis_golden")
+    assert_same(model(given["latents"], given["timestep"]), recorded["out.y_nocond"], "oasis_golden")
 
 
 def dfot_activation(key: str, model: HookedVideoDiT, cache: ActivationCache, given: dict) -> torch.Tensor:
@@ -162,7 +162,7 @@ def dfot_activation(key: str, model: HookedVideoDiT, cache: ActivationCache, giv
         assert model.action_embed is not None
         return model.action_embed(given["cond"], None)
     if key == "act.noise_level_pos_embedding.timesteps":
-        return model.noise_embed.features(given["noise_levels"])
+        return model.noise_embed.features(given["timestep"])
     if key == "act.noise_level_pos_embedding":
         return cache["hook_noise_embed"]
     assert key == "rope.freqs"

@@ -36,11 +36,11 @@ def by_hand(pair: Contrast, hooks_of: Any, direction: str = "denoising") -> torc
         for start in range(0, len(pair), pair.batch):
             clips = slice(start, start + pair.batch)
             runs = pair.inputs(clips, next(iter(pair.levels)))
-            x0 = {name: pair.denoiser.denoise(**run.repeated(1)) for name, run in runs.items()}
+            x0 = {name: pair.denoiser.denoise(*run) for name, run in runs.items()}
             with pair.model.record() as recording:
-                pair.denoiser.denoise(**runs[source].repeated(1))
+                pair.denoiser.denoise(*runs[source])
             with pair.model.hooks(hooks_of(recording[0])):
-                patched = pair.denoiser.denoise(**runs[base].repeated(1))
+                patched = pair.denoiser.denoise(*runs[base])
             found.append(recovered(patched, x0["clean"], x0["corrupted"], pair.region[clips]))
     return torch.cat(found)
 
@@ -214,7 +214,7 @@ def test_trajectories_are_what_sampling_from_the_start_gives(kind: str, at: str,
 
 def test_a_bare_model_is_compared_in_its_predictions() -> None:
     pipe, (clean, corrupted) = small_pipe(d_action=0), latents()
-    levels = torch.full((4,), 700)
+    levels = torch.full((4,), 0.7)
     result = vd.activation_patch(
         pipe.model, clean, corrupted, levels, site="resid_pre", over=("layer",), sweep_options=QUIET
     )
@@ -230,7 +230,7 @@ def test_metrics_of_the_library_and_of_the_user() -> None:
     psnr = vd.activation_patch(**arguments, site="z", metric="psnr", sweep_options=QUIET)
     clean, runs = [], pair.inputs(slice(0, 5), 0.6)
     with torch.no_grad():
-        x0 = pair.denoiser.denoise(**runs["clean"].repeated(1))
+        x0 = pair.denoiser.denoise(*runs["clean"])
     clean = (x0 - pair.clean)[:, 3].square().mean() / pair.variance
     assert error.untouched["clean"] == pytest.approx(float(clean), rel=1e-5)
     assert psnr.untouched["clean"] != psnr.untouched["corrupted"]
@@ -248,14 +248,14 @@ def test_noised_clips_and_clips_are_the_same_as_their_latents() -> None:
     clips, twins = Clips(kind="file", video=clean), Clips(kind="file", video=corrupted)
     one = vd.activation_patch(pipe, clips, twins, 0.6, sweep_options=QUIET)
     two = vd.activation_patch(pipe, clean * 2 - 1, corrupted * 2 - 1, 0.6, sweep_options=QUIET)
-    noised = [NoisedClips(pipe, one, levels=(0.6,)) for one in (clips, twins)]
+    noised = [NoisedClips(pipe, one, noise_levels=(0.6,)) for one in (clips, twins)]
     three = vd.activation_patch(pipe, *noised, sweep_options=QUIET)
     torch.testing.assert_close(one.per_clip, two.per_clip, atol=1e-5, rtol=0)
     assert torch.equal(one.per_clip, three.per_clip)
     with pytest.raises(ValueError, match="share their noise"):
-        vd.activation_patch(pipe, noised[0], NoisedClips(pipe, twins, levels=(0.6,), seed=1))
+        vd.activation_patch(pipe, noised[0], NoisedClips(pipe, twins, noise_levels=(0.6,), seed=1))
     with pytest.raises(ValueError, match="share their noise"):
-        vd.activation_patch(pipe, noised[0], NoisedClips(pipe, twins, levels=(0.7,)))
+        vd.activation_patch(pipe, noised[0], NoisedClips(pipe, twins, noise_levels=(0.7,)))
 
 
 def test_the_result_is_a_table_and_figures(tmp_path: Any) -> None:
@@ -295,8 +295,8 @@ def test_the_result_is_a_table_and_figures(tmp_path: Any) -> None:
         ({"direction": "both"}, ValueError, "unknown direction"),
         ({"noise_levels": None}, ValueError, "either noise_levels"),
         ({"noise_levels": 1.5}, ValueError, "noise levels in"),
-        ({"noise_levels": torch.zeros(3).long()}, ValueError, "a level for every frame"),
-        ({"noise_levels": torch.full((4,), 5000)}, ValueError, "level"),
+        ({"noise_levels": torch.zeros(3)}, ValueError, "a level for every frame"),
+        ({"noise_levels": torch.full((4,), 949)}, ValueError, "level k = 949 of 1000 is 0.95"),
         ({"cond": torch.zeros(5, 4, 2)}, ValueError, "one action a frame"),
         ({"region": {"frame": [1]}}, ValueError, "frames, rows and cols"),
         ({"region": torch.zeros(4, 4, 6)}, ValueError, "a mask is boolean"),

@@ -82,7 +82,7 @@ def test_one_path_is_what_freezing_everything_else_by_hand_gives(kind: str) -> N
     caches, x0 = {}, {}
     for name, run in runs.items():
         with pair.model.record() as recording:
-            x0[name] = pair.denoiser.denoise(**run.repeated(1))
+            x0[name] = pair.denoiser.denoise(*run)
         caches[name] = recording[0]
     result = vd.path_patch(**arguments, senders=["0.1"], receivers=["1.0.k", "mlp.1", "final"], sweep_options=QUIET)
 
@@ -95,7 +95,7 @@ def test_one_path_is_what_freezing_everything_else_by_hand_gives(kind: str) -> N
         ]
         patches = Patch(("z", 0), caches["clean"], heads=[1]), Patch(held, caches["corrupted"])
         with pair.model.intervene(*patches), pair.model.record([reader]) as recording:
-            pair.denoiser.denoise(**runs["corrupted"].repeated(1))
+            pair.denoiser.denoise(*runs["corrupted"])
         return recording[0][reader]
 
     for column, (reader, heads) in enumerate(
@@ -103,7 +103,7 @@ def test_one_path_is_what_freezing_everything_else_by_hand_gives(kind: str) -> N
     ):
         changed = {reader: to_reader(reader)}
         with pair.model.intervene(Patch(reader, changed, heads=heads)):
-            patched = pair.denoiser.denoise(**runs["corrupted"].repeated(1))
+            patched = pair.denoiser.denoise(*runs["corrupted"])
         way = (x0["clean"] - x0["corrupted"]) * pair.region
         wanted = ((patched - x0["corrupted"]) * way).flatten(1).sum(1) / way.square().flatten(1).sum(1)
         torch.testing.assert_close(result.per_clip[:, 0, column], wanted.double(), atol=1e-5, rtol=0)

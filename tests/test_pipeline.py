@@ -80,9 +80,9 @@ def test_encode_and_decode_are_inverse(pipe):
 @pytest.mark.parametrize("objective", ["v", "x0", "eps"])
 def test_denoise_gives_x0_whatever_the_objective(objective):
     pipe = make_pipe(objective=objective, schedule="linear")
-    noisy, k = normal(2, 3, 1, 8, 8), torch.tensor([[-1, 500, 999], [0, -1, 20]])
+    noisy, k = normal(2, 3, 1, 8, 8), torch.tensor([[-1, 499, 999], [0, -1, 20]])
     with torch.no_grad():
-        x0 = pipe.denoise(noisy, k)
+        x0 = pipe.denoise(noisy, pipe.schedule.level(k))
         pred = pipe.model(noisy, k.clamp(min=0))
     moving = k >= 0
     assert torch.equal(x0[~moving], noisy[~moving])
@@ -97,9 +97,9 @@ def test_denoise_hands_continuous_networks_their_levels():
     seen = []
     with torch.no_grad(), pipe.model.hooks([("hook_pred", lambda pred, hook: None)]):
         forward = pipe.model.forward
-        pipe.model.forward = lambda x, levels, **kw: seen.append(levels) or forward(x, levels, **kw)  # type: ignore
+        pipe.model.forward = lambda x, timestep, **kw: seen.append(timestep) or forward(x, timestep, **kw)  # type: ignore
         try:
-            pipe.denoise(normal(1, 2, 1, 8, 8), torch.tensor([[-1, 400]]))
+            pipe.denoise(normal(1, 2, 1, 8, 8), torch.tensor([[0, 0.401]]))
         finally:
             del pipe.model.forward
     torch.testing.assert_close(seen[0], 0.125 * pipe.schedule.logsnr[torch.tensor([[0, 400]])])
@@ -107,13 +107,18 @@ def test_denoise_hands_continuous_networks_their_levels():
 
 def test_denoise_lets_gradients_through(pipe):
     noisy = normal(1, 2, 1, 8, 8).requires_grad_(True)
-    pipe.denoise(noisy, torch.tensor([[-1, 700]]))[0, 1].sum().backward()
+    pipe.denoise(noisy, torch.tensor([[0, 0.7]]))[0, 1].sum().backward()
     assert noisy.grad is not None and float(noisy.grad[0, 0].abs().sum()) > 0, "the clean frame matters too"
 
 
 def test_add_noise_is_the_schedules(pipe):
-    x, noise, k = normal(1, 2, 1, 8, 8), normal(1, 2, 1, 8, 8, seed=2), torch.tensor([[-1, 300]])
-    assert torch.equal(pipe.add_noise(x, k, noise), pipe.schedule.add_noise(x, noise, k))
+    x, noise = normal(1, 2, 1, 8, 8), normal(1, 2, 1, 8, 8, seed=2)
+    assert torch.equal(
+        pipe.add_noise(x, torch.tensor([[0, 0.301]]), noise),
+        pipe.schedule.add_noise(x, noise, torch.tensor([[-1, 300]])),
+    )
+    assert torch.equal(pipe.add_noise(x, 0.3, noise), pipe.add_noise(x, torch.full((1, 2), 0.3), noise))
+    assert torch.equal(pipe.denoise(x, 0.3), pipe.denoise(x, torch.full((1, 2), 0.3)))
 
 
 # Sampling
@@ -169,15 +174,15 @@ def test_weight_one_guidance_changes_nothing_bitwise(pipe):
 
 def test_one_step_is_the_models_x0(pipe):
     result = pipe.sample(CONTEXT, steps=1, keep_states=True)
-    k = torch.tensor([[-1, -1, 999, 999, 999, 999]] * 2)
+    noise_levels = torch.tensor([[0, 0, 1.0, 1, 1, 1]] * 2)
     with torch.no_grad():
-        assert torch.equal(result.latents, pipe.denoise(result.states[0], k))
+        assert torch.equal(result.latents, pipe.denoise(result.states[0], noise_levels))
 
 
 @pytest.mark.parametrize("matrix", ["full_sequence", "autoregressive", "pyramid", "trapezoid"])
 def test_matrices(pipe, matrix):
     states = list(pipe.iterate(CONTEXT, steps=3, matrix=matrix, uncertainty=1.0))
-    assert bool((states[-1].next_levels == -1).all())
+    assert bool((states[-1].next_levels == 0).all())
     assert len(states) == {"full_sequence": 3, "autoregressive": 12, "pyramid": 6, "trapezoid": 5}[matrix]
     for before, after in pairwise(states):
         assert torch.equal(before.next_latents, after.latents)
@@ -185,7 +190,7 @@ def test_matrices(pipe, matrix):
 
 
 def test_a_matrix_of_ones_own(pipe):
-    levels = full_sequence(6, 3, 1000)
+    levels = pipe.schedule.level(full_sequence(6, 3, 1000))
     own = pipe.sample(CONTEXT, matrix=levels).latents
     assert torch.equal(own, pipe.sample(CONTEXT, steps=3).latents)
 
@@ -277,7 +282,7 @@ def test_what_is_recorded_is_what_happened(pipe):
     for state in states:
         with torch.no_grad():
             _, cache = pipe.model.run_with_cache(
-                state.latents, pipe.schedule.network_level(state.noise_levels), names=["resid_post", "z"]
+                state.latents, pipe.timestep(state.noise_levels), names=["resid_post", "z"]
             )
         assert set(cache) == set(state.cache)
         for name in cache:
@@ -322,7 +327,7 @@ def test_a_rollout_within_one_window_is_sampling(pipe):
 
 def test_rollout_windows_overlap(pipe):
     seen = []
-    spy = Custom("hook_pred", lambda pred, hook: seen.append((hook.ctx["noise_levels"][0] == -1).tolist()) or pred)
+    spy = Custom("hook_pred", lambda pred, hook: seen.append((hook.ctx["noise_levels"][0] == 0).tolist()) or pred)
     cond = normal(2, 11, 3)
     result = pipe.rollout(CONTEXT, 11, overlap=3, steps=1, cond=cond, interventions=[spy], record="hook_cond")
     assert result.latents.shape == (2, 11, 1, 8, 8) and torch.equal(result.latents[:, :2], CONTEXT)
@@ -420,15 +425,17 @@ def untouchable(pipe, monkeypatch):
 
 
 CLIP = normal(2, 6, 1, 8, 8)
-K = torch.zeros(2, 6, dtype=torch.long)
+K = torch.zeros(2, 6)
 BAD = {
     "channels": (lambda p: p.denoise(CLIP.expand(-1, -1, 3, -1, -1), K), "do not fit tiny-random"),
     "height": (lambda p: p.denoise(CLIP[..., :3, :], K), "of 3x8 do not divide into tiny-random's 4x4 patches"),
     "rank": (lambda p: p.denoise(CLIP[0], K), "do not fit tiny-random"),
     "8 bit": (lambda p: p.denoise(CLIP.byte(), K), "pipe.encode"),
     "levels shape": (lambda p: p.denoise(CLIP, K[:, 0]), "noise levels of shape"),
-    "levels range": (lambda p: p.denoise(CLIP, K + 1000), r"\[-1, 999\]"),
-    "float levels": (lambda p: p.denoise(CLIP, K.float()), "integers"),
+    "levels range": (lambda p: p.denoise(CLIP, K + 1000), r"shares of noise in \[0, 1\] .*got 1000$"),
+    "whole levels": (lambda p: p.denoise(CLIP, K.long() + 949), r"got 949; level k = 949 of 1000 is 0\.95"),
+    "one whole level": (lambda p: p.add_noise(CLIP, 949, CLIP), r"level k = 949 of 1000 is 0\.95"),
+    "clean as it was": (lambda p: p.denoise(CLIP, K.long() - 1), r"level k = -1 of 1000 is 0$"),
     "cond frames": (lambda p: p.denoise(CLIP, K, cond=torch.zeros(2, 5, 3)), "one action a frame"),
     "cond width": (lambda p: p.sample(CONTEXT, cond=torch.zeros(2, 6, 4)), r"\[2, 6, 3\]"),
     "cond mask": (lambda p: p.sample(CONTEXT, cond=Conditions(dropped=torch.zeros(2))), "boolean"),
@@ -447,8 +454,11 @@ BAD = {
     "no batch": (lambda p: p.sample(batch=0), "batch must be"),
     "steps": (lambda p: p.sample(CONTEXT, steps=2000), "steps must be"),
     "matrix": (lambda p: p.sample(CONTEXT, matrix="diagonal"), "unknown scheduling matrix"),
-    "own matrix": (lambda p: p.sample(CONTEXT, matrix=torch.zeros(3, 6, dtype=torch.long)), "starts at pure noise"),
-    "own matrix frames": (lambda p: p.sample(CONTEXT, matrix=full_sequence(5, 3, 1000)), "with 6 frames"),
+    "own matrix": (lambda p: p.sample(CONTEXT, matrix=torch.zeros(3, 6)), "starts at pure noise"),
+    "own matrix frames": (
+        lambda p: p.sample(CONTEXT, matrix=torch.linspace(1, 0, 4)[:, None].expand(4, 5)),
+        "with 6 frames",
+    ),
     "eta": (lambda p: p.sample(CONTEXT, eta=1.5), "eta must be"),
     "seed": (lambda p: p.sample(CONTEXT, seed=-1), "seed must be"),
     "noise shape": (lambda p: p.sample(CONTEXT, noise=CONTEXT), "noise of shape"),
@@ -464,9 +474,9 @@ BAD = {
     "many clips": (lambda p: p.sample(batch=10**9), "batch must be"),
     "eta text": (lambda p: p.sample(CONTEXT, eta="0"), "eta must be"),
     "uncertainty": (lambda p: p.sample(CONTEXT, matrix="pyramid", uncertainty=float("inf")), "uncertainty must be"),
-    "float matrix": (
-        lambda p: p.sample(CONTEXT, matrix=torch.zeros(3, 6)),
-        "integer noise levels in .* not torch.float32",
+    "whole matrix": (
+        lambda p: p.sample(CONTEXT, matrix=full_sequence(6, 3, 1000)),
+        r"scheduling matrix are shares of noise .* level k = 999 of 1000 is 1$",
     ),
     "half mask": (lambda p: p.sample(CLIP, mask=[0, 0, 0, 0, 0.5, 1]), "mask values are whole"),
     "whole window": (lambda p: p.rollout(CONTEXT, 9, window=True), "window must be"),

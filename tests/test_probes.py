@@ -137,7 +137,7 @@ def test_samples_are_the_models_own_activations() -> None:
     np.testing.assert_allclose(found, pooled[at], atol=1e-6)
     gate = activations(given, 0.9, {1: "blocks.1.attn.mod.hook_gate"}, frames)[1]
     np.testing.assert_allclose(gate, cache["mod.gate", 1][at], atol=1e-6)
-    noisy = given.inputs(0.9, slice(0, 10))["noisy"].flatten(1)
+    noisy = given.inputs(0.9, slice(0, 10)).noisy.flatten(1)
     np.testing.assert_array_equal(latents(given, samples, 0.9)[:, 0], noisy[chosen])
     np.testing.assert_array_equal(latents(given, samples, None)[:, 0], given.latents.flatten(1)[chosen])
     assert latents(given, samples, 0.9, "neighbours").shape == (70, 18)
@@ -353,7 +353,7 @@ def test_untrained_weights_are_the_models_own_in_another_order() -> None:
 
 
 def test_round_trip_figures_and_wording(tmp_path) -> None:
-    given = noised(levels=(0.3, 0.9))
+    given = noised(noise_levels=(0.3, 0.9))
     labels, basis = drawn_classes(*SHAPE, n=3) + 1, directions(4) * 5
     names = ["none", "grass", "water", "stone"]
     result = fit(given, labels, put(basis[labels]), layers=[0, -1], names=names, what="material")

@@ -19,6 +19,7 @@ from vdinterp.analysis import Contrast
 from vdinterp.analysis.patching.judging import Judge, recovered
 from vdinterp.interventions import (
     Ablate,
+    Between,
     Custom,
     Freeze,
     Intervention,
@@ -177,7 +178,7 @@ def test_other_errors_of_a_kind_and_its_signature_stay_as_they_are() -> None:
     ("make", "message"),
     [
         *[(lambda f=f: Ablate("z", **{f: FLAGS}), "booleans are no indices") for f in
-          ("heads", "frames", "rows", "cols", "tokens", "channels", "steps", "noise_levels")],
+          ("heads", "frames", "rows", "cols", "tokens", "channels", "steps")],
         (lambda: MaskAttention("own_frame", layers=FLAGS), "booleans are no indices"),
         (lambda: MaskAttention("own_frame", heads=FLAGS), "booleans are no indices"),
         (lambda: RotateRope("row", layers=FLAGS), "booleans are no indices"),
@@ -243,14 +244,14 @@ WAYS = {
 }
 NEVER = [
     (
-        {"noise_levels": [500]},
+        {"noise_levels": [0.6]},
         {},
-        r"never acts: no frame is at the noise levels 500; they are at -1, 249, 499, 749, 999",
+        r"never acts: no frame is at the noise levels 0.6; they are at 0, 0.25, 0.5, 0.75, 1 ",
     ),
-    ({"noise_levels": [5000]}, {}, "never acts"),
-    ({"noise_levels": [999], "steps": [1]}, {"pad": False}, "at the noise levels 999 at the steps 1"),
-    ({"noise_levels": [-1], "frames": [3]}, {"n_frames": 4}, r"none of the frames \[3\] is at the noise levels -1"),
-    ({"noise_levels": [-1], "tokens": [20]}, {"n_frames": 4}, r"none of the tokens \[20\] is"),
+    ({"noise_levels": Between(0.6, 0.7)}, {}, "at the noise levels 0.6 to 0.7; they are at 0, 0.25"),
+    ({"noise_levels": [1], "steps": [1]}, {"pad": False}, "at the noise levels 1 at the steps 1"),
+    ({"noise_levels": [0], "frames": [3]}, {"n_frames": 4}, r"none of the frames \[3\] is at the noise levels 0"),
+    ({"noise_levels": [0], "tokens": [20]}, {"n_frames": 4}, r"none of the tokens \[20\] is"),
     ({"steps": [4]}, {}, "names the steps"),
     ({"steps": [1]}, {"at_steps": [0]}, "none of its steps 1 happens here"),
     ({}, {"at_steps": [9]}, "names the steps"),
@@ -282,7 +283,7 @@ def test_never_acting_is_said_first(
 def test_what_acts_in_one_window_is_enough() -> None:
     """Generated history at a level of its own is there from the second window on."""
     stabilised = vd.HistoryGuidance.stabilized_conditional(0.02)
-    more = {"guidance": stabilised, "interventions": [Ablate("z", noise_levels=[19])]}
+    more = {"guidance": stabilised, "interventions": [Ablate("z", noise_levels=[0.02])]}
     plain = PIPE.rollout(CONTEXT, 7, steps=2, guidance=stabilised).latents
     acted = PIPE.rollout(CONTEXT, 7, steps=2, **more).latents
     assert torch.equal(plain[:, :4], acted[:, :4]) and not torch.equal(plain, acted)
@@ -299,13 +300,13 @@ def test_later_windows_are_checked_first(untouchable: vd.VideoDiffusion) -> None
 
 @torch.no_grad()
 def test_single_passes_warn_at_the_end() -> None:
-    k, noisy = torch.tensor([[-1, 100, 900, 900]]), CLIP[:, :4]
-    both = PIPE.model.intervene(Ablate("z", noise_levels=[5]), Ablate("z", noise_levels=[100]))
-    with pytest.warns(UserWarning, match=r"Ablate\(noise_levels=\[5\]\) never acted"), both:
-        PIPE.denoise(noisy, k)
-    with PIPE.model.intervene(Ablate("z", noise_levels=[900])):
-        PIPE.denoise(noisy, k.clamp(max=100))  # not here
-        PIPE.denoise(noisy, k)
+    levels, noisy = torch.tensor([[0, 0.1, 0.9, 0.9]]), CLIP[:, :4]
+    both = PIPE.model.intervene(Ablate("z", noise_levels=[0.5]), Ablate("z", noise_levels=[0.1]))
+    with pytest.warns(UserWarning, match=r"Ablate\(noise_levels=\[0.5\]\) never acted"), both:
+        PIPE.denoise(noisy, levels)
+    with PIPE.model.intervene(Ablate("z", noise_levels=[0.9])):
+        PIPE.denoise(noisy, levels.clamp(max=0.1))  # not here
+        PIPE.denoise(noisy, levels)
 
 
 @pytest.mark.parametrize(
@@ -313,12 +314,12 @@ def test_single_passes_warn_at_the_end() -> None:
     [
         (
             {},
-            Ablate("z", noise_levels=[3]),
-            "head 1: Ablate never acts: no frame is at the noise levels 3; they are at -1",
+            Ablate("z", noise_levels=[0.3]),
+            "head 1: Ablate never acts: no frame is at the noise levels 0.3; they are at 0, 0.6",
         ),
         ({}, Ablate("z", steps=[0]), "head 1: Ablate: steps= needs a sampler"),
         ({"noise_levels": None, "steps": 2}, Ablate("z", steps=[2]), "head 1: Ablate never acts: none of its steps 2"),
-        ({"noise_levels": None, "steps": 2}, Ablate("z", noise_levels=[3]), "they are at -1, 499, 999"),
+        ({"noise_levels": None, "steps": 2}, Ablate("z", noise_levels=[0.3]), "they are at 0, 0.5, 1"),
     ],
 )
 def test_trials_that_never_act(change: dict, one: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +334,7 @@ def test_trials_that_never_act(change: dict, one: Any, message: str, monkeypatch
 
 def test_a_trial_that_acts_in_one_case_is_enough() -> None:
     pair = Contrast(**{**given(n=2), "noise_levels": (0.3, 0.6)})
-    trial = Trial(interventions=(Ablate("z", noise_levels=[599]),))
+    trial = Trial(interventions=(Ablate("z", noise_levels=[0.6]),))
     found = vd.sweep.run(pair.denoiser, pair.cases(), [trial], {"r": Judge(recovered)}, **QUIET).table
     changed = found.groupby("level")["value"].apply(lambda values: values.abs().max())
     assert changed[0.3] == 0 and changed[0.6] > 0
@@ -370,8 +371,10 @@ def written(field: str) -> str:
         (written('{"tensor": "AAAAAA==", "dtype": "float32", "shape": 1}'), "shape is a list"),
         (written('{"tensor": 5, "dtype": "float32", "shape": [1]}'), "data are text"),
         (written('{"tensor": "Ag==", "dtype": "bool", "shape": [1]}'), "0 and 1 only"),
-        ('[{"kind": "Ablate", "site": "z", "noise_levels": {"range": [0, 1000000000000, 1]}}]', "a range's parts"),
-        ('[{"kind": "Ablate", "site": "z", "noise_levels": {"range": [0, 5, 0]}}]', "not written as to_json"),
+        ('[{"kind": "Ablate", "site": "z", "steps": {"range": [0, 1000000000000, 1]}}]', "a range's parts"),
+        ('[{"kind": "Ablate", "site": "z", "steps": {"range": [0, 5, 0]}}]', "not written as to_json"),
+        ('[{"kind": "Ablate", "site": "z", "noise_levels": {"between": [0]}}]', "not written as to_json"),
+        ('[{"kind": "Ablate", "site": "z", "noise_levels": {"between": [0, 900]}}]', "shares of noise"),
         ('[{"kind": "Ablate", "site": "z", "heads": {"range": [true, 5, 1]}}]', "a range's parts"),
         ('[{"kind": "Ablate", "site": "z", "heads": {"set": "01"}}]', "written as a list, not str"),
         ('[{"kind": "Ablate", "site": "z", "heads": [true]}]', "booleans are no indices"),

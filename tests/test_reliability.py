@@ -45,12 +45,12 @@ def test_what_fails_and_why() -> None:
 
 def test_an_untrained_model_is_said_first_and_a_working_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     wild = pipe(scale=30.0)
-    noised = NoisedClips(wild, clips(), levels=(0.9,))
+    noised = NoisedClips(wild, clips(), noise_levels=(0.9,))
     for result in (frame_mass(noised), head_table(noised)):
         first = result.summary().split("\n")[0]
         assert "fails on these clips, so what follows means nothing" in first and "noise level 0.9" in first
-    truth = NoisedClips(wild, clips(), levels=(0.9,))
-    monkeypatch.setattr(wild, "denoise", lambda noisy, noise_levels, **cond: truth.latents[: len(noisy)])
+    truth = NoisedClips(wild, clips(), noise_levels=(0.9,))
+    monkeypatch.setattr(wild, "denoise", lambda noisy, noise_levels, cond: truth.latents[: len(noisy)])
     assert truth.reliability.failures == [] and truth.meta()["x0 error of the untouched model"] == {
         "noise level 0.9": 0
     }
@@ -58,20 +58,22 @@ def test_an_untrained_model_is_said_first_and_a_working_one_is_not(monkeypatch: 
 
 
 def test_the_still_picture_is_the_last_given_frame() -> None:
-    noised = NoisedClips(pipe(), clips(), levels=(0.9,), n_context=2)
+    noised = NoisedClips(pipe(), clips(), noise_levels=(0.9,), n_context=2)
     wanted = (noised.latents[:, 1:2] - noised.latents[:, 2:]).square().mean() / noised.variance
     assert noised.reliability.still == pytest.approx(float(wanted), rel=1e-5)
-    assert NoisedClips(pipe(), clips(), levels=(0.9,), n_context=0).reliability.still is None
+    assert NoisedClips(pipe(), clips(), noise_levels=(0.9,), n_context=0).reliability.still is None
 
 
 def test_actions_left_out_and_weights_are_said() -> None:
     acting = pipe(d_action=3)
-    without, given = (NoisedClips(acting, clips(actions=actions), levels=(0.9,)).meta() for actions in (False, True))
+    without, given = (
+        NoisedClips(acting, clips(actions=actions), noise_levels=(0.9,)).meta() for actions in (False, True)
+    )
     assert "ran without any" in without["caution"] and without["actions"].startswith("none")
     assert "ran without" not in given.get("caution", "") and "actions" not in given
     assert without["weights"] == given["weights"] and len(given["weights"]) == 12
     acting.model.final.linear.weight.data[0, 0] += 1
-    assert NoisedClips(acting, clips(), levels=(0.9,)).meta()["weights"] != given["weights"]
+    assert NoisedClips(acting, clips(), noise_levels=(0.9,)).meta()["weights"] != given["weights"]
 
 
 def test_a_codec_that_makes_other_pictures_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +92,9 @@ def test_flat_clips_have_no_errors_to_speak_of() -> None:
 
 
 def test_one_clip_has_no_interval() -> None:
-    table = head_table(NoisedClips(pipe(), clips(1), levels=(0.9,))).table
+    table = head_table(NoisedClips(pipe(), clips(1), noise_levels=(0.9,))).table
     assert table[["low", "high"]].isna().all(axis=None) and table["effect"].notna().all()
-    assert "One clip gives no intervals" in head_table(NoisedClips(pipe(), clips(1), levels=(0.9,))).summary()
+    assert "One clip gives no intervals" in head_table(NoisedClips(pipe(), clips(1), noise_levels=(0.9,))).summary()
 
 
 def test_patching_says_what_is_corrupted_and_whether_the_model_works() -> None:

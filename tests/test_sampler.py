@@ -66,7 +66,7 @@ def test_guided_trajectories_are_the_references(golden, model, name):
         seen.append(x)
         levels_seen.append(k)
         with torch.no_grad():
-            return model(x, schedule.network_level(k))
+            return model(x, schedule.timestep(k))
 
     start = initial_state(schedule, golden["samp.context"], mask, noise)
     matrix = with_mask(full_sequence(5, 5, 1000), mask, 1000)
@@ -229,7 +229,7 @@ def test_classifier_guidance_samples_the_posterior():
     g = 1.5
     schedule = make_schedule(DiffusionConfig())
     guidance = ClassifierGuidance(
-        lambda x, k: (schedule.coefficients(k)[0][..., None, None, None] * g * x).sum((1, 2, 3, 4))
+        lambda x, level: (schedule.coefficients(schedule.k(level))[0][..., None, None, None] * g * x).sum((1, 2, 3, 4))
     )
     mask = torch.tensor([[1, 0]]).repeat(32, 1)
     states = run(lambda x, *_: torch.zeros_like(x), mask, full_sequence(2, 250, 1000), guidances=[guidance])

@@ -97,22 +97,60 @@ def test_add_noise_leaves_clean_frames_bitwise_alone():
     torch.testing.assert_close(x[1, 0], a.sqrt() * x0[1, 0] + (1 - a).sqrt() * noise[1, 0])
 
 
-def test_network_levels():
+def test_timesteps():
     k = torch.tensor([[-1, 0, 999]])
-    assert make_schedule(DiffusionConfig()).network_level(k).tolist() == [[0, 0, 999]]
+    assert make_schedule(DiffusionConfig()).timestep(k).tolist() == [[0, 0, 999]]
     shifted = make_schedule(SHIFTED)
     expected = 0.125 * shifted.logsnr[torch.tensor([[0, 0, 999]])]
-    torch.testing.assert_close(shifted.network_level(k), expected)
-    bounded = make_schedule(dataclasses.replace(SHIFTED, schedule="cosine", shift=1.0)).network_level(k)
+    torch.testing.assert_close(shifted.timestep(k), expected)
+    bounded = make_schedule(dataclasses.replace(SHIFTED, schedule="cosine", shift=1.0)).timestep(k)
     assert bounded[0, 2] == -15 * 0.125, "the log-SNR of a level without signal is bounded as in training"
     flow = make_schedule(DiffusionConfig(objective="flow", schedule="flow", n_levels=10))
-    torch.testing.assert_close(flow.network_level(torch.tensor([[-1, 0, 9]])), torch.tensor([[0.0, 1.0, 10.0]]))
+    torch.testing.assert_close(flow.timestep(torch.tensor([[-1, 0, 9]])), torch.tensor([[0.0, 1.0, 10.0]]))
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([[-2, 0]]), torch.tensor([[0, 1000]]), torch.tensor([[0.5, 1.0]])])
 def test_levels_out_of_range_raise(bad):
     with pytest.raises(ValueError, match=r"\[-1, 999\]"):
         make_schedule(DiffusionConfig()).check_levels(bad)
+
+
+@pytest.mark.parametrize("config", [DiffusionConfig(), DiffusionConfig(n_levels=7), SHIFTED,
+                                    DiffusionConfig("flow", "flow", shift=1 / 3)])  # fmt: skip
+def test_noise_levels_are_shares_of_the_levels(config):
+    schedule = make_schedule(config)
+    k = torch.arange(-1, len(schedule))
+    levels = schedule.level(k)
+    assert torch.equal(schedule.k(levels), k), "back exactly"
+    assert levels[0] == 0 and levels[-1] == 1 and bool((levels.diff() > 0).all())
+    if config.path == "flow":
+        assert torch.equal(levels[1:], schedule.sigma)
+    else:
+        torch.testing.assert_close(levels, (k + 1) / len(schedule))
+    half = float(levels[1:].diff().min()) * 0.4
+    assert torch.equal(schedule.k((levels[1:-1] + half).double()), k[1:-1]), "others are rounded"
+    assert int(schedule.k(0.3)) == int(schedule.k(torch.tensor(0.3)))
+    told = schedule.timestep(k[1:])
+    assert torch.equal(schedule.k_of(told), k[1:])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (949, "level k = 949 of 1000 is 0.95$"),
+        (torch.tensor([[0, 949]]), "level k = 949 of 1000 is 0.95$"),
+        (-1, "level k = -1 of 1000 is 0$"),
+        (1.5, "shares of noise in .0, 1. .0 clean, 1 pure noise., got 1.5$"),
+        (1000, "got 1000$"),
+        (float("nan"), "got nan$"),
+        (True, "torch.bool is no share"),
+        ("0.9", "'0.9' is no share"),
+        (None, "None is no share"),
+    ],
+)
+def test_what_is_no_share_raises(given, says):
+    with pytest.raises(ValueError, match=says):
+        make_schedule(DiffusionConfig()).k(given)
 
 
 def test_add_noise_checks_shapes():

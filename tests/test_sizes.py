@@ -96,7 +96,9 @@ def test_places_are_those_of_the_run(size: tuple[int, int, int]) -> None:
     cell = grid.cell_of()
     assert torch.equal(pattern[0, 0] > 0, cell[:, None] == cell[None])
     made = configured(model, size)
-    for one in (RotateRope("row", "permuted", seed=2), SetNoiseLevel(3, frames=[0])):
+    for each in (model, made):
+        vd.VideoDiffusion(each, None, vd.DiffusionConfig())  # which says how noise levels are told
+    for one in (RotateRope("row", "permuted", seed=2), SetNoiseLevel(0.3, frames=[0])):
         with model.intervene(one), made.intervene(one):
             assert torch.equal(model(**given), made(**given))
 

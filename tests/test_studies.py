@@ -285,7 +285,7 @@ def test_means_are_those_of_the_reference_clips_step_by_step() -> None:
         assert torch.allclose(mean[name], state.cache[name].mean((0, 1), keepdim=True), atol=1e-6)
     split = small_bench(batch=3)
     assert torch.allclose(split.references.means([name])[0][name], means[0][name], atol=1e-6)
-    assert len(bench.references.means([name], level=500)) == 1
+    assert len(bench.references.means([name], level=0.5)) == 1
 
 
 def test_all_four_modes_and_a_space_time_model() -> None:
@@ -459,7 +459,7 @@ def test_a_condition_that_fails_is_an_error_and_not_recorded(tmp_path: Path) -> 
 def test_a_condition_that_never_acts_is_said_first(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = small_bench()
     monkeypatch.setattr(bench.pipe.model, "forward", lambda *_, **__: pytest.fail("computed"))
-    never = vd.Ablate("z", noise_levels=[3])
+    never = vd.Ablate("z", noise_levels=[0.3])
     condition = Condition(ablation="mine", variant="idle", interventions=(never,), protocol=protocol)
     with pytest.raises(ValueError, match="mine: idle: Ablate never acts: no frame is at the noise levels 3"):
         bench.measure([condition])

@@ -41,8 +41,8 @@ def test_the_copied_frame_is_the_one_in_the_context():
     """Swap the frame that the last one repeats: the prediction follows the swap, although only that frame changed."""
     pipe = vd.load("tiny-induction")
     clips = vd.data.make_clips("one_off", 64, SEED)
-    levels = torch.full((64, 16), -1)
-    levels[:, -1] = 949
+    levels = torch.zeros(64, 16)
+    levels[:, -1] = 0.95
     noise = torch.randn(clips.latents.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         guess = pipe.denoise(pipe.add_noise(clips.corrupt.latents, levels, noise), levels)[:, -1]

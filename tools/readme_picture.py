@@ -55,7 +55,7 @@ def _scroll(canvas: Canvas) -> None:
     """A world model after a move: its next frame, that without the head it needs most, where this head looks."""
     pipe, everything = vd.load("tiny-crafter"), vd.data.sample_clips("crafter", n_frames=8)
     clips = everything[crafter.moved(everything)[:, -1].nonzero()[:, 0]][:32]
-    noised = vd.NoisedClips(pipe, clips, levels=(LEVEL,))
+    noised = vd.NoisedClips(pipe, clips, noise_levels=(LEVEL,))
     heads = vd.analysis.head_table(noised, implied=crafter.implied(clips)).to_frame()
     effect = heads.pivot(index="layer", columns="head", values="effect").to_numpy()
     layer, head = (int(one) for one in np.unravel_index(effect.argmax(), effect.shape))
@@ -117,7 +117,7 @@ def _heat(canvas: Canvas, at: tuple[int, int], effect: np.ndarray) -> None:
 def _induction(canvas: Canvas) -> None:
     """A clip in which a pair comes back, what the model guesses of its last frame, and where a head looks for it."""
     pipe, clips = vd.load("tiny-induction"), vd.data.make_clips("one_off", 8, lag=8)
-    noised = vd.NoisedClips(pipe, clips, levels=(0.95,))
+    noised = vd.NoisedClips(pipe, clips, noise_levels=(0.95,))
     found = noised.cache(0.95, ["rot_q", "rot_k"], slice(0, 1))["pattern", 3].frame_mass()[0, 3, -1].tolist()
     guess = pipe.decode(noised.x0(0.95))[0, -1]
     top = 312

@@ -46,6 +46,7 @@ from .explorer import AttentionExplorer as AttentionExplorer
 from .grid import TokenGrid as TokenGrid
 from .interventions import (
     Ablate as Ablate,
+    Between as Between,
     Custom as Custom,
     Freeze as Freeze,
     MaskAttention as MaskAttention,

@@ -70,6 +70,15 @@ def latents(good: torch.Tensor) -> st.SearchStrategy:
     )
 
 
+def levels(good: torch.Tensor) -> st.SearchStrategy:
+    """What are no noise levels `[batch frame]`."""
+    whole = torch.full(good.shape, 949)
+    wrong = (torch.full(good.shape, NAN), torch.full(good.shape, INF), good.to(torch.complex64), good.bool(), whole)
+    return of(None, 949, good.tolist(), good[0], good[:, :-1], good[None], good + 1.5, good - 1.5, "x", *wrong) | of(
+        good.numpy(), good[:0]
+    )
+
+
 def k(good: torch.Tensor) -> st.SearchStrategy:
     """Wrong levels `[batch frame]` of a model with a thousand of them."""
     share = torch.full(good.shape, 0.9)

@@ -35,7 +35,7 @@ def clips() -> Any:
 
 @functools.cache
 def noised() -> Any:
-    return vd.NoisedClips(pipe(), clips(), levels=(0.5, 0.9), batch=4)
+    return vd.NoisedClips(pipe(), clips(), noise_levels=(0.5, 0.9), batch=4)
 
 
 @functools.cache
@@ -46,6 +46,11 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 @functools.cache
 def k() -> torch.Tensor:
     return torch.tensor([[-1, -1, -1, 700]] * 3)
+
+
+@functools.cache
+def levels() -> torch.Tensor:
+    return torch.tensor([[0, 0, 0, 0.701]] * 3)
 
 
 def action() -> torch.Tensor:

@@ -29,11 +29,11 @@ def neurons(model: str, given: Given, levels: tuple[float, ...], effects: bool, 
 
     pipe = vd.load(model)
     held_out = given.held_out(pipe, seed)
-    noised = vd.NoisedClips(pipe, held_out, levels=levels, seed=seed)
+    noised = vd.NoisedClips(pipe, held_out, noise_levels=levels, seed=seed)
     labels, names = _labels(held_out, noised.n_frames)
     result = vd.neurons.top_patches(noised, labels=labels, label_names=names)
     if effects:
-        few = vd.NoisedClips(pipe, held_out[:FEW], levels=noised.levels[-1:], seed=seed)
+        few = vd.NoisedClips(pipe, held_out[:FEW], noise_levels=noised.levels[-1:], seed=seed)
         chosen = [
             (int(layer), int(neuron))
             for name in (names or [None])[:6]

@@ -37,7 +37,7 @@ def probe(
             f"{given.source or held_out.kind!r} holds no labels to probe for; give --clips FILE with tensors "
             "labels.NAME, one number a clip, frame or token (Clips(labels={'NAME': ...}).save(FILE))"
         )
-    noised = vd.NoisedClips(pipe, held_out, levels=levels, seed=seed)
+    noised = vd.NoisedClips(pipe, held_out, noise_levels=levels, seed=seed)
     name = label or known[0]
     labels = vd.studies.labels_of(held_out, name, noised.target)
     result = vd.probes.fit(

@@ -28,7 +28,9 @@ def lens(model: str, given: Given, levels: tuple[float, ...], steps: int, seed: 
     from vdinterp.analysis.stream._lens_curve import lens_curve
 
     pipe = vd.load(model)
-    judged, reference = (vd.NoisedClips(pipe, clips, levels=levels, seed=seed) for clips in given.halves(pipe, seed))
+    judged, reference = (
+        vd.NoisedClips(pipe, clips, noise_levels=levels, seed=seed) for clips in given.halves(pipe, seed)
+    )
     tuned = vd.tuned_lens(reference, steps=steps, seed=seed)
     curve = lens_curve(judged, tuned)
     results: list[Any] = [curve]
@@ -51,7 +53,7 @@ def attribute(model: str, given: Given, levels: tuple[float, ...], seed: int, ou
     from vdinterp.analysis.stream._direct_effect import direct_effect
 
     pipe = vd.load(model)
-    noised = vd.NoisedClips(pipe, given.held_out(pipe, seed), levels=levels, seed=seed)
+    noised = vd.NoisedClips(pipe, given.held_out(pipe, seed), noise_levels=levels, seed=seed)
     effect = direct_effect(noised)
     results: list[Any] = [effect]
     for level in noised.levels:

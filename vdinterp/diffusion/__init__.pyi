@@ -7,7 +7,7 @@ from .guidance import (
     HistoryGuidance as HistoryGuidance,
     HistorySegment as HistorySegment,
     as_guidances as as_guidances,
-    level_to_k as level_to_k,
+    history_k as history_k,
     make_branches as make_branches,
 )
 from .noise import (

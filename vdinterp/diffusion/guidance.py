@@ -22,8 +22,9 @@ MASKED = 1.0
 CLEAN = 0.0
 
 
-def level_to_k(level: float, n_levels: int) -> int:
-    """History level in [0, 1] to an integer noise level: `long(float32(level) * K - 1)`; 0 is clean (-1)."""
+def history_k(level: float, n_levels: int) -> int:
+    """The level `k` of a history level in [0, 1], as the Diffusion Forcing Transformer rounds: `long(float32(level) * K
+    - 1)`; 0 is clean (-1)."""
     return int((torch.tensor(level, dtype=torch.float32) * n_levels - 1).long())
 
 
@@ -58,8 +59,8 @@ class HistorySegment:
 
     def levels(self, mask: Int[torch.Tensor, "batch frame"], n_levels: int) -> Int[torch.Tensor, "batch frame"]:
         """Integer noise level of every history frame under this segment."""
-        own = level_to_k(self.level, n_levels)
-        generated = own if self.level_generated is None else level_to_k(self.level_generated, n_levels)
+        own = history_k(self.level, n_levels)
+        generated = own if self.level_generated is None else history_k(self.level_generated, n_levels)
         out = torch.where(mask == 2, generated, own)
         if self.frames is None:
             return out
@@ -71,7 +72,7 @@ class HistorySegment:
             if bool((count <= (frame if frame >= 0 else -frame - 1)).any()):
                 raise ValueError(f"history frame {frame} does not exist: a clip has {int(count.min())} history frames")
             chosen |= rank == (frame if frame >= 0 else count + frame)
-        return torch.where(chosen, out, level_to_k(MASKED, n_levels))
+        return torch.where(chosen, out, history_k(MASKED, n_levels))
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class HistoryGuidance:
 
     def branches(self, mask: Int[torch.Tensor, "batch frame"], n_levels: int) -> list[Branch]:
         """Branches for one mask (-1 padding, 0 generate, 1 ground truth, 2 generated history), masked one first."""
-        masked = torch.full_like(mask, level_to_k(MASKED, n_levels))
+        masked = torch.full_like(mask, history_k(MASKED, n_levels))
         found = [Branch(1.0 - sum(self.weights), masked, self.drop_cond)]
         found += [Branch(w, s.levels(mask, n_levels), False) for s, w in zip(self.segments, self.weights, strict=True)]
         return found
@@ -166,8 +167,8 @@ class ClassifierGuidance:
     """Adds `scale` times the gradient of `log_prob` to the score (Dhariwal & Nichol 2021).
 
     Args:
-        log_prob: `(latents x_k [batch frame channel height width], noise levels k [batch frame]) -> log p(y | x_k, k)
-            [batch]`, differentiable in its first argument. Frames at level -1 are clean context.
+        log_prob: `(latents x_k [batch frame channel height width], noise levels [batch frame]) -> log p(y | x_k, level)
+            [batch]`, differentiable in its first argument. Frames at level 0 are clean context.
         scale: 1 is the posterior; more sharpens.
     """
 
@@ -175,17 +176,21 @@ class ClassifierGuidance:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_signature(self.log_prob, "log_prob is called as log_prob(latents, noise_levels)", "latents", "k")
+        check_signature(
+            self.log_prob, "log_prob is called as log_prob(latents, noise_levels)", "latents", "noise_levels"
+        )
         check_between("scale", self.scale, -1e6, 1e6)
 
     def gradient(
-        self, x: Float[torch.Tensor, "batch frame channel height width"], k: Int[torch.Tensor, "batch frame"]
+        self,
+        x: Float[torch.Tensor, "batch frame channel height width"],
+        noise_levels: Float[torch.Tensor, "batch frame"],
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
         """`scale * d log_prob / d x`. Raises `ValueError` if `log_prob` does not return one number a clip, or one that
         does not depend on `x`."""
         with keep_grad_mode(), torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            value = self.log_prob(x, k)
+            value = self.log_prob(x, noise_levels)
             if value.shape != x.shape[:1]:
                 raise ValueError(f"log_prob must return [batch] = {(x.shape[0],)}, got {tuple(value.shape)}")
             if not value.requires_grad:

@@ -18,7 +18,7 @@ from vdinterp.diffusion.schedule import NoiseSchedule, per_frame
 
 @runtime_checkable
 class Network(Protocol):
-    """One forward pass of the sampler: prediction in the network's own objective for latents at integer levels `k`.
+    """One forward pass of the sampler: prediction in the network's own objective for latents at levels `k`.
 
     Guidance branches follow one another in the batch: clip `i`
     of branch `j` is entry `j * n_clips + i`.
@@ -27,7 +27,7 @@ class Network(Protocol):
     def __call__(
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Int[torch.Tensor, "batch frame"],
+        k: Int[torch.Tensor, "batch frame"],
         cond: Conditions,
         step: int,
     ) -> Float[torch.Tensor, "batch frame channel height width"]: ...
@@ -39,7 +39,7 @@ class SamplerState:
 
     Attributes:
         step: 0 is the noisiest.
-        noise_levels, next_levels: `[batch frame]` before and after the step (-1 clean).
+        k, next_k: levels `[batch frame]` before and after the step (-1 clean).
         mask: `[batch frame]`: -1 padding, 0 being generated, 1 ground truth, 2 generated and finished.
         latents, next_latents: `[batch frame channel height width]` before and after the step.
         x0: estimate of the clean latents at this step; for clean frames the latents themselves.
@@ -47,8 +47,8 @@ class SamplerState:
     """
 
     step: int
-    noise_levels: torch.Tensor
-    next_levels: torch.Tensor
+    k: torch.Tensor
+    next_k: torch.Tensor
     mask: torch.Tensor
     latents: torch.Tensor
     next_latents: torch.Tensor
@@ -162,7 +162,7 @@ def sample_steps(
     -1 counts as generated history (mask 2) from then on.
 
     Args:
-        network: forward pass at integer levels.
+        network: forward pass at levels `k`.
         latents: the first state, see `initial_state`.
         matrix: output of `~vdinterp.diffusion.scheduling_matrix.with_mask`.
         guidances: output of `~vdinterp.diffusion.guidance.as_guidances`.
@@ -186,7 +186,7 @@ def sample_steps(
             pred = torch.einsum("b,b...->...", weights, pred.unflatten(0, (n, -1)))
         gradient = None
         if classifiers:
-            gradient = torch.stack([g.gradient(x, cur) for g in classifiers]).sum(0)
+            gradient = torch.stack([g.gradient(x, schedule.level(cur)) for g in classifiers]).sum(0)
         fresh = noise.ancestral(step, tuple(x.shape)) if eta > 0 else None
         moved, x0, _ = denoise_step(schedule, pred, x, cur, nxt, eta, fresh, gradient)
         generating = (mask == 0)[..., None, None, None]

@@ -1,8 +1,13 @@
-"""Noise schedules: how much signal and how much noise each level `k` holds."""
+"""Noise schedules: how much signal and how much noise each level `k` holds.
+
+Everybody else speaks of noise levels, shares in [0, 1]; here, and only here, they become levels `k` and the timesteps
+that networks are fed.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -91,13 +96,40 @@ class NoiseSchedule:
     def check_levels(self, k: torch.Tensor) -> None:
         """Raise `ValueError` unless `k` holds integers in `[-1, K-1]`."""
         if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-            share = float(k.max()) if k.is_floating_point() and k.numel() else -1.0
-            hint = f"; a share of {share:.3g} is k = {round(share * len(self)) - 1}" if 0 <= share <= 1 else ""
-            raise ValueError(f"noise levels are integers in [-1, {len(self) - 1}], got a tensor of {k.dtype}{hint}")
+            raise ValueError(f"levels k are integers in [-1, {len(self) - 1}], got a tensor of {k.dtype}")
         if k.numel() and (int(k.min()) < -1 or int(k.max()) >= len(self)):
             raise ValueError(
-                f"noise levels must be in [-1, {len(self) - 1}] (-1 is clean), got [{int(k.min())}, {int(k.max())}]"
+                f"levels k must be in [-1, {len(self) - 1}] (-1 is clean), got [{int(k.min())}, {int(k.max())}]"
             )
+
+    def k(self, noise_levels: Any, name: str = "noise levels") -> torch.Tensor:
+        """The levels `k`, integers in [-1, K-1], of noise levels, shares in [0, 1]: a tensor of any shape, or a number.
+
+        `k = round(level * K) - 1`, so that 0 is -1, clean. The level of a flow model is its sigma.
+        Raises `ValueError` for what is no share, naming the share that a level `k` would be.
+        """
+        given = noise_levels.detach() if isinstance(noise_levels, torch.Tensor) else noise_levels
+        try:
+            given = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name}: {noise_levels!r:.80} is no share of noise, a number in [0, 1]") from None
+        if given.is_complex() or given.dtype == torch.bool:
+            raise ValueError(f"{name}: {given.dtype} is no share of noise, a number in [0, 1]")
+        shares = given.float()
+        if bool((outside := ~((shares >= 0) & (shares <= 1))).any()):
+            first = float(shares[outside][0])
+            whole = first.is_integer() and -1 <= first < len(self)
+            share = float(self.level(torch.tensor(int(first)))) if whole else 0.0
+            hint = f"; level k = {first:g} of {len(self)} is {share:g}" if whole else ""
+            raise ValueError(f"{name} are shares of noise in [0, 1] (0 clean, 1 pure noise), got {first:g}{hint}")
+        if self.config.path == "flow":
+            shift = self.config.shift
+            shares = shift * shares / (1 - shares + shift * shares)
+        return (shares * len(self)).round().long() - 1
+
+    def level(self, k: torch.Tensor) -> torch.Tensor:
+        """The noise level of every level in `k`, float32: `(k + 1) / K`, of a flow model sigma; inverts `k`."""
+        return self.coefficients(k)[1] if self.config.path == "flow" else (k + 1) / torch.tensor(float(len(self)))
 
     def coefficients(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`(signal, sigma)` of every level in `k` (any shape); exactly `(1, 0)` where `k` is -1."""
@@ -124,15 +156,13 @@ class NoiseSchedule:
         if noise.shape != x0.shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, the latents {tuple(x0.shape)}; they must be equal")
         if k.shape != x0.shape[:2]:
-            raise ValueError(
-                f"noise levels have shape {tuple(k.shape)}; expected [batch frame] = {tuple(x0.shape[:2])}"
-            )
+            raise ValueError(f"levels have shape {tuple(k.shape)}; expected [batch frame] = {tuple(x0.shape[:2])}")
         self.check_levels(k)
         signal, sigma = (per_frame(c, x0) for c in self.coefficients(k))
         return torch.where(k[..., None, None, None] < 0, x0, signal * x0 + sigma * noise)
 
-    def network_level(self, k: Int[torch.Tensor, "batch frame"]) -> torch.Tensor:
-        """What the network receives for level `k`: `k` itself with -1 clamped to 0 (discrete networks),
+    def timestep(self, k: torch.Tensor) -> torch.Tensor:
+        """What the network is fed for every level in `k`: `k` itself with -1 clamped to 0 (discrete networks),
         `precond_scale * logsnr[k]` (continuous ones; clean frames as level 0, logsnr kept within the +-15 (shifted)
         they were trained on), or `sigma` times `precond_scale or K` (flow networks, whose clean frames are 0).
         """
@@ -144,6 +174,11 @@ class NoiseSchedule:
         centre = 2 * math.log(cfg.shift)
         bounded = self.logsnr.clamp(centre - _MAX_LOGSNR, centre + _MAX_LOGSNR)
         return cfg.precond_scale * bounded.to(k.device)[k.clamp(min=0)]
+
+    def k_of(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The levels `k >= 0` nearest to what a network was fed: inverts `timestep`, a clean frame counting as 0."""
+        known = self.timestep(torch.arange(len(self), device=timestep.device))
+        return (timestep.unsqueeze(-1).double() - known.double()).abs().argmin(-1)
 
 
 def make_schedule(config: DiffusionConfig) -> NoiseSchedule:

@@ -43,7 +43,7 @@ class AttentionExplorer:
     Args:
         frames: `[frame channel height width]` in [0, 1], 1 or 3 channels, one for each frame of tokens; height and
             width are multiples of the grid's rows and columns.
-        patterns: for each pass over the clip, under a name for it ("noise level 900"), the self-attention patterns of
+        patterns: for each pass over the clip, under a name for it ("noise level 0.9"), the self-attention patterns of
             all layers in order.
         clip: which clip of the patterns' batch `frames` are.
         layer, head, query: what is shown first; `query` is (frame, row, col) and stays pinned. Without it the middle

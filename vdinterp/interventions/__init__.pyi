@@ -10,6 +10,7 @@ from .base import (
     hooks_of as hooks_of,
 )
 from .condition import SetCondition as SetCondition, SetNoiseLevel as SetNoiseLevel
+from .levels import Between as Between
 from .places import Pass as Pass
 from .replace import Ablate as Ablate, Custom as Custom, Freeze as Freeze, Patch as Patch, Steer as Steer
 from .rope import RotateRope as RotateRope

@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from vdinterp.checks.counts import check_indices
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions.kind import Kind
+from vdinterp.interventions.levels import Between, NoiseLevels, among, check_noise_levels
 from vdinterp.interventions.places import FIELDS, Pass, alike, check_within, chosen_of, tokens_in
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ Run = Mapping[str, torch.Tensor] | str  # a run's activations by hook name, or t
 
 _NEEDS_SAMPLER = "steps= needs a sampler, which counts denoising steps; leave it out for a single forward"
 _NEEDS_LEVELS = (
-    "noise_levels= needs a sampler or pipe.denoise, which know the integer level of every frame; for model(...) itself "
-    "set them: model.set_hook_ctx(noise_levels=k)"
+    "noise_levels= needs a sampler or pipe.denoise, which know the noise level of every frame; for model(...) itself "
+    "set them: model.set_hook_ctx(noise_levels=..), shares [batch frame]"
 )
 
 
@@ -36,18 +37,18 @@ class Intervention(metaclass=Kind):
     """Something that changes a forward pass. Subclasses say where and how.
 
     `steps`: denoising steps at which it acts (a sampler counts them). `noise_levels`: it acts on frames at these
-    integer levels only, -1 clean, e.g. `range(500, 1000)`, clip by clip (a sampler and `pipe.denoise` know them). None:
-    always.
+    noise levels only, 0 clean: `[0, 0.9]`, or all in `Between(0.5, 1.0)`, clip by clip (a sampler and `pipe.denoise`
+    know them). None: always.
     """
 
     RUNS: ClassVar[tuple[str, ...]] = ()  # fields that hold another run's activations
 
     steps: Collection[int] | None = None
-    noise_levels: Collection[int] | None = None
+    noise_levels: NoiseLevels | None = None
 
     def __post_init__(self) -> None:
         check_indices("steps", self.steps, low=0)
-        check_indices("noise_levels", self.noise_levels, low=-1)
+        check_noise_levels(self.noise_levels)
         for field in self.RUNS:
             check_run(field, getattr(self, field))
 
@@ -76,8 +77,7 @@ class Intervention(metaclass=Kind):
             return None
         if "noise_levels" not in hook.ctx:
             raise ValueError(_NEEDS_LEVELS)
-        levels = hook.ctx["noise_levels"]
-        return torch.isin(levels, torch.tensor([int(level) for level in self.noise_levels], device=levels.device))
+        return among(hook.ctx["noise_levels"], self.noise_levels)
 
     @property
     def places(self) -> dict[str, Any]:
@@ -89,8 +89,7 @@ class Intervention(metaclass=Kind):
         what = type(self).__name__
         if self.steps is None and self.noise_levels is None:
             return
-        seen: set[Any] = set()
-        wanted = self.noise_levels if isinstance(self.noise_levels, range) else frozenset(self.noise_levels or ())
+        seen: set[str] = set()
         for one in passes:
             step, levels = one.step, one.noise_levels
             if self.steps is not None and step is None:
@@ -101,11 +100,10 @@ class Intervention(metaclass=Kind):
                 return
             if levels is None:
                 raise ValueError(f"{what}: {_NEEDS_LEVELS}")
-            here = levels[self._frames_in(one, *levels.shape)]
-            there = here.unique().tolist()
-            if any(level in wanted for level in there):
+            here = self._frames_in(one, *levels.shape).to(levels.device)
+            if bool((among(levels, self.noise_levels) & here).any()):
                 return
-            seen.update(there)
+            seen.update(f"{level:.4g}" for level in levels[here].unique().tolist())
         if self.noise_levels is None:
             raise ValueError(f"{what} never acts: none of its steps {_listed(self.steps or ())} happens here")
         where = "no frame is"
@@ -113,8 +111,8 @@ class Intervention(metaclass=Kind):
             where = f"none of the {', '.join(f'{field} {chosen}' for field, chosen in self.places.items())} is"
         when = "" if self.steps is None else f" at the steps {_listed(self.steps)}"
         raise ValueError(
-            f"{what} never acts: {where} at the noise levels {_listed(self.noise_levels)}{when}; they are at "
-            f"{_listed(sorted(seen)) or 'none'} (-1 clean)"
+            f"{what} never acts: {where} at the noise levels {_levels(self.noise_levels)}{when}; they are at "
+            f"{_listed(sorted(seen, key=float)) or 'none'} (0 clean)"
         )
 
     def check_clips(self, passes: Sequence[Pass]) -> None:
@@ -266,11 +264,15 @@ def check_place(site: Any) -> None:
         raise ValueError(f"site {site!r}: give a hook name, an alias such as 'z', a key such as ('z', 3), or a list")
 
 
-def _listed(numbers: Collection[int], most: int = 12) -> str:
+def _listed(numbers: Collection[Any], most: int = 12) -> str:
     if isinstance(numbers, range) and len(numbers) > most:
         return repr(numbers)
     shown = ", ".join(str(number) for number, _ in zip(numbers, range(most), strict=False))
     return f"{shown}, .. ({len(numbers)} in all)" if len(numbers) > most else shown
+
+
+def _levels(wanted: NoiseLevels) -> str:
+    return str(wanted) if isinstance(wanted, Between) else _listed(wanted)
 
 
 def _is_key(site: Any) -> bool:

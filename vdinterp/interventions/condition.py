@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from vdinterp.interventions.base import HookPair, Intervention
+from vdinterp.interventions.levels import check_share
 from vdinterp.interventions.places import Frames, Pass, alike, check_places, frames_of
-from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed
 from vdinterp.interventions.stored import repeated
 from vdinterp.site import COND, NOISE_EMBED
@@ -20,9 +20,8 @@ from vdinterp.site import COND, NOISE_EMBED
 class SetNoiseLevel(Intervention):
     """Tell the network another noise level than the frames have; the latents stay what they are.
 
-    `level`: as the network receives it, one number, or a tensor `[frame]` or `[batch frame]`. For models with discrete
-    levels that is `k` (0..K-1, a clean frame counting as 0); `pipe.schedule.network_level(k)` converts it for any
-    model. `frames`: only these (None: all). `noise_levels` are those that the frames have.
+    `level`: a share of noise in [0, 1], or a tensor of them `[frame]` or `[batch frame]`. `frames`: only these (None:
+    all). `noise_levels` are those that the frames have.
     """
 
     level: float | int | torch.Tensor
@@ -32,9 +31,9 @@ class SetNoiseLevel(Intervention):
         super().__post_init__()
         check_places("frames", self.frames)
         if not isinstance(self.level, torch.Tensor):
-            check_number("level", self.level)
-        elif self.level.ndim > 2 or not self.level.numel() or not self.level.isfinite().all():
-            raise ValueError(f"level {list(self.level.shape)}: give finite levels, one or [frame] or [batch frame].")
+            check_share("level", self.level)
+        elif self.level.ndim > 2 or not self.level.numel():
+            raise ValueError(f"level {list(self.level.shape)}: give one, [frame] or [batch frame]")
 
     def check_clips(self, passes: Sequence[Pass]) -> None:
         super().check_clips(passes)
@@ -42,10 +41,10 @@ class SetNoiseLevel(Intervention):
             check_length("level", self.level.shape[-1], passes)
 
     def hooks(self, model: Any) -> list[HookPair]:
-        model.check_noise_levels(self.level, "level")
+        timestep = model.timestep(self.level, "level")
 
         def told(embedded: torch.Tensor, hook: Any) -> torch.Tensor:
-            level = torch.as_tensor(self.level, device=embedded.device)
+            level = timestep.to(embedded.device)
             if level.ndim:
                 level = for_clips("level", level if level.ndim == 2 else level[None], embedded, hook)
             return model.noise_embed(level.expand(embedded.shape[:2]))

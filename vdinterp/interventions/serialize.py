@@ -17,6 +17,7 @@ from vdinterp.checks.counts import MOST, check_count
 from vdinterp.interventions.attention import MaskAttention, TransferAttention
 from vdinterp.interventions.base import Intervention, check_interventions
 from vdinterp.interventions.condition import SetCondition, SetNoiseLevel
+from vdinterp.interventions.levels import Between
 from vdinterp.interventions.replace import Ablate, Custom, Freeze, Patch, Steer
 from vdinterp.interventions.rope import RotateRope
 
@@ -128,6 +129,8 @@ def _encode(value: Any, where: str) -> Any:
         return number if math.isfinite(number) else {"float": repr(number)}
     if isinstance(value, torch.Tensor):
         return _encode_tensor(value, where)
+    if isinstance(value, Between):
+        return {"between": [value.low, value.high]}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, Mapping):
@@ -161,6 +164,8 @@ def _decode(value: Any, where: str) -> Any:
                 if not isinstance(inner, list) or len(inner) != 3:
                     raise ValueError(f"a range is [start, stop, step], not {inner!r:.80}")
                 return range(*(check_count("a range's parts", part, -MOST, MOST) for part in inner))
+            if tag == "between":
+                return Between(*inner)
             if tag == "cache":
                 return {name: _decode_tensor(item) for name, item in inner.items()}
             if tag in ("tuple", "set", "frozenset"):

@@ -42,7 +42,7 @@ class ActivationCache(Decomposition, Habits):
     an `AttentionPattern`, which answers questions without the N x N matrix: `cache["pattern", 2][clip, head]` computes
     one head's, `.materialize()` all.
     `accumulated_resid`, `decompose_resid`, `stack_head_results` take the residual stream apart. `cache[:4]` is the
-    cache of the first clips. `inputs`: the `latents` and `noise_levels` that the model was given, where the cache was
+    cache of the first clips. `inputs`: the `latents` and `timestep` that the model was given, where the cache was
     made by running it. `masks`: what interventions forbade, where it was kept as rules. `edited`: the activations that
     hooks changed in that run. `weights`: what told the model's weights from others (`vdinterp.models.identity.marks`),
     None where that is not known; what needs weights raises where the model has others.
@@ -61,13 +61,13 @@ class ActivationCache(Decomposition, Habits):
         cls,
         model: HookedVideoDiT,
         latents: torch.Tensor,
-        noise_levels: torch.Tensor,
+        timestep: torch.Tensor,
         cond: Conditions,
         weights: torch.Tensor,
     ) -> ActivationCache:
         """An empty cache for a forward pass of `model`, whose weights are `marks(model)`."""
         cache = cls({}, model.grid_of(latents), model)
-        cache.inputs, cache.weights = {"latents": latents, "noise_levels": noise_levels}, weights
+        cache.inputs, cache.weights = {"latents": latents, "timestep": timestep}, weights
         if cond.text_mask is not None:
             cache.inputs["text_mask"] = cond.text_mask
         if (frames := model.hook_pred.ctx.get("frames")) is not None:

@@ -24,7 +24,7 @@ log = logging.getLogger("vdinterp")
 def check_inputs(
     model: HookedVideoDiT,
     latents: torch.Tensor,
-    noise_levels: torch.Tensor,
+    timestep: Any,
     cond: Conditions,
 ) -> None:
     """Raise `ValueError` when a shape or a dtype does not fit the model."""
@@ -38,15 +38,13 @@ def check_inputs(
     if _seen(latents) and not bool(latents.detach().isfinite().all()):
         raise ValueError(f"latents hold NaN or infinity; {cfg.model_name} takes finite numbers")
     batch, frames = latents.shape[:2]
-    if not isinstance(noise_levels, torch.Tensor):
+    shape = list(timestep.shape) if isinstance(timestep, torch.Tensor) else repr(timestep)
+    if shape != [batch, frames]:
         raise ValueError(
-            f"noise_levels is {noise_levels!r}: a tensor with one level per frame is needed, [{batch}, {frames}]."
+            f"timestep is {shape}: a tensor with one per frame is needed, [{batch}, {frames}]; of noise levels, shares "
+            "in [0, 1], pipe.timestep(noise_levels) makes it"
         )
-    if noise_levels.shape != (batch, frames):
-        raise ValueError(
-            f"noise_levels {list(noise_levels.shape)}: one level per frame is needed, [{batch}, {frames}]."
-        )
-    check_timesteps(model, noise_levels)
+    check_timesteps(model, timestep)
     cond.check(cfg, batch, frames)
 
 
@@ -90,41 +88,42 @@ def _say_longer(model_name: str, trained: int, n_frames: int) -> None:
 OLD = {
     "cond_mask": "cond=vd.Conditions(actions=.., dropped=..)",
     "text": "cond=vd.Conditions(text=..)",
+    "noise_levels": "timestep=, what the network is fed (pipe.timestep(noise_levels)); pipe.denoise takes noise levels",
 }
 
 
 def check_old(given: Mapping[str, Any]) -> None:
     """Raise `TypeError` for what a forward pass does not take, saying what it is called now."""
     for name in given:
-        raise TypeError(
-            f"{name}=: " + (f"give {OLD[name]}" if name in OLD else "a forward pass takes no such argument")
-        )
+        raise TypeError(f"{name}=: give {OLD[name]}" if name in OLD else f"a forward pass takes no argument {name}=")
 
 
-def check_timesteps(model: HookedVideoDiT, given: Any, name: str = "noise_levels") -> None:
-    """Raise `ValueError` unless a network can have been trained to be told these: real, finite numbers, and where it
-    is known to have K whole levels (`model.n_levels`) whole ones from -1 (clean) to K - 1.
+def check_timesteps(model: HookedVideoDiT, timestep: torch.Tensor) -> None:
+    """Raise `ValueError` unless a network can have been trained to be fed these: real, finite numbers, and where it is
+    known to be told one of K whole levels (`model.schedule`) whole ones from -1 (clean) to K - 1.
 
-    `given`: a tensor or a number. Values cannot be looked at inside compiled code or a captured CUDA graph.
+    Values cannot be looked at inside compiled code or a captured CUDA graph.
     """
-    levels = given.detach() if isinstance(given, torch.Tensor) else torch.as_tensor(given)
-    if levels.dtype == torch.bool or levels.is_complex():
-        raise ValueError(f"{name}: {levels.dtype} are no noise levels; {model.cfg.model_name} takes real numbers")
-    if not _seen(levels):
+    name = model.cfg.model_name
+    if timestep.dtype == torch.bool or timestep.is_complex():
+        raise ValueError(f"timestep: {timestep.dtype} are none; {name} takes real numbers")
+    if not _seen(timestep):
         return
-    values = levels.float()
+    values = timestep.detach().float()
     low, high = (float(end) for end in torch.aminmax(values))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name}: NaN or infinity among them; {model.cfg.model_name} takes finite numbers")
-    n_levels = model.n_levels
-    if n_levels is None or (low >= -1 and high < n_levels and bool((values == values.round()).all())):
+        raise ValueError(f"timestep: NaN or infinity among them; {name} takes finite numbers")
+    if model.schedule is None or not model.schedule.config.told_k:
         return
-    takes = f"{model.cfg.model_name} takes whole levels k, -1 (clean) to {n_levels - 1}"
+    n_levels = len(model.schedule)
+    if low >= -1 and high < n_levels and bool((values == values.round()).all()):
+        return
+    takes = f"{name} is fed whole ones, -1 (clean) to {n_levels - 1}"
     if low >= 0 and high <= 1:
         share = float(values[values != values.round()].max())
-        raise ValueError(f"{name}: {share:.3g} is a share of noise; {takes}: give k = {round(share * n_levels) - 1}")
+        raise ValueError(f"timestep: {share:.3g} is a share of noise; {takes}: give pipe.timestep(noise_levels)")
     other = values[(values < -1) | (values >= n_levels) | (values != values.round())]
-    raise ValueError(f"{name}: got {float(other[0]):.6g}; {takes}")
+    raise ValueError(f"timestep: got {float(other[0]):.6g}; {takes}")
 
 
 def _seen(values: torch.Tensor) -> bool:

@@ -28,7 +28,6 @@ from vdinterp.models.checks import (
     check_old,
     check_resume,
     check_sizes,
-    check_timesteps,
 )
 from vdinterp.models.compiled import run_uncompiled
 from vdinterp.models.components import (
@@ -60,14 +59,14 @@ from vdinterp.site import Site
 class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     """A video diffusion transformer whose every activation has a name.
 
-    `model(latents, noise_levels)` predicts what its objective says (noise, velocity ...) for every frame.
+    `model(latents, timestep)` predicts what its objective says (noise, velocity ...) for every frame.
     `describe_hooks()` lists the activations; `run_with_cache`, `run_with_hooks`, `hooks`, `intervene` and `record`
     read and change them.
     """
 
-    n_levels: int | None = None
-    """K, for a network trained on whole levels 0..K-1, which then refuses others; a `VideoDiffusion` around it says so.
-    None: not known, or trained on continuous ones."""
+    schedule: Any = None
+    """What becomes of noise levels, as a `VideoDiffusion` around the network says (its `NoiseSchedule`); None: nobody
+    said."""
 
     def __init__(self, cfg: VideoDiTConfig) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def forward(
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Shaped[torch.Tensor, "batch frame"],
+        timestep: Shaped[torch.Tensor, "batch frame"] | None = None,
         cond: Cond = None,
         *,
         start_at_layer: int = 0,
@@ -107,8 +106,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     ) -> Float[torch.Tensor, "batch ..."]:
         """The prediction, in the shape of the latents.
 
-        `noise_levels`: of each frame, as the network was trained to receive them: integers 0..K-1 (a negative one, a
-        clean frame, counts as 0), or scaled log-SNRs for models trained on continuous levels.
+        `timestep`: what the network is fed for each frame, as it was trained: whole ones 0..K-1 (a negative one, clean,
+        counts as 0), scaled log-SNRs, or scaled sigmas; `timestep(noise_levels)` of a pipeline converts.
         `cond`: actions, text ..: `vd.Conditions`, or the one tensor that the model takes. One that takes some and is
         given None is said to run without, once; `vd.NO_CONDITION` is silent.
 
@@ -121,23 +120,25 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """
         check_old(old)
         cond = as_conditions(cond, self.cfg)
-        check_inputs(self, latents, noise_levels, cond)
+        check_inputs(self, latents, timestep, cond)
         grid = self.grid_of(latents)
         check_resume(self.cfg, grid, len(latents), start_at_layer, stop_at_layer, resid_pre, known)
-        inputs = (grid, latents, noise_levels, cond, start_at_layer, stop_at_layer, resid_pre, known)
+        inputs: tuple[Any, ...] = (
+            grid, latents, timestep, cond, start_at_layer, stop_at_layer, resid_pre, known,
+        )  # fmt: skip
         if not torch.compiler.is_compiling():
             return self._run(*inputs)
-        return self._eager(*inputs) if self.may_have_hooks else self._forward(*inputs)
+        return (self._eager if self.may_have_hooks else self._forward)(*inputs)
 
     def _run(self, *inputs: Any) -> torch.Tensor:
         """One uncompiled pass, kept apart from others by whoever records."""
-        grid, latents, noise_levels, cond, start, _, resid_pre, known = inputs
+        grid, latents, timestep, cond, start, _, resid_pre, known = inputs
         self.latest_grid, call = grid, Call(grid=grid)
         if resid_pre is not None:
             call.edited |= {Site(start, what="resid_pre"), *(Site(start, name).added for name in known or {})}
         for scope in self.scopes.of_thread(self.scopes.hooking):
             if scope.at_call is not None and not scope.is_repeated:
-                scope.at_call(call, latents, noise_levels, cond)
+                scope.at_call(call, latents, timestep, cond)
         pred = run_in(call, partial(run_uncompiled, self, self._forward), *inputs)
         if call.suspects and not bool(latents.isnan().any()):
             warn_of_nan(call.suspects)
@@ -147,7 +148,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self,
         grid: TokenGrid,
         latents: torch.Tensor,
-        noise_levels: torch.Tensor,
+        timestep: torch.Tensor,
         cond: Conditions,
         start: int,
         stop: int | None,
@@ -156,7 +157,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     ) -> torch.Tensor:
         x = self._embed(latents, grid) if resid_pre is None else resid_pre
 
-        given = self._given(noise_levels, cond, grid, like=x)
+        given = self._given(timestep, cond, grid, like=x)
         for block in self.blocks[start:stop]:
             x = block(x, given, known or {})
             known = None  # of the first block
@@ -164,9 +165,9 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             return x
         return self.hook_pred(unpatchify(self.final(x, given.cond), self.cfg, grid))
 
-    def _given(self, noise_levels: torch.Tensor, cond: Conditions, grid: TokenGrid, like: torch.Tensor) -> Given:
+    def _given(self, timestep: torch.Tensor, cond: Conditions, grid: TokenGrid, like: torch.Tensor) -> Given:
         """What travels beside the stream."""
-        driven = self.hook_noise_embed(self.noise_embed(noise_levels))
+        driven = self.hook_noise_embed(self.noise_embed(timestep))
         if self.action_embed is not None and cond.actions is not None:
             driven = driven + self.action_embed(cond.actions.to(driven), cond.dropped)
         driven = self.hook_cond(driven)
@@ -200,9 +201,17 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             warnings.warn("Hooks are set: this call runs uncompiled, so that they fire.", stacklevel=2)
         return self._run(*inputs)
 
-    def check_noise_levels(self, given: Any, name: str = "noise_levels") -> None:
-        """Raise `ValueError` unless the network can have been trained to be told these levels, a tensor or a number."""
-        check_timesteps(self, given, name)
+    def timestep(self, noise_levels: Any, name: str = "noise_levels") -> torch.Tensor:
+        """What the network is fed at these noise levels, shares in [0, 1]: a tensor of any shape, or a number.
+
+        Raises `ValueError` for others, and where no pipeline says how the network was trained to be noised.
+        """
+        if self.schedule is None:
+            raise ValueError(
+                f"{name}: {self.cfg.model_name} alone does not know its noise levels; say how it was trained: "
+                "vd.VideoDiffusion(model, None, vd.DiffusionConfig(..))"
+            )
+        return self.schedule.timestep(self.schedule.k(noise_levels, name))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -243,7 +252,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def run_with_cache(
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Shaped[torch.Tensor, "batch frame"],
+        timestep: Shaped[torch.Tensor, "batch frame"] | None = None,
         cond: Cond = None,
         *,
         names: Names | None = None,
@@ -254,6 +263,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         stop_at_layer: int | None = None,
         incl_bwd: bool = False,
         loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        **old: Any,
     ) -> tuple[torch.Tensor, ActivationCache]:
         """The prediction and the activations behind it.
 
@@ -266,6 +276,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         accumulate, as ever.
         Raises `ValueError` for `pos_slice`: a pattern needs all keys, so tokens are chosen afterwards.
         """
+        check_old(old)
         if incl_bwd != (loss is not None):
             raise ValueError("incl_bwd=True and loss=..., a function of the prediction giving one number, go together.")
         names, stop = asked_names(names, names_filter), asked_stop(self.cfg, stop_at_layer)
@@ -278,7 +289,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             keep_grad_mode(),
             torch.set_grad_enabled(graded or incl_bwd),
         ):
-            pred = self(latents, noise_levels, cond=cond, stop_at_layer=stop)
+            pred = self(latents, timestep, cond=cond, stop_at_layer=stop)
             if loss is not None:
                 value = loss(pred)
                 if value.numel() != 1:
@@ -292,7 +303,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def run_with_stats(
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Shaped[torch.Tensor, "batch frame"],
+        timestep: Shaped[torch.Tensor, "batch frame"] | None = None,
         *,
         stats: Sequence[str],
         partition: Partition = "frame",
@@ -317,7 +328,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         total = needed["result_bytes"] + needed["working_bytes"]
         check_fits(total, self.device, f"{', '.join(stats)} of all heads", "Use fewer clips or statistics at a time.")
         with self.key_partition(partition):
-            pred, cache = self.run_with_cache(latents, noise_levels, names=stats, **inputs)
+            pred, cache = self.run_with_cache(latents, timestep, names=stats, **inputs)
         return pred, {name: cache.stack(name) for name in stats}
 
     def key_partition(self, partition: Partition) -> Scope:
@@ -340,8 +351,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         if device is None and is_spread(self):
             device = self.device  # one place for all
 
-        def begin(call: Call, latents: torch.Tensor, noise_levels: torch.Tensor, cond: Conditions) -> None:
-            caches[call] = ActivationCache.of_run(self, latents, noise_levels, cond, weights)
+        def begin(call: Call, latents: torch.Tensor, timestep: torch.Tensor, cond: Conditions) -> None:
+            caches[call] = ActivationCache.of_run(self, latents, timestep, cond, weights)
             caches[call].edited = call.edited  # which grows as the call runs
             recording.begin(self.hook_pred.ctx.get("step"), caches[call])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -54,19 +55,18 @@ def check_device(device: Any) -> torch.device:
     return target
 
 
-def check_noise_levels(levels: Any, batch: int, frames: int, schedule: NoiseSchedule) -> torch.Tensor:
-    """`levels` as `[batch frame]` long. Raises `ValueError` for what is no tensor of such whole levels."""
-    if not isinstance(levels, torch.Tensor):
+def levels_k(noise_levels: Any, batch: int, frames: int, schedule: NoiseSchedule) -> torch.Tensor:
+    """The levels `k` `[batch frame]` of noise levels, one share for all frames or one for each. `ValueError` for what
+    is none."""
+    if not isinstance(noise_levels, torch.Tensor | Real):
         raise ValueError(
-            f"noise levels are a {type(levels).__name__}: a tensor of whole levels k is needed, [batch frame] = "
-            f"[{batch} {frames}]"
+            f"noise levels are a {type(noise_levels).__name__}: a share of noise in [0, 1] is needed, or a tensor of "
+            f"them, [batch frame] = [{batch} {frames}]"
         )
-    if tuple(levels.shape) != (batch, frames):
-        raise ValueError(f"noise levels of shape {list(levels.shape)}: expected [batch frame] = [{batch} {frames}]")
-    if not levels.is_floating_point() and not levels.is_complex() and levels.dtype != torch.bool:
-        levels = levels.long()  # an index into a schedule: of 8-bit ones torch would make a mask
-    schedule.check_levels(levels)
-    return levels
+    shape = list(noise_levels.shape) if isinstance(noise_levels, torch.Tensor) else []
+    if shape not in ([], [batch, frames]):
+        raise ValueError(f"noise levels of shape {shape}: expected [batch frame] = [{batch} {frames}]")
+    return schedule.k(noise_levels).expand(batch, frames)
 
 
 def check_latents(latents: torch.Tensor, cfg: VideoDiTConfig, what: str = "latents") -> None:

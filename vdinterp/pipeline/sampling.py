@@ -15,6 +15,7 @@ from vdinterp.conditions import Cond, Conditions, as_conditions
 from vdinterp.diffusion import (
     GivenNoise,
     Guidance,
+    NoiseSchedule,
     NoiseSource,
     SeededNoise,
     as_guidances,
@@ -46,7 +47,7 @@ class StepState:
 
     Attributes:
         step: 0 is the noisiest.
-        noise_levels, next_levels: `[batch frame]` integer levels before and after the step (-1 clean).
+        noise_levels, next_levels: `[batch frame]` shares of noise before and after the step (0 clean).
         latents, next_latents: `[batch frame channel height width]` before and after the step.
         x0: estimate of the clean latents at this step (clean frames: the latents themselves).
         cache: activations of this step, if `record` was given. With guidance its batch axis holds all branches: clip
@@ -119,8 +120,9 @@ class SamplingPlan:
     context: torch.Tensor
     mask: torch.Tensor
     matrix: torch.Tensor
+    """Levels `k` `[step batch frame]`."""
     noise: NoiseSource
-    n_levels: int
+    schedule: NoiseSchedule
     n_frames: int
     guidances: tuple[Guidance, ...]
     cond: Conditions
@@ -130,14 +132,14 @@ class SamplingPlan:
     record: Any
 
     def passes(self) -> Iterator[Pass]:
-        """Every step at which interventions are applied, with the integer levels that the network is told: of all
-        guidance branches, one after the other."""
+        """Every step at which interventions are applied, with the noise levels that the network sees: of all guidance
+        branches, one after the other."""
         for step, rows in enumerate(self.matrix[:-1]):
             if self.at_steps is None or step in self.at_steps:
                 mask = torch.where((self.mask == 0) & (rows == -1), 2, self.mask)
-                branches = make_branches(self.guidances, mask, self.n_levels, has_cond=bool(self.cond))
-                levels = torch.cat([torch.where(mask >= 1, branch.levels, rows) for branch in branches])
-                yield Pass(step, levels, self.grid, self.frames)
+                branches = make_branches(self.guidances, mask, len(self.schedule), has_cond=bool(self.cond))
+                k = torch.cat([torch.where(mask >= 1, branch.levels, rows) for branch in branches])
+                yield Pass(step, self.schedule.level(k), self.grid, self.frames)
 
 
 def make_plan(pipe: VideoDiffusion, context: Any, n_frames: int | None = None, **options: Any) -> SamplingPlan:
@@ -168,7 +170,7 @@ def lay_out(
     interventions: Sequence[Intervention] = (),
     at_steps: Iterable[int] | None = None,
     record: Any = None,
-    matrix: str | Int[torch.Tensor, "step _"] = "full_sequence",
+    matrix: str | Float[torch.Tensor, "step _"] = "full_sequence",
     uncertainty: float = 1.0,
     eta: float = 0.0,
     mask: Shaped[torch.Tensor, "... frame"] | Sequence[int] | None = None,
@@ -237,17 +239,12 @@ def lay_out(
         rows = make_matrix(matrix, frames, steps, n_levels, uncertainty)
     else:
         if not isinstance(matrix, torch.Tensor | Sequence):
-            raise ValueError(f"matrix={matrix!r}: give the name of a scheduling matrix, or levels [step frame]")
-        rows = torch.as_tensor(matrix)
-        if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
-            raise ValueError(
-                f"a scheduling matrix holds integer noise levels in [-1, {n_levels - 1}], not {rows.dtype}"
-            )
-        rows = rows.long()
+            raise ValueError(f"matrix={matrix!r}: give the name of a scheduling matrix, or noise levels [step frame]")
+        rows = pipe.schedule.k(matrix, "the noise levels of a scheduling matrix")
         if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] != frames:
             raise ValueError(f"a scheduling matrix is [step frame] with {frames} frames, got {list(rows.shape)}")
         if bool((rows[0] != n_levels - 1).any()) or bool((rows[-1] != -1).any()):
-            raise ValueError(f"a scheduling matrix starts at pure noise ({n_levels - 1}) and ends clean (-1)")
+            raise ValueError("a scheduling matrix starts at pure noise (1) and ends clean (0)")
     if padding:
         rows = torch.cat([rows, rows.new_full((rows.shape[0], padding), n_levels - 1)], dim=1)
     known = known.to(device)
@@ -281,7 +278,7 @@ def lay_out(
         mask=known,
         matrix=rows,
         noise=source,
-        n_levels=n_levels,
+        schedule=pipe.schedule,
         n_frames=frames,
         guidances=guidances,
         cond=cond,
@@ -309,7 +306,7 @@ def run_plan(
 
     def network(
         latents: torch.Tensor,
-        noise_levels: torch.Tensor,
+        k: torch.Tensor,
         cond: Conditions,
         step: int,
     ) -> torch.Tensor:
@@ -319,11 +316,11 @@ def run_plan(
         with (
             keep_grad_mode(),
             torch.no_grad(),
-            model.hook_ctx(step=step, noise_levels=noise_levels, frames=plan.frames.repeat(len(latents) // n_clips, 1)),
+            model.hook_ctx(step=step, noise_levels=schedule.level(k), frames=plan.frames.repeat(len(k) // n_clips, 1)),
             model.hooks(hooks_of(active, model)),
             recorded as recording,
         ):
-            pred = model(latents, schedule.network_level(noise_levels), cond=cond, **inside)
+            pred = model(latents, schedule.timestep(k), cond=cond, **inside)
         if recording is not None:
             caches.append(recording[step])
         return pred
@@ -345,8 +342,8 @@ def run_plan(
     for state in states:
         yield StepState(
             step=state.step,
-            noise_levels=state.noise_levels[:, :n],
-            next_levels=state.next_levels[:, :n],
+            noise_levels=schedule.level(state.k[:, :n]),
+            next_levels=schedule.level(state.next_k[:, :n]),
             latents=state.latents[:, :n],
             next_latents=state.next_latents[:, :n],
             x0=state.x0[:, :n],

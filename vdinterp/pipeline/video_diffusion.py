@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Integer, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from vdinterp import store
 from vdinterp.conditions import Cond, as_conditions
@@ -20,8 +20,8 @@ from vdinterp.pipeline import windows
 from vdinterp.pipeline.checks import (
     check_device,
     check_latents,
-    check_noise_levels,
     check_parts,
+    levels_k,
 )
 from vdinterp.pipeline.sampling import SampleResult, StepState, collect, make_plan, run_plan
 from vdinterp.vae import VAE, LatentStats
@@ -38,8 +38,8 @@ class VideoDiffusion:
         latent_stats: what latents are normalised by.
         meta: data, recipe, figures, licence ... of a trained model.
 
-    Latents are always normalised, `[batch frame channel height width]`; noise levels are integers `[batch frame]`
-    with -1 for clean frames. The model is told how many there are (`model.n_levels`), and refuses others by itself.
+    Latents are always normalised, `[batch frame channel height width]`; noise levels are shares in [0, 1], `[batch
+    frame]` or one for all frames: 0 clean, 1 pure noise. The model is told what it is fed at each (`model.schedule`).
 
     ValueError for a model that is no `HookedVideoDiT`, a VAE that cannot encode and decode, or statistics of other
     channels than the model's.
@@ -55,10 +55,9 @@ class VideoDiffusion:
     ) -> None:
         check_parts(model, vae, diffusion, latent_stats)
         self.model = model
-        self.model.n_levels = diffusion.n_levels if diffusion.told_k else None
         self.vae = vae
         self.diffusion = diffusion
-        self.schedule = make_schedule(diffusion)
+        self.schedule = self.model.schedule = make_schedule(diffusion)
         self.latent_stats = LatentStats() if latent_stats is None else latent_stats
         self.meta = dict(meta or {})
 
@@ -169,41 +168,45 @@ class VideoDiffusion:
     def add_noise(
         self,
         latents: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Integer[torch.Tensor, "batch frame"],
+        noise_levels: Shaped[torch.Tensor, "..."] | float,
         noise: Float[torch.Tensor, "batch frame channel height width"],
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
-        """Diffuse every frame to its own integer level; frames at -1 stay bitwise the same."""
+        """Diffuse every frame to its own noise level, or all of them to one; frames at 0 stay bitwise the same."""
         check_latents(latents, self.model.cfg)
         check_latents(noise, self.model.cfg, "noise")
-        k = check_noise_levels(noise_levels, len(latents), latents.shape[1], self.schedule)
-        return self.schedule.add_noise(latents, noise, k)
+        k = levels_k(noise_levels, len(latents), latents.shape[1], self.schedule)
+        return self.schedule.add_noise(latents, noise, k.to(latents.device))
+
+    def timestep(self, noise_levels: Any) -> torch.Tensor:
+        """What the network is fed at these noise levels, shares in [0, 1]: a tensor of any shape, or a number."""
+        return self.model.timestep(noise_levels)
 
     def denoise(
         self,
         noisy: Float[torch.Tensor, "batch frame channel height width"],
-        noise_levels: Integer[torch.Tensor, "batch frame"],
+        noise_levels: Shaped[torch.Tensor, "..."] | float,
         cond: Cond = None,
         **resume: Any,
     ) -> Float[torch.Tensor, "batch frame channel height width"]:
         """One forward pass, as an estimate of the clean latents `x0` (whatever the objective).
 
-        Frames at level -1 are returned unchanged. Hooks, interventions and autograd apply as to the model itself;
-        `hook.ctx` shows the `noise_levels`.
+        `noise_levels`: shares of noise, one a frame or one for all. Frames at 0 are returned unchanged. Hooks,
+        interventions and autograd apply as to the model itself; `hook.ctx` shows the `noise_levels`.
         `resume`: `start_at_layer`, `resid_pre` and `known`, to run the model from a block on.
 
         Raises:
-            ValueError: a shape that does not fit the model, or a level outside `[-1, K-1]`.
+            ValueError: a shape that does not fit the model, or a noise level outside [0, 1].
         """
         cfg = self.model.cfg
         check_latents(noisy, cfg)
         batch, frames = noisy.shape[:2]
-        k = check_noise_levels(noise_levels, batch, frames, self.schedule)
+        k = levels_k(noise_levels, batch, frames, self.schedule)
         cond = as_conditions(cond, cfg)
         cond.check(cfg, batch, frames)
         cond = cond.to(self.device, self.dtype)
         noisy, k = noisy.to(device=self.device, dtype=self.dtype), k.to(self.device)
-        with self.model.hook_ctx(noise_levels=k):
-            pred = self.model(noisy, self.schedule.network_level(k), cond=cond, **resume)
+        with self.model.hook_ctx(noise_levels=self.schedule.level(k)):
+            pred = self.model(noisy, self.schedule.timestep(k), cond=cond, **resume)
         if self.diffusion.objective == "eps":
             pred = pred.clamp(-self.diffusion.clip, self.diffusion.clip)
         x0, _ = split_prediction(self.diffusion.objective, pred, noisy, *self.schedule.coefficients(k.clamp(min=0)))
@@ -222,7 +225,7 @@ class VideoDiffusion:
         interventions: Sequence[Intervention] = (),
         at_steps: Iterable[int] | None = None,
         record: Any = None,
-        matrix: str | Int[torch.Tensor, "step _"] = "full_sequence",
+        matrix: str | Float[torch.Tensor, "step _"] = "full_sequence",
         uncertainty: float = 1.0,
         eta: float = 0.0,
         mask: Shaped[torch.Tensor, "... frame"] | Sequence[int] | None = None,
@@ -246,7 +249,7 @@ class VideoDiffusion:
             interventions: applied at `at_steps` (step 0 is the noisiest; None: at all steps) to every branch.
             record: names of activations to keep, a cache a step (as `names` of `run_with_cache`).
             matrix: `full_sequence`, `autoregressive`, `pyramid`, `trapezoid` (the last two with `uncertainty`
-                steps between neighbouring frames), or levels `[step frame]` of your own.
+                steps between neighbouring frames), or noise levels `[step frame]` of your own.
             eta: 0 DDIM, 1 DDPM (with `steps` equal to the number of levels exactly its ancestral sampler).
             mask: `[frame]` or `[batch frame]`: -1 padding, 0 generate, 1 ground truth, 2 generated history.
             pad: fill clips shorter than the model's with frames of pure noise, as the model was trained. Default: yes,

@@ -258,7 +258,7 @@ def removed(moment: Moment, sites: Sequence[str], mode: str, heads: Sequence[int
     elif mode == "resample":  # recorded on other clips already, so there is nothing left to exchange
         found, mode = references.other_clips(outputs(moment.bench.pipe.model), level, moment.clips), "frozen"
     else:  # frozen at the noisiest
-        noisiest = None if level is None else max(moment.bench.ks)
+        noisiest = None if level is None else max(moment.bench.levels)
         found = references.own(outputs(moment.bench.pipe.model), noisiest, moment.clips)[:1]
     if len(found) == 1:
         return [Ablate(sites, mode=mode, reference=found[0], heads=heads)]  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from vdinterp.analysis.stimulus.latents import latents_of, video_of
 from vdinterp.analysis.stimulus.noised_clips import check_fit, check_levels, checkpoint, weights_id
 from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.data import Clips
-from vdinterp.diffusion import SeededNoise, level_to_k
+from vdinterp.diffusion import SeededNoise
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
 from vdinterp.store import Ledger, key_of
@@ -77,7 +77,7 @@ class Bench:
         n_levels = pipe.diffusion.n_levels
         if not 1 <= steps <= n_levels:
             raise ValueError(f"steps must lie in 1..{n_levels} (the model's noise levels), got {steps}")
-        check_levels(levels)
+        check_levels(levels, pipe)
         if batch < 1 or seed < 0:
             raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
         self.pipe, self.clips, self.reference = pipe, clips, reference
@@ -252,16 +252,11 @@ class Bench:
             **self.about,
         }
 
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor]:
         """All target frames at one noise level, the context clean; and the levels `[batch frame]`."""
-        levels = torch.full(latents.shape[:2], -1)
+        levels = torch.zeros(latents.shape[:2])
         levels[:, self.n_context :] = level
         return self.pipe.add_noise(latents, levels, noise), levels
-
-    @property
-    def ks(self) -> list[int]:
-        """The noise levels of protocol "denoise" as integers."""
-        return [max(0, level_to_k(level, self.pipe.diffusion.n_levels)) for level in self.levels]
 
     def cond(self, clips: slice) -> dict[str, Any]:
         """`cond` as the model takes it; empty for a model or clips without actions."""

@@ -20,13 +20,13 @@ MOST_KEPT = 8  # recordings of single batches kept in memory
 
 class References:
     """Recordings under the noise levels of a bench. `level` None: one recording for every step of an intact sample;
-    otherwise one recording, with the target frames at that integer level."""
+    otherwise one recording, with the target frames at that noise level."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self._kept: dict[Any, list[Activations]] = {}
 
-    def means(self, names: Sequence[str], level: int | None = None) -> list[dict[str, torch.Tensor]]:
+    def means(self, names: Sequence[str], level: float | None = None) -> list[dict[str, torch.Tensor]]:
         """Mean activations over the reference clips, their frames and positions; axes averaged over have size 1.
 
         One mean for each step, because a mean over all steps would also take away how noisy the frame is, which every
@@ -38,7 +38,7 @@ class References:
         n_steps = 1 + max(int(key.split("/")[0]) for key in stored)
         return [{name: stored[f"{step}/{name}"] for name in names} for step in range(n_steps)]
 
-    def _record_means(self, names: list[str], level: int | None) -> dict[str, torch.Tensor]:
+    def _record_means(self, names: list[str], level: float | None) -> dict[str, torch.Tensor]:
         bench, n_clips = self.bench, len(self.bench.reference)
         axes = {
             name: [axis for axis, dim in enumerate(bench.pipe.model.hook_dict[name].dims) if dim in SAMPLE_AXES]
@@ -54,7 +54,7 @@ class References:
                     sums[key] = sums[key] + part if key in sums else part
         return {key: (total / n_clips).float() for key, total in sums.items()}
 
-    def other_clips(self, names: Sequence[str], level: int | None, clips: slice) -> list[Activations]:
+    def other_clips(self, names: Sequence[str], level: float | None, clips: slice) -> list[Activations]:
         """Activations on one reference clip for each of `clips`: the next one, so that it is another clip even where
         the reference is the judged clips themselves."""
         which = [(index + 1) % len(self.bench.reference) for index in range(clips.start, clips.stop)]
@@ -62,7 +62,7 @@ class References:
             ("other", tuple(names), level, clips.start), lambda: self._of_reference(list(names), level, which)
         )
 
-    def own(self, names: Sequence[str], level: int | None, clips: slice) -> list[Activations]:
+    def own(self, names: Sequence[str], level: float | None, clips: slice) -> list[Activations]:
         """Activations on these very clips, from the same noise."""
         bench = self.bench
 
@@ -79,7 +79,7 @@ class References:
             self._kept[key] = list(record())
         return self._kept[key]
 
-    def _of_reference(self, names: list[str], level: int | None, which: list[int]) -> Iterator[Activations]:
+    def _of_reference(self, names: list[str], level: float | None, which: list[int]) -> Iterator[Activations]:
         bench = self.bench
         latents = bench.reference_latents[which]
         noise = SeededNoise(bench.seed + 1, [(index,) for index in which]).initial(latents.shape)
@@ -91,7 +91,7 @@ class References:
         return action[which] if action is not None and self.bench.has_cond else None
 
     def _run(
-        self, names: list[str], level: int | None, latents: torch.Tensor, noise: torch.Tensor, cond: dict[str, Any]
+        self, names: list[str], level: float | None, latents: torch.Tensor, noise: torch.Tensor, cond: dict[str, Any]
     ) -> Iterator[Activations]:
         bench, pipe = self.bench, self.bench.pipe
         if level is None:

@@ -30,7 +30,7 @@ class Moment:
 
     bench: Bench
     clips: slice
-    level: int | None = None
+    level: float | None = None
 
 
 class Trials:
@@ -110,10 +110,12 @@ def run_name(bench: Bench, steps: int | None) -> str:
     return INTACT_RUN if steps in (None, bench.steps) else plural(steps or 0, "step")
 
 
-def _runs(bench: Bench, protocol: str, steps: Mapping[str, int]) -> Iterable[tuple[int | None, slice, dict[str, Any]]]:
+def _runs(
+    bench: Bench, protocol: str, steps: Mapping[str, int]
+) -> Iterable[tuple[float | None, slice, dict[str, Any]]]:
     """Level, clips and runs of every case. `steps`: of the runs, by name."""
     if protocol == "denoise":
-        for level in bench.ks:
+        for level in bench.levels:
             for clips in bench.batches:
                 noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], level)
                 yield level, clips, {INTACT_RUN: Inputs(noisy=noisy, noise_levels=levels, **bench.cond(clips))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -53,34 +53,34 @@ class ModelOnly:
         cond: Cond = None,
         **resume: Any,
     ) -> torch.Tensor:
-        """The prediction; noise levels as the network was trained to receive them."""
-        device, dtype = self.model.device, self.model.dtype
-        return self.model(noisy.to(device, dtype), noise_levels.to(device), cond=cond, **resume)
+        """The prediction of a model that knows its noise levels (`model.schedule`)."""
+        timestep = self.model.timestep(noise_levels.to(self.model.device))
+        return self.model(noisy.to(self.model.device, self.model.dtype), timestep, cond=cond, **resume)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Inputs:
-    """What one forward pass is given.
+class Inputs(NamedTuple):
+    """What one forward pass is given: `pipe.denoise(*inputs)`.
 
-    `noisy` `[batch frame channel height width]`, `noise_levels` integers `[batch frame]` (-1 clean; as the network
-    receives them for a `ModelOnly`), `cond` as the denoiser takes it.
+    `noisy` `[batch frame channel height width]`, `noise_levels` `[batch frame]` (shares, 0 clean), `cond` as the
+    denoiser takes it.
     """
 
     noisy: torch.Tensor
     noise_levels: torch.Tensor
     cond: Cond = None
 
-    def __len__(self) -> int:
+    @property
+    def n_clips(self) -> int:
         return len(self.noisy)
 
-    def repeated(self, n: int) -> dict[str, Any]:
-        """Arguments of `denoise` for `n` times these clips, one set after the other."""
+    def repeated(self, n: int) -> Inputs:
+        """`n` times these clips, one set after the other."""
         cond = self.cond.repeat(n, 1, 1) if isinstance(self.cond, torch.Tensor) else self.cond
-        return {
-            "noisy": self.noisy.repeat(n, 1, 1, 1, 1),
-            "noise_levels": self.noise_levels.repeat(n, 1),
-            "cond": cond.repeat(n) if isinstance(cond, Conditions) else cond,
-        }
+        return Inputs(
+            self.noisy.repeat(n, 1, 1, 1, 1),
+            self.noise_levels.repeat(n, 1),
+            cond.repeat(n) if isinstance(cond, Conditions) else cond,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +89,8 @@ class Trajectory:
 
     options: Mapping[str, Any]
 
-    def __len__(self) -> int:
+    @property
+    def n_clips(self) -> int:
         context = self.options.get("context")
         return self.options.get("batch") or 1 if context is None else len(context)
 
@@ -109,12 +110,12 @@ class Case:
     def __post_init__(self) -> None:
         if self.base not in self.runs:
             raise ValueError(f"base={self.base!r} is none of the runs {', '.join(self.runs)}")
-        if len({type(run) for run in self.runs.values()}) > 1 or len({len(run) for run in self.runs.values()}) > 1:
+        if len({type(run) for run in self.runs.values()}) > 1 or len({run.n_clips for run in self.runs.values()}) > 1:
             raise ValueError("the runs of a case are all single passes or all trajectories, of equally many clips")
 
     @property
     def n_clips(self) -> int:
-        return len(self.runs[self.base])
+        return self.runs[self.base].n_clips
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

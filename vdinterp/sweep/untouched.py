@@ -125,7 +125,7 @@ class Passes(_Runs):
         for name, run in self.case.runs.items():
             assert isinstance(run, Inputs)
             with self.model.record(sorted(wanted[name])) if wanted[name] else nullcontext() as recording:
-                x0[name] = self.denoiser.denoise(**run.repeated(1))
+                x0[name] = self.denoiser.denoise(*run)
             if recording is not None:
                 caches[name] = recording[0]
         return x0, caches
@@ -146,7 +146,7 @@ class Passes(_Runs):
         given = resume(start, self.model, caches.get(self.case.base, {}), n, self.case.n_clips)
         computed = [name for name in self.wanted.names if is_computed(name, start, self.model)]
         with self.model.record(computed) if computed else nullcontext() as recording:
-            pass_ = partial(self.denoiser.denoise, **run.repeated(n), **given)
+            pass_ = partial(self.denoiser.denoise, *run.repeated(n), **given)
             x0 = self.hooked([self.pairs(trial, caches) for trial in trials], pass_)
         parts = x0.split(self.case.n_clips)
         if not self.wanted.names:

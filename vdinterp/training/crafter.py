@@ -184,7 +184,7 @@ class CrafterBatches:
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self.schedule.add_noise(latents, noise, k)
         drop = torch.rand(len(latents), generator=generator) < self.recipe.drop_action
-        pred = model(noisy, self.schedule.network_level(k), cond=Conditions(actions=actions, dropped=drop))
+        pred = model(noisy, self.schedule.timestep(k), cond=Conditions(actions=actions, dropped=drop))
         signal, sigma = (c[..., None, None, None] for c in self.schedule.coefficients(k))
         error = (pred - (signal * noise - sigma * latents)).square().mean((2, 3, 4))
         wanted = k >= 0

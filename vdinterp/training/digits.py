@@ -172,7 +172,7 @@ def digit_loss(model: HookedVideoDiT, recipe: DigitRecipe, seed: int) -> Callabl
         clean = draw_latents(generator, recipe.mixture(step), BATCH, seed, start=step * BATCH)
         k = draw_levels(generator, BATCH, N_FRAMES, DIFFUSION.n_levels)
         noise = torch.randn(clean.shape, generator=generator)
-        pred = model(schedule.add_noise(clean, noise, k), schedule.network_level(k))
+        pred = model(schedule.add_noise(clean, noise, k), schedule.timestep(k))
         wanted = target(DIFFUSION.objective, clean, noise, schedule.alpha_bar(k))
         return (pred - wanted)[k >= 0].square().mean()
 

@@ -16,7 +16,7 @@ def last_frame_error(
 ) -> Float[torch.Tensor, "batch 2"]:
     """Squared error of the predicted last frame, and of predicting the mean training image instead; per clip.
 
-    The last frame is noised to `level` (k = round(level * K) - 1), all others are clean; the error is that of the x0
+    The last frame is noised to `level`, all others are clean; the error is that of the x0
     estimate, mean over its pixels, in latents ([-1, 1]). The ratio of the two columns' means is the **relative error**:
     0 is perfect, 1 is the best constant guess (so "variance" is that around the mean training image, pixel by pixel,
     over the very frames that are scored). Where the history says nothing a good model lies at 1 minus the little that
@@ -24,16 +24,14 @@ def last_frame_error(
 
     Raises ValueError for a level outside (0, 1].
     """
-    n_levels = len(pipe.schedule)
-    k = round(level * n_levels) - 1
-    if not 0 <= k < n_levels:
+    if not 0 < level <= 1:
         raise ValueError(f"level must lie in (0, 1], got {level}")
     clean = clips.latents
     mean = mean_frame() * 2 - 1
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(clean.shape, generator=generator)
-    levels = torch.full(clean.shape[:2], -1)
-    levels[:, -1] = k
+    levels = torch.zeros(clean.shape[:2])
+    levels[:, -1] = level
     estimate = torch.cat(
         [
             pipe.denoise(pipe.add_noise(x, q, e), q)[:, -1]

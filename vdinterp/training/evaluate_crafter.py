@@ -64,15 +64,15 @@ class Bench:
     def last_x0(
         self, latents: torch.Tensor, actions: torch.Tensor, level: float, seed: int, hooks: Hooks | None = None
     ) -> Float[torch.Tensor, "batch channel height width"]:
-        """x0 of the last frame, noised to `level` (share of K), everything before it clean."""
-        k = torch.full(latents.shape[:2], -1)
-        k[:, -1] = round(level * self.pipe.diffusion.n_levels) - 1
+        """x0 of the last frame, noised to `level`, everything before it clean."""
+        noise_levels = torch.zeros(latents.shape[:2])
+        noise_levels[:, -1] = level
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-        noisy = self.pipe.add_noise(latents, k, noise)
+        noisy = self.pipe.add_noise(latents, noise_levels, noise)
         parts = []
         with self.model.hooks(fwd_hooks=hooks or []):
-            for x, level_k, action in zip(noisy.split(_BATCH), k.split(_BATCH), actions.split(_BATCH), strict=True):
-                parts.append(self.pipe.denoise(x, level_k, action)[:, -1])
+            split = (given.split(_BATCH) for given in (noisy, noise_levels, actions))
+            parts += [self.pipe.denoise(*part)[:, -1] for part in zip(*split, strict=True)]
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -88,9 +88,9 @@ class Bench:
             for t in range(n_context, latents.shape[1]):
                 x = torch.cat([frames, fresh[:, t : t + 1]], 1)
                 for now, then in zip(ladder[:0:-1], ladder[-2::-1], strict=True):
-                    k = torch.full(x.shape[:2], -1)
-                    k[:, -1] = now
-                    x0 = self.pipe.denoise(x, k, action[:, : t + 1])[:, -1]
+                    noise_levels = torch.zeros(x.shape[:2])
+                    noise_levels[:, -1] = self.pipe.schedule.level(torch.tensor(now))
+                    x0 = self.pipe.denoise(x, noise_levels, action[:, : t + 1])[:, -1]
                     a, b = (self.pipe.schedule.alpha_bar(torch.tensor(level)) for level in (now, then))
                     eps = (x[:, -1] - a.sqrt() * x0) / (1 - a).sqrt()
                     x = torch.cat([frames, (b.sqrt() * x0 + (1 - b).sqrt() * eps)[:, None]], 1)

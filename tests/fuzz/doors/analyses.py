@@ -143,31 +143,31 @@ def calls() -> st.SearchStrategy[Case]:
             Target(
                 "circuits.ov",
                 vd.circuits.ov,
-                lambda: {"model": pipe.model, "layer": 0, "head": 0, "noise_level": 700},
+                lambda: {"model": pipe.model, "layer": 0, "head": 0, "noise_level": 0.7},
                 {
                     "model": values.of(None, "tiny", 5),
                     "layer": values.of(99, 1.5, "0", True, None),
                     "head": values.of(99, 1.5, "0", True, None),
-                    "noise_level": values.of(0.95, 5000, values.NAN, "700", None, True, -7),
+                    "noise_level": values.of(700, 1.5, values.NAN, "700", None, True, -7),
                 },
             ),
             Target(
                 "circuits.copying",
                 vd.circuits.copying,
-                lambda: {"pipe": pipe, "noise_level": 700},
+                lambda: {"pipe": pipe, "noise_level": 0.7},
                 {
                     "pipe": values.of(None, "tiny", pipe.model),
-                    "noise_level": values.of(0.95, 5000, values.NAN, "700", None, True, -7),
+                    "noise_level": values.of(700, 1.5, values.NAN, "700", None, True, -7),
                 },
             ),
             Target(
                 "circuits.composition",
                 vd.circuits.composition,
-                lambda: {"model": pipe.model, "noise_level": 700},
+                lambda: {"model": pipe.model, "noise_level": 0.7},
                 {
                     "model": values.of(None, "tiny", 5),
                     "parts": values.of([], ["x"], "x", 5),
-                    "noise_level": values.of(0.95, 5000, "x", True),
+                    "noise_level": values.of(700, 1.5, "x", True),
                 },
             ),
             Target(
@@ -213,7 +213,7 @@ def calls() -> st.SearchStrategy[Case]:
                 lambda: {"model": pipe.model},
                 {
                     "model": values.of(None, "tiny", 5),
-                    "noise_levels": values.of([], "x", [0.5], [5000], [values.NAN]),
+                    "noise_levels": values.of([], "x", [500], [5000], [values.NAN]),
                 },
             ),
             Target(

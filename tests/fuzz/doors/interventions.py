@@ -36,7 +36,7 @@ def interventions() -> st.SearchStrategy[Case]:
     axes = {name: values.INDICES for name in ("heads", "frames", "rows", "cols", "tokens", "channels")}
     whens = {
         "steps": values.of([], "01", [1.9], [True], [-1], [None], 3),
-        "noise_levels": values.of([], "01", [1.9], [True], [-7], [None], 3),
+        "noise_levels": values.of([], "01", [1.9], [True], [-7], [None], 3, [949], range(500, 900)),
     }
     run = values.of(None, "", 5, [], {}, {"nose": torch.ones(1)}, holed, torch.ones(3))
     kinds: list[tuple[Any, dict[str, Any], dict[str, st.SearchStrategy]]] = [
@@ -162,7 +162,7 @@ def json_texts() -> st.SearchStrategy[Case]:
         vd.MaskAttention("own_frame", layers=[1]),
         vd.RotateRope("frame", "permuted", seed=3),
         vd.Freeze("z", torch.ones(12)),
-        vd.SetNoiseLevel(700),
+        vd.SetNoiseLevel(0.7),
     ]
     texts = [to_json([example]) for example in examples]
     junk = st.sampled_from(

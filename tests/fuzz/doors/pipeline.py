@@ -14,7 +14,7 @@ from fuzz.harness import Case
 
 
 def _passed(**more: Any) -> dict[str, Any]:
-    return {"noisy": world.pair()[0], "noise_levels": world.k(), "cond": world.action(), **more}
+    return {"noisy": world.pair()[0], "noise_levels": world.levels(), "cond": world.action(), **more}
 
 
 def _sampled(**more: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def calls() -> st.SearchStrategy[Case]:
     noisy, k = world.pair()[0], world.k()
     bare = {
         "latents": values.latents(noisy),
-        "noise_levels": values.k(k),
+        "timestep": values.k(k),
         "cond": values.TENSORS.filter(lambda v: v is not None),
     }
     sampling = {
@@ -47,7 +47,7 @@ def calls() -> st.SearchStrategy[Case]:
             "z",
             [5],
             vd.Ablate("z"),
-            [vd.Ablate("z", noise_levels=[5000])],
+            [vd.Ablate("z", noise_levels=[0.123])],
             [vd.Ablate("z", steps=[77])],
             [vd.Ablate("z", heads=[9])],
         ),
@@ -62,12 +62,12 @@ def calls() -> st.SearchStrategy[Case]:
                 "denoise",
                 pipe.denoise,
                 _passed,
-                {"noisy": values.latents(noisy), "noise_levels": values.k(k), "cond": bare["cond"]},
+                {"noisy": values.latents(noisy), "noise_levels": values.levels(world.levels()), "cond": bare["cond"]},
             ),
             Target(
                 "model",
                 model,
-                lambda: {"latents": noisy, "noise_levels": k, "cond": world.action()},
+                lambda: {"latents": noisy, "timestep": k, "cond": world.action()},
                 bare
                 | {
                     "start_at_layer": values.COUNTS.filter(lambda v: v is not None and v != -1),
@@ -77,13 +77,13 @@ def calls() -> st.SearchStrategy[Case]:
             Target(
                 "run_with_cache",
                 model.run_with_cache,
-                lambda: {"latents": noisy, "noise_levels": k, "cond": world.action()},
+                lambda: {"latents": noisy, "timestep": k, "cond": world.action()},
                 bare | with_names,
             ),
             Target(
                 "run_with_stats",
                 model.run_with_stats,
-                lambda: {"latents": noisy, "noise_levels": k, "stats": ["frame_mass"]},
+                lambda: {"latents": noisy, "timestep": k, "stats": ["frame_mass"]},
                 {"stats": values.of("z", [], None, ["nonsense"], 5), "partition": values.of("rows", 5, None, [1, 2])},
             ),
             Target("sample", pipe.sample, _sampled, sampling),
@@ -106,8 +106,12 @@ def calls() -> st.SearchStrategy[Case]:
             Target(
                 "add_noise",
                 pipe.add_noise,
-                lambda: {"latents": noisy, "noise_levels": k, "noise": torch.randn_like(noisy)},
-                {"latents": values.latents(noisy), "noise_levels": values.k(k), "noise": values.latents(noisy)},
+                lambda: {"latents": noisy, "noise_levels": world.levels(), "noise": torch.randn_like(noisy)},
+                {
+                    "latents": values.latents(noisy),
+                    "noise_levels": values.levels(world.levels()),
+                    "noise": values.latents(noisy),
+                },
             ),
             Target(
                 "VideoDiffusion",

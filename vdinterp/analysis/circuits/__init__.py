@@ -1,6 +1,6 @@
 """Circuits of a denoiser, from weights: what a head moves (OV), what it looks for (QK), and how heads compose.
 
->>> circuit = vd.circuits.ov(model, layer=2, head=1, noise_level=900)
+>>> circuit = vd.circuits.ov(model, layer=2, head=1, noise_level=0.9)
 >>> circuit.matrix.svd(), circuit.eigenvalue_score
 
 After Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". What a denoiser adds: AdaLN makes every

@@ -97,13 +97,13 @@ def composition(
 ) -> CompositionScores:
     """Q-, K- and V-composition of all pairs of heads, or of some, at some displacements.
 
-    >>> vd.circuits.composition(model, 0, query_level=900, displacements=[(-3, 0, 0)]).values("k")
+    >>> vd.circuits.composition(model, 0, query_level=0.9, displacements=[(-3, 0, 0)]).values("k")
 
     Formula, range, chance and when it misleads: `vd.circuits.composition`, which gives the same numbers for one
     pair. A pair whose receiver sees no key at a displacement (attention over space and another frame) has no row there.
 
     Args:
-        noise_level: of the key's frame, as `model.forward` takes it; `query_level`: of the query's, default the same.
+        noise_level: of the key's frame, a share in [0, 1]; `query_level`: of the query's, default the same.
         displacements: key minus query, (frames, rows, cols).
         parts: some of "q", "k", "v"; default all that the weights determine, which with qk-norm is "v" alone (a warning
             is logged).
@@ -143,9 +143,7 @@ def composition(
                 rows.append(_rows(compose(folded, start, stop, part, at), (start, stop), chosen, part, names))
     table = pd.concat(rows, ignore_index=True)
     order = table.assign(at=[parts.index(part) for part in table["part"]]).sort_values("at", kind="stable").index
-    levels = {"noise_level": float(noise_level)}
-    levels["query_level"] = levels["noise_level"] if query_level is None else float(query_level)
-    return CompositionScores(table=table.loc[order].reset_index(drop=True), meta={"model": cfg.model_name, **levels})
+    return CompositionScores(table=table.loc[order].reset_index(drop=True), meta=folded.meta)
 
 
 def _rows(

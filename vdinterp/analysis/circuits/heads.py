@@ -136,8 +136,7 @@ def ov(model: HookedVideoDiT, layer: int, head: int, noise_level: Any, query_lev
     fold that, this does not.
 
     Args:
-        noise_level: of the frame that is read (the key's), as `model.forward` takes it: `k` for discrete models, scaled
-            log-SNRs for continuous ones (`pipe.schedule.network_level` converts).
+        noise_level: of the frame that is read (the key's), a share in [0, 1].
         query_level: of the frame that is written to, whose gate it is; default the same.
 
     Misleads: `eigenvalue_score` compares what is read with what is written in the stream's own channels; a head that
@@ -150,7 +149,7 @@ def ov(model: HookedVideoDiT, layer: int, head: int, noise_level: Any, query_lev
     write = folded.write(layer)[head]
     return OVCircuit(
         A=_given(model, folded.read(layer, "v")[head]), B=_given(model, write), layer=layer, head=head,
-        constant=_given(model, folded.constant(layer, "v")[head] @ write), meta=_meta(model, noise_level, query_level),
+        constant=_given(model, folded.constant(layer, "v")[head] @ write), meta=folded.meta,
     )  # fmt: skip
 
 
@@ -167,7 +166,7 @@ def qk(
     in all four, so the constant may favour one displacement over another.
 
     Args:
-        noise_level: of the key's frame, as `model.forward` takes it; `query_level`: of the query's; default the same.
+        noise_level: of the key's frame, a share in [0, 1]; `query_level`: of the query's; default the same.
         displacement: key minus query, (frames, rows, cols).
 
     Misleads: singular vectors say what *would* match; whether streams ever hold that, the weights do not say.
@@ -192,18 +191,10 @@ def qk(
         A=_given(model, w_q * scale), B=_given(model, turned @ w_k.T), layer=layer, head=head,
         query_bias=_given(model, w_q @ turned @ b_k * scale), key_bias=_given(model, b_q @ turned @ w_k.T * scale),
         constant=float(b_q @ turned @ b_k) * scale,
-        meta=_meta(model, noise_level, query_level) | {"displacement": list(displacement)},
+        meta=folded.meta | {"displacement": list(displacement)},
     )  # fmt: skip
 
 
 def _given(model: HookedVideoDiT, weight: torch.Tensor) -> torch.Tensor:
     """Where the model is, in its precision, but at least float32."""
     return weight.to(device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
-
-
-def _meta(model: HookedVideoDiT, noise_level: Any, query_level: Any) -> dict[str, Any]:
-    own = float(noise_level)
-    return {
-        "model": model.cfg.model_name, "noise_level": own, "query_level": own if query_level is None else
-        float(query_level),
-    }  # fmt: skip

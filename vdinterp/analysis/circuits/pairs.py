@@ -48,7 +48,7 @@ def composition(
     `normed` kind the scales on a long way leave few channels that are read at all, and scores fall with the distance.
     NaN where the sender's gate is zero.
 
-    `noise_level`: of the key's frame, as the network receives it, `query_level`: of the query's (default the same).
+    `noise_level`: of the key's frame, a share in [0, 1], `query_level`: of the query's (default the same).
     The sender writes into the key's frame for "k" and "v", into the query's for "q"; it reads one like the key's.
 
     Raises ValueError where weights do not determine it (qk-norm, rotation over all heads at once; "v" is always

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +83,7 @@ class PatchCircuit(Result):
         """The copying score beside its chance, and the strongest direction."""
         first = self.to_frame().iloc[0]
         return (
-            f"Head {self.layer}.{self.head}, noise level {self.meta['noise_level']} to {self.meta['query_level']}: "
+            f"Head {self.layer}.{self.head}, noise level {self.meta['noise_level']:g} to {self.meta['query_level']:g}: "
             f"copying score {self.copying:.2f} (-1 to 1; 95 % of random connections lie within ±{self.chance:.2f}). "
             f"Its strongest direction has singular value {number(first['singular_value'])}; what is read and what is "
             f"written there have a cosine of {first['agreement']:.2f}."
@@ -104,7 +103,7 @@ class CopyingScores(Result):
 
     def plot(self) -> dict[str, go.Figure]:
         """A layer x head grid."""
-        title = f"Copying score, from level {self.meta['noise_level']} to level {self.meta['query_level']}"
+        title = f"Copying score, from level {self.meta['noise_level']:g} to level {self.meta['query_level']:g}"
         unit = "copying score, -1 to 1"
         return {title: plotting.layer_head(self.values(), title=title, value_title=unit, zmin=-1.0, zmax=1.0,
                                            diverging=True)}  # fmt: skip
@@ -123,7 +122,7 @@ class CopyingScores(Result):
 
 
 def patch_circuit(
-    pipe: VideoDiffusion, layer: int, head: int, noise_level: int, query_level: int | None = None
+    pipe: VideoDiffusion, layer: int, head: int, noise_level: float, query_level: float | None = None
 ) -> PatchCircuit:
     """What attending to a patch adds to x0 of the patch that attends, through one head alone.
 
@@ -139,8 +138,8 @@ def patch_circuit(
     what W_V reads is connected with what W_O writes at random (100 rotations of the head's space).
 
     Args:
-        noise_level: of the frame that is read: a pipeline's `k` (-1 clean), not what the network receives.
-        query_level: of the frame that is denoised, 0 to K-1; default the same.
+        noise_level: of the frame that is read, a share in [0, 1].
+        query_level: of the frame that is denoised, which is not clean; default the same.
 
     Misleads: other paths than this one are left out (MLPs, further heads, and the patch's own way through the stream);
     a head may copy what an earlier one brought, which scores here as nothing. Nothing has a sign, too: a head that
@@ -166,7 +165,7 @@ def patch_circuit(
     )  # fmt: skip
 
 
-def copying(pipe: VideoDiffusion, noise_level: int, query_level: int | None = None) -> CopyingScores:
+def copying(pipe: VideoDiffusion, noise_level: float, query_level: float | None = None) -> CopyingScores:
     """`copying` and `chance` of every head's patch-to-patch circuit; arguments and errors as of `patch_circuit`."""
     _check(pipe)
     ends, rows = _Ends(pipe, noise_level, query_level), []
@@ -207,28 +206,23 @@ def _chance(into: Float[torch.Tensor, "in d_head"], out: Float[torch.Tensor, "d_
 class _Ends:
     """Both ends of every head's patch-to-patch circuit, at two noise levels."""
 
-    def __init__(self, pipe: VideoDiffusion, noise_level: int, query_level: int | None) -> None:
+    def __init__(self, pipe: VideoDiffusion, noise_level: float, query_level: float | None) -> None:
         cfg, schedule = pipe.model.cfg, pipe.schedule
         query = noise_level if query_level is None else query_level
-        for level in (noise_level, query):
-            if isinstance(level, bool) or not isinstance(level, Integral):
-                raise ValueError(f"level {level!r}: a whole number k is needed, -1 to {len(schedule) - 1}")
-        levels = torch.tensor([[noise_level, query]])
-        schedule.check_levels(levels)
-        if query < 0:
+        k = schedule.k(query, "query_level")
+        if not bool((k >= 0).all()):
             raise ValueError(
-                f"query_level={query}: a clean frame is not denoised. Give the level of the frame that attends, 0 to "
-                f"{len(schedule) - 1}; noise_level, of the frame that is read, may be -1"
+                f"query_level={query}: a clean frame is not denoised. Give the level of the frame that attends, in "
+                "(0, 1]; noise_level, of the frame that is read, may be 0"
             )
+        self.weights = FoldedWeights(pipe.model, noise_level, query)
         if cfg.in_channels != cfg.out_channels:
             raise ValueError(
                 f"{cfg.model_name} makes {cfg.out_channels} channels of {cfg.in_channels}: a patch comes out with "
                 "other values than it went in, so nothing can be a copy"
             )
         one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-        slope = split_prediction(pipe.diffusion.objective, one, zero, *schedule.coefficients(levels[:, 1:]))[0]
-        given = schedule.network_level(levels)[0]
-        self.weights = FoldedWeights(pipe.model, given[0], given[1])
+        slope = split_prediction(pipe.diffusion.objective, one, zero, *schedule.coefficients(k.view(1, 1)))[0]
         network: Any = pipe.model
         self.embed = network.patch_embed.weight.detach().flatten(1).T.double().cpu()
         final = network.final.weights[0].detach().double().cpu()
@@ -236,8 +230,7 @@ class _Ends:
             p, q = cfg.patch_size[1:]
             final = rearrange(final, "(p q channel) d_model -> (channel p q) d_model", p=p, q=q)
         self.unembed = self.weights.sides["query"].read(FINAL_LAYER, final.T * float(slope))
-        self.meta = {"model": cfg.model_name, "noise_level": noise_level, "query_level": query,
-                     "objective": pipe.diffusion.objective}  # fmt: skip
+        self.meta = {**self.weights.meta, "objective": pipe.diffusion.objective}
 
     def of_layer(
         self, layer: int

@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.components.rope import rotate
@@ -21,21 +21,19 @@ PER_HEAD = {"q": ("W_Q", "b_Q"), "k": ("W_K", "b_K"), "v": ("W_V", "b_V")}
 class FoldedWeights:
     """Weights of the self-attentions of a model, folded at the noise levels of a key's and of a query's frame.
 
-    `noise_level` (the key's) and `query_level` (default: the same) are what `model.forward` takes. All is float64 on
-    the CPU. Matrices act on row vectors from the right, as in TransformerLens.
-    Raises ValueError for anything but a model, and for levels that are no single number.
+    `noise_level` (the key's) and `query_level` (default: the same) are shares, 0 clean. All is float64 on the CPU.
+    Matrices act on row vectors from the right, as in TransformerLens.
+    Raises ValueError for anything but a model that knows its noise levels, and for levels that are no single share.
     """
 
     def __init__(self, model: HookedVideoDiT, noise_level: Any, query_level: Any = None) -> None:
         check_model(model)
-        level = one_level(noise_level, "noise_level")
-        other = None if query_level is None else one_level(query_level, "query_level")
-        for name, given in (("noise_level", level), ("query_level", other)):
-            if given is not None:
-                model.check_noise_levels(given, name)
+        given = {"noise_level": noise_level, "query_level": noise_level if query_level is None else query_level}
+        key, query = (_timestep(model, level, name) for name, level in given.items())
         self.model = model
-        key = _carry(model, level)
-        self.sides: dict[Side, Carry] = {"key": key, "query": key if other is None else _carry(model, other)}
+        self.meta = {"model": model.cfg.model_name, **{name: float(level) for name, level in given.items()}}
+        self.sides: dict[Side, Carry] = {"key": _carry(model, key)}
+        self.sides["query"] = self.sides["key"] if torch.equal(key, query) else _carry(model, query)
 
     def read(self, layer: int, part: Part) -> Float[torch.Tensor, "head d_model d_head"]:
         """W_Q, W_K or W_V, reading the stream over LayerNorm's scale."""
@@ -58,9 +56,9 @@ class FoldedWeights:
         return self.sides["query" if part == "q" else "key"]
 
 
-def _carry(model: HookedVideoDiT, level: Float[torch.Tensor, " level"]) -> Carry:
-    """How the stream travels at one noise level, over LayerNorm's scale and without an action, float64."""
-    known = {site: _double(value[0]) for site, value in modulations(model, level).items()}
+def _carry(model: HookedVideoDiT, timestep: Shaped[torch.Tensor, " level"]) -> Carry:
+    """How the stream travels at one timestep, over LayerNorm's scale and without an action, float64."""
+    known = {site: _double(value[0]) for site, value in modulations(model, timestep).items()}
     return Carry(model, known.get, _double)
 
 
@@ -99,19 +97,12 @@ def check_head(model: HookedVideoDiT, layer: int, head: int) -> None:
         )
 
 
-def one_level(given: Any, name: str) -> Float[torch.Tensor, " level"]:
-    """One noise level as the network receives it, `[1]`."""
-    try:
-        level = torch.as_tensor(given).flatten()
-    except (TypeError, ValueError, RuntimeError):
-        level = torch.zeros(0)
-    is_number = len(level) == 1 and level.dtype != torch.bool and not level.is_complex()
-    if not is_number or not bool(level.isfinite().all()):
-        raise ValueError(
-            f"{name}={given!r}: one number is needed, as model.forward takes it (of a pipeline's level k: "
-            "pipe.schedule.network_level(torch.tensor([[k]])))"
-        )
-    return level.float()
+def _timestep(model: HookedVideoDiT, level: Any, name: str) -> Shaped[torch.Tensor, " level"]:
+    """What the network is fed at one noise level, `[1]`."""
+    found = model.timestep(level, name).flatten()
+    if len(found) != 1:
+        raise ValueError(f"{name} holds {len(found)} numbers; one share of noise is needed")
+    return found
 
 
 def unseen(model: HookedVideoDiT, layer: int, displacement: Any) -> str:

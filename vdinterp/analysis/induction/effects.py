@@ -166,8 +166,7 @@ def _copied(task: Task, level: float, heads: Sequence[Head], lag: int, sweeps: S
     at = last - lag
     other = at + 1 if at + 1 < last - 1 else max(0, at - 2)
     direction = noised.latents[clips, at] - noised.latents[clips, other]
-    given = {name: value[clips] for name, value in noised.inputs(level, slice(0, len(task.repeats))).items()}
-    case = sweep.Case(runs={"base": sweep.Inputs(**given)}, base="base", about={"direction": direction})
+    case = sweep.Case(runs={"base": noised.inputs(level, clips)}, base="base", about={"direction": direction})
     trials = [
         sweep.Trial(interventions=(_seeing(seen, last, head),), label={"head": str(head), "seen": seen})
         for head in heads
@@ -267,7 +266,7 @@ def on_successor(
     cases = [
         sweep.Case(
             runs={
-                run: sweep.Inputs(**task.noised(twin).inputs(level, clips))
+                run: task.noised(twin).inputs(level, clips)
                 for run, twin in (("base", None), *((twin, twin) for twin in twins))
             },
             base="base",

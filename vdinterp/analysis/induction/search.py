@@ -26,7 +26,6 @@ from vdinterp.analysis.induction.verdict import FIXED, Evidence, Finding, findin
 from vdinterp.analysis.stimulus.noised_clips import check_levels, checkpoint, weights_id
 from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, cue_of, lags_of, make_repeats
-from vdinterp.diffusion import level_to_k
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
 from vdinterp.store import Ledger
@@ -302,16 +301,13 @@ class _Search:
         columns = ["sender", "receiver", "part", "displacement", "score", "baseline", "beyond", "z"]
         if undetermined(self.pipe.model):
             return pd.DataFrame(columns=columns)
-        noisy = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
-        network = self.pipe.schedule.network_level
-        clean, dirty = (network(torch.tensor([[k]])) for k in (-1, noisy))
         parts: tuple[Part, ...] = ("k", "q")
         lags = lags_of(self.n_frames)
         pairs = [(one, other) for one in senders for other in named if one[0] < other[0]]
         rows = []
         for (sender, receiver), part, lag in product(pairs, parts, (0, lags[0], lags[-1])):
             found = composition(
-                self.pipe.model, sender, receiver, part, noise_level=clean, query_level=dirty,
+                self.pipe.model, sender, receiver, part, noise_level=0, query_level=level,
                 displacement=(-lag, 0, 0),
             )  # fmt: skip
             names = {"sender": f"{sender[0]}.{sender[1]}", "receiver": f"{receiver[0]}.{receiver[1]}"}

@@ -71,7 +71,9 @@ class Task:
         if twin not in self._noised:
             video = self.repeats.video if twin is None else self.repeats.twins[twin]
             clips = Clips(kind=f"{self.design} repeats" + (f", {twin}" if twin else ""), video=video)
-            self._noised[twin] = NoisedClips(self.pipe, clips, levels=self.levels, seed=self.seed, batch=self.batch)
+            self._noised[twin] = NoisedClips(
+                self.pipe, clips, noise_levels=self.levels, seed=self.seed, batch=self.batch
+            )
         return self._noised[twin]
 
     @cached_property
@@ -95,7 +97,7 @@ class Task:
         noised, layers, parts = self.noised(twin), self.pipe.model.cfg.n_layers, []
         for clips in noised.batches:
             with self.pipe.model.record(["frame_mass"]) as recording:
-                x0 = self.pipe.denoise(**noised.inputs(level, clips))[:, -1].float().cpu()
+                x0 = self.pipe.denoise(*noised.inputs(level, clips))[:, -1].float().cpu()
             if not bool(x0.isfinite().all()):
                 raise ValueError(
                     f"{self.pipe.model.cfg.model_name} predicts NaN or infinity at noise level {level:g} on "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
-from vdinterp.diffusion import level_to_k, split_prediction
+from vdinterp.diffusion import split_prediction
 from vdinterp.models import HookedVideoDiT
 from vdinterp.models.stream import Carry, modulations
 from vdinterp.pipeline import VideoDiffusion
@@ -50,7 +51,7 @@ def write_directions(
     pipe = source if isinstance(source, VideoDiffusion) else source.pipe
     if isinstance(source, NoisedClips) and level not in source.levels:
         raise ValueError(f"level {level}: these clips are noised at {', '.join(f'{one:g}' for one in source.levels)}")
-    if not 0 < level <= 1:
+    if not isinstance(level, Real) or isinstance(level, bool) or not 0 < level <= 1:
         raise ValueError(f"level {level}: noise levels are in (0, 1]")
     layer = layers_with_mlp(pipe.model, [layer])[0]
     if isinstance(source, VideoDiffusion):
@@ -105,7 +106,7 @@ def directions(
     written = carry.wrote(place, _double(model.sublayer_at(place).W_out))
     found = carry.enter(FINAL_LAYER, carry.carry(written, place, FINAL_LAYER))
     values = found @ _double(model.final.weights[0]).T
-    signal, sigma = pipe.schedule.coefficients(torch.tensor(max(0, level_to_k(level, len(pipe.schedule)))))
+    signal, sigma = pipe.schedule.coefficients(pipe.schedule.k(level))
     x0, _ = split_prediction(pipe.diffusion.objective, values, torch.zeros_like(values), signal.cpu(), sigma.cpu())
     _, patch_h, patch_w = model.cfg.patch_size
     return rearrange(x0, INSIDE[model.cfg.unpatch_order], p=patch_h, q=patch_w).float()
@@ -121,8 +122,7 @@ def _names(model: HookedVideoDiT) -> list[Site]:
 
 def _held_without_clips(pipe: VideoDiffusion, level: float) -> dict[Site, torch.Tensor]:
     """Gates and scales of a frame at a noise level, without action; they do not depend on what it shows."""
-    k = torch.tensor([[max(0, level_to_k(level, len(pipe.schedule)))]])
-    known = modulations(pipe.model, pipe.schedule.network_level(k)[0])
+    known = modulations(pipe.model, pipe.timestep(torch.tensor([level])))
     return {site: _double(value[0]) for site, value in known.items()}
 
 

@@ -137,7 +137,7 @@ def edge_attribution(
             total = torch.zeros(())
             for step in range(n_steps):
                 at = 0.0 if n_steps == 1 else (step + 0.5) / n_steps
-                shape = (len(runs[base]),)
+                shape = (runs[base].n_clips,)
                 weights = {edge: torch.full(shape, at, requires_grad=True) for edge in graph.edges}
                 edges: dict[str, dict[str, torch.Tensor]] = {}
                 for (sender, receiver), weight in weights.items():
@@ -263,4 +263,4 @@ class _Kept:
         if not outside:
             return self.whole
         with self.pair.model.intervene(PatchEdges(outside, source=self.means)):
-            return self.pair.denoiser.denoise(**self.inputs.repeated(1))
+            return self.pair.denoiser.denoise(*self.inputs)

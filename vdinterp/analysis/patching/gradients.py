@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,11 +39,13 @@ class GradientPass:
 
         def run() -> torch.Tensor:
             with pair.model.hooks([*keep, *hooks]):
-                return metric(pair.denoiser.denoise(**inputs.repeated(1)), compare)
+                return metric(pair.denoiser.denoise(*inputs), compare)
 
         self.value = of_activations_only(pair.model.parameters(), run)
-        if self.value.shape != (len(inputs),):
-            raise ValueError(f"the metric gave {list(self.value.shape)}; one number a clip is needed, [{len(inputs)}]")
+        if self.value.shape != (inputs.n_clips,):
+            raise ValueError(
+                f"the metric gave {list(self.value.shape)}; one number a clip is needed, [{inputs.n_clips}]"
+            )
         if not self.value.requires_grad:
             raise ValueError(
                 "the metric does not depend on x0 by anything that has a gradient; exact patching needs none"
@@ -68,10 +69,10 @@ def untouched(
         for run, inputs in runs.items():
             if names.get(run):
                 with pair.model.record(list(names[run])) as recording:
-                    x0[run] = pair.denoiser.denoise(**inputs.repeated(1))
+                    x0[run] = pair.denoiser.denoise(*inputs)
                 caches[run] = recording[0]
             else:
-                x0[run] = pair.denoiser.denoise(**inputs.repeated(1))
+                x0[run] = pair.denoiser.denoise(*inputs)
     like = x0["clean"]
     compare = Pair(
         clean=like, corrupted=x0["corrupted"], truth=pair.clean[clips].to(like),
@@ -86,7 +87,7 @@ def between(one: Inputs, other: Inputs, share: float) -> Inputs:
     for name in ("noisy", "cond"):
         start, end = getattr(one, name), getattr(other, name)
         moved[name] = start if start is None or end is None else start + share * (end - start)
-    return replace(one, **moved)
+    return one._replace(**moved)
 
 
 def batches(pair: Contrast) -> list[slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -212,9 +212,9 @@ def latents(noised: NoisedClips, samples: Samples, level: float | None, seen: Se
 def _latents(noised: NoisedClips, samples: Samples, level: float | None, seen: Seen) -> Iterator[np.ndarray]:
     _, patch_h, patch_w = noised.model.cfg.patch_size
     for clips in noised.batches:
-        given = {"noisy": noised.latents[clips]} if level is None else noised.inputs(level, clips)
+        noisy, _, cond = (noised.latents[clips], None, None) if level is None else noised.inputs(level, clips)
         patches = rearrange(
-            given["noisy"].float(),
+            noisy.float(),
             "batch frame channel (row p) (col q) -> batch frame (channel p q) row col",
             p=patch_h,
             q=patch_w,
@@ -223,18 +223,18 @@ def _latents(noised: NoisedClips, samples: Samples, level: float | None, seen: S
         if seen != "own":
             found = around(patches)
         if seen == "earlier":
-            found = torch.cat([found, around(patches, 2, 2), *_told(patches, _actions(noised, given))], 2)
+            found = torch.cat([found, around(patches, 2, 2), *_told(patches, _actions(noised, cond))], 2)
         yield samples.take(_tokens(found), clips, noised.n_frames)
 
 
-def _actions(noised: NoisedClips, given: Mapping[str, Any]) -> torch.Tensor | None:
+def _actions(noised: NoisedClips, cond: Any) -> torch.Tensor | None:
     """`[batch frame k]`: the actions the model is given, without the numbers that are the same in all clips."""
-    if "cond" not in given:
+    if cond is None:
         return None
     action = noised.clips.action
     assert action is not None
     changes = (action[:, : noised.n_frames].flatten(0, 1).std(0) > 0).nonzero()[:, 0]
-    return given["cond"].float()[..., changes]
+    return cond.float()[..., changes]
 
 
 def _told(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.interventions import Ablate, Intervention
 from vdinterp.site import Site
-from vdinterp.sweep import Case, Inputs, Moment, Trial, run
+from vdinterp.sweep import Case, Moment, Trial, run
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -44,7 +44,7 @@ def cases_of(
     """One case a batch of clips, its run called "base". `variance`: the unit of errors (default: the clips' own)."""
     return [
         Case(
-            runs={"base": Inputs(**noised.inputs(level, clips))},
+            runs={"base": noised.inputs(level, clips)},
             base="base",
             first_clip=clips.start,
             label=label or {},

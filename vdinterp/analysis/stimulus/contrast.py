@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from vdinterp.analysis.stimulus.latents import latents_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, check_levels
@@ -15,7 +15,7 @@ from vdinterp.analysis.stimulus.reliability import Reliability
 from vdinterp.checks.counts import check_count, check_indices, check_seed
 from vdinterp.data import Clips
 from vdinterp.data.clips import say_cut
-from vdinterp.diffusion import SeededNoise, level_to_k
+from vdinterp.diffusion import SeededNoise
 from vdinterp.models import HookedVideoDiT
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.sweep import Case, Inputs, ModelOnly, Trajectory
@@ -23,7 +23,7 @@ from vdinterp.words.wording import listing
 
 Direction = Literal["denoising", "noising"]
 Region = Sequence[int] | Mapping[str, Sequence[int]] | torch.Tensor
-Levels = float | Sequence[float] | Sequence[int] | torch.Tensor
+Levels = float | Sequence[float] | torch.Tensor
 
 
 def check_direction(direction: Any) -> None:
@@ -40,8 +40,8 @@ class Contrast:
             are (and whose inputs are taken as already noised).
         clean, corrupted: `Clips`, latents `[batch frame channel height width]`, or `NoisedClips` of both.
         noise_levels: one or several shares in (0, 1], at which the frames after `n_context` are noised (default: all
-            but the last are clean); or integers `[frame]` or `[batch frame]`, -1 for clean frames. Left out with
-            `NoisedClips`, and with `steps`.
+            but the last are clean); or a tensor of them, `[frame]` or `[batch frame]`, 0 for clean frames. Left out
+            with `NoisedClips`, and with `steps`.
         steps: compare whole trajectories of that many denoising steps instead, generated after `n_context` frames;
             `sampling`: further arguments of `pipe.sample`, such as `guidance`.
         cond, corrupted_cond: actions of either run (default: the clips' own; the clean run's).
@@ -130,7 +130,7 @@ class Contrast:
 
     def inputs(self, clips: slice, level: Any) -> dict[str, Inputs]:
         """Both runs' forward pass for some clips at one noise level."""
-        k = self.levels[level][clips]
+        noise_levels = self.levels[level][clips]
         runs = {}
         for name, latents, cond in (
             ("clean", self.clean, self.cond),
@@ -138,8 +138,8 @@ class Contrast:
         ):
             noisy = latents[clips]
             if self.pipe is not None:
-                noisy = self.pipe.add_noise(noisy, k, self.noise[clips])
-            runs[name] = Inputs(noisy=noisy, noise_levels=k, cond=None if cond is None else cond[clips])
+                noisy = self.pipe.add_noise(noisy, noise_levels, self.noise[clips])
+            runs[name] = Inputs(noisy, noise_levels, None if cond is None else cond[clips])
         return runs
 
     def _case(self, clips: slice, level: Any, base: str) -> Case:
@@ -203,9 +203,8 @@ class Contrast:
             return Reliability(model=name)
         truth, errors = self.clean[few, n:], {}
         for level in self.levels:
-            given = self.inputs(few, level)["clean"]
             with torch.no_grad():
-                x0 = self.pipe.denoise(given.noisy, given.noise_levels, cond=given.cond)[:, n:].float().cpu()
+                x0 = self.pipe.denoise(*self.inputs(few, level)["clean"])[:, n:].float().cpu()
             errors[f"noise level {level:g}"] = float((x0 - truth).square().mean()) / self.variance
         still = float((self.clean[few, n - 1 : n] - truth).square().mean()) / self.variance if n else None
         return Reliability(
@@ -243,32 +242,24 @@ class Contrast:
                 + (f"one action a frame, {list(wanted)}" if self.model.cfg.d_action else "no actions")
             )
 
-    def _levels(self, given: Any) -> dict[Any, Int[torch.Tensor, "batch frame"]]:
-        """Integer levels of every frame, by what they are called."""
+    def _levels(self, given: Any) -> dict[Any, Float[torch.Tensor, "batch frame"]]:
+        """Noise levels of every frame, by what they are called."""
         shape = tuple(self.clean.shape[:2])
-        if isinstance(given, (bool, int)):
-            raise ValueError(f"noise_levels={given!r}: give a share in (0, 1] or a level for every frame")
         if isinstance(given, float):
             given = (given,)
-        if not isinstance(given, torch.Tensor | Sequence) or isinstance(given, str | bytes):
-            raise ValueError(f"noise_levels={given!r}: give a share in (0, 1], several, or a level for every frame")
-        if not isinstance(given, torch.Tensor) and all(isinstance(level, float) for level in given):
-            if self.pipe is None:
-                raise ValueError("shares of the noise need the pipeline; a bare model takes a level for every frame")
-            check_levels(given)
-            found = {}
-            for level in given:
-                k = torch.full(shape, -1)
-                k[:, self.n_context :] = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
-                found[level] = k
-            return found
-        k = torch.as_tensor(given)
-        if tuple(k.shape) not in (shape, shape[1:]):
-            raise ValueError(f"noise_levels {list(k.shape)}: a level for every frame is needed, {list(shape)}")
-        k = k.expand(shape)
-        if self.pipe is not None:
-            self.pipe.schedule.check_levels(k)
-        return {"given": k}
+        if isinstance(given, torch.Tensor):
+            if tuple(given.shape) not in (shape, shape[1:]):
+                raise ValueError(f"noise_levels {list(given.shape)}: a level for every frame is needed, {list(shape)}")
+            self.model.timestep(given)
+            return {"given": given.float().expand(shape)}
+        if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+            raise ValueError(
+                f"noise_levels={given!r}: give a share in (0, 1], several, or a tensor with a level for every frame"
+            )
+        if self.pipe is None:
+            raise ValueError("noise is added by the pipeline; a bare model takes a tensor with a level for every frame")
+        check_levels(given, self.pipe)
+        return {level: (torch.arange(shape[1]) >= self.n_context).expand(shape) * level for level in given}
 
     def _region(self, region: Region | None) -> Bool[torch.Tensor, "batch frame 1 height width"]:
         batch, frames, _, height, width = self.clean.shape
@@ -295,7 +286,7 @@ class Contrast:
     def _noised(self) -> Bool[torch.Tensor, "batch frame"]:
         """Frames that a run has to find: noised at any level, or generated."""
         if self.steps is None:
-            noised = torch.stack([k >= 0 for k in self.levels.values()]).any(0)
+            noised = torch.stack([levels > 0 for levels in self.levels.values()]).any(0)
             return noised if self.pipe is not None else torch.ones_like(noised)
         return (torch.arange(self.clean.shape[1]) >= self.n_context).expand(len(self), -1)
 

@@ -17,13 +17,14 @@ from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.checks.counts import check_count, check_seed
 from vdinterp.data import Clips
 from vdinterp.data.clips import say_cut
-from vdinterp.diffusion import SeededNoise, level_to_k
+from vdinterp.diffusion import SeededNoise
 from vdinterp.interventions import Intervention
 from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
 from vdinterp.store import fingerprint
+from vdinterp.sweep import Inputs
 from vdinterp.words.wording import plural
 
 log = logging.getLogger("vdinterp")
@@ -32,13 +33,13 @@ log = logging.getLogger("vdinterp")
 class NoisedClips:
     """Clips whose first `n_context` frames are clean and whose other frames, the target, are at one noise level.
 
-    >>> noised = NoisedClips(pipe, clips, levels=(0.3, 0.6, 0.9))
+    >>> noised = NoisedClips(pipe, clips, noise_levels=(0.3, 0.6, 0.9))
     >>> vd.analysis.frame_mass(noised).plot()
 
     Args:
         pipe: the model. `clips`: with actions where the model takes them (else it runs without, and a warning is
             logged once).
-        levels: noise levels in (0, 1] (shares of the model's number of levels), each measured apart.
+        noise_levels: shares of noise in (0, 1], each measured apart.
         n_context: clean frames; default all but the last. 0 noises every frame.
         seed: of the noise; a clip has the same noise at every level and under every intervention.
         batch: clips a forward pass.
@@ -51,11 +52,14 @@ class NoisedClips:
         pipe: VideoDiffusion,
         clips: Clips,
         *,
-        levels: Sequence[float] = (0.9,),
+        noise_levels: Sequence[float] = (0.9,),
         n_context: int | None = None,
         seed: int = 0,
         batch: int = 16,
+        **old: Any,
     ) -> None:
+        for name in old:
+            raise TypeError(f"{name}=: NoisedClips takes noise_levels, n_context, seed and batch")
         if not isinstance(pipe, VideoDiffusion) or not isinstance(clips, Clips):
             raise ValueError(
                 "NoisedClips takes a pipeline and clips (vd.load(..), vd.data.make_clips(..)), got "
@@ -67,11 +71,11 @@ class NoisedClips:
         self.n_context = self.n_frames - 1 if n_context is None else n_context
         check_fit(pipe, clips, self.n_context)
         say_cut(clips.n_frames, self.n_frames, pipe.model.cfg.model_name)
-        check_levels(levels)
+        check_levels(noise_levels, pipe)
         check_count("batch", batch)
         check_seed(seed)
         self.pipe, self.clips, self.seed, self.batch = pipe, clips, seed, batch
-        self.levels = tuple(float(level) for level in levels)
+        self.levels = tuple(float(level) for level in noise_levels)
         if clips.n_frames > self.n_frames:
             log.info(
                 "of %d frames of the clips the first %d are used, as many as %s takes",
@@ -147,7 +151,7 @@ class NoisedClips:
         if unit:
             for level in self.levels:
                 with torch.no_grad():
-                    x0 = self.pipe.denoise(**self.inputs(level, few))[:, n:].float().cpu()
+                    x0 = self.pipe.denoise(*self.inputs(level, few))[:, n:].float().cpu()
                 errors[f"noise level {level:g}"] = float(self._distance(x0, latents[:, n:]).mean())
             still = float(self._distance(latents[:, n - 1 : n], latents[:, n:]).mean()) if n else None
         video = self.clips.video
@@ -180,23 +184,23 @@ class NoisedClips:
 
     # Forward passes
 
-    def inputs(self, level: float, clips: slice = slice(None)) -> dict[str, Any]:
-        """`noisy`, `noise_levels` and, where there are actions, `cond`: plain tensors, as `pipe.denoise` takes them.
+    def inputs(self, level: float, clips: slice | torch.Tensor = slice(None)) -> Inputs:
+        """`(noisy, noise_levels, cond)`: plain tensors, as `pipe.denoise` takes them; `cond` None without actions.
 
-        >>> x0 = pipe.denoise(**noised.inputs(0.9))
+        >>> x0 = pipe.denoise(*noised.inputs(0.9))
 
         Raises ValueError for a level that is none of `levels`.
         """
         if level not in self.levels:
             raise ValueError(f"level {level} is none of {self.levels}")
         latents = self.latents[clips]
-        k = torch.full(latents.shape[:2], -1)
-        k[:, self.n_context :] = max(0, level_to_k(level, self.pipe.diffusion.n_levels))
-        given: dict[str, Any] = {"noisy": self.pipe.add_noise(latents, k, self.noise[clips]), "noise_levels": k}
-        if self.has_actions:
-            assert self.clips.action is not None
-            given["cond"] = self.clips.action[clips, : self.n_frames]
-        return given
+        noise_levels = torch.zeros(latents.shape[:2])
+        noise_levels[:, self.n_context :] = level
+        action = self.clips.action if self.has_actions else None
+        return Inputs(
+            self.pipe.add_noise(latents, noise_levels, self.noise[clips]), noise_levels,
+            None if action is None else action[clips, : self.n_frames],
+        )  # fmt: skip
 
     @property
     def batches(self) -> list[slice]:
@@ -209,10 +213,10 @@ class NoisedClips:
     @torch.no_grad()
     def cache(self, level: float, names: Names | None = None, clips: slice = slice(None)) -> ActivationCache:
         """The activations of all clips, or of some, in one pass; `names` as of `run_with_cache`."""
-        given = self.inputs(level, clips)
-        k = self.pipe.schedule.network_level(given.pop("noise_levels").to(self.pipe.device))
-        noisy = given.pop("noisy").to(device=self.pipe.device, dtype=self.pipe.dtype)
-        return self.model.run_with_cache(noisy, k, **given, names=names)[1]
+        noisy, noise_levels, cond = self.inputs(level, clips)
+        timestep = self.pipe.timestep(noise_levels.to(self.pipe.device))
+        noisy = noisy.to(device=self.pipe.device, dtype=self.pipe.dtype)
+        return self.model.run_with_cache(noisy, timestep, cond, names=names)[1]
 
     def caches(self, level: float, names: Names | None) -> Iterator[ActivationCache]:
         """The activations of one batch of clips after the other."""
@@ -242,7 +246,7 @@ class NoisedClips:
     def x0(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, "clip frame channel height width"]:
         """The estimate of the clean target frames."""
         with self.model.intervene(*interventions):
-            made = [self.pipe.denoise(**self.inputs(level, clips)) for clips in self._passes(level)]
+            made = [self.pipe.denoise(*self.inputs(level, clips)) for clips in self._passes(level)]
         return torch.cat([part[:, self.n_context :].float().cpu() for part in made])
 
     def x0_error(self, level: float, *interventions: Intervention) -> Float[torch.Tensor, " clip"]:
@@ -282,7 +286,9 @@ def on_noised_clips(analysis: Callable[Given, Returned]) -> Callable[Given, Retu
 def check_noised(noised: Any) -> None:
     """Raise `ValueError` for anything but NoisedClips."""
     if not isinstance(noised, NoisedClips):
-        raise ValueError(f"noised is {type(noised).__name__}; give vd.NoisedClips(pipe, clips, levels=(0.3, 0.9))")
+        raise ValueError(
+            f"noised is {type(noised).__name__}; give vd.NoisedClips(pipe, clips, noise_levels=(0.3, 0.9))"
+        )
 
 
 def checkpoint(pipe: VideoDiffusion) -> dict[str, Any]:
@@ -302,8 +308,8 @@ def _warn_without_actions(model_name: str) -> None:
     log.warning("%s takes actions and these clips have none: it runs without", model_name)
 
 
-def check_levels(levels: Sequence[float]) -> None:
-    """Raise `ValueError` unless there are noise levels, in (0, 1], each once."""
+def check_levels(levels: Sequence[float], pipe: VideoDiffusion | None = None) -> None:
+    """Raise `ValueError` unless there are noise levels, in (0, 1], each once; none that is clean to the model."""
     if not isinstance(levels, Sequence):
         raise ValueError(f"levels is {levels!r}; give a list or tuple of noise levels, for example ({levels!r},)")
     if any(isinstance(level, bool) or not isinstance(level, Real) for level in levels):
@@ -312,6 +318,10 @@ def check_levels(levels: Sequence[float]) -> None:
         whole = any(isinstance(level, int) and level > 1 for level in levels)
         hint = "; of a model with K levels, level k is the share (k + 1) / K" if whole else ""
         raise ValueError(f"levels are noise levels in (0, 1], at least one, each once; got {tuple(levels)}{hint}")
+    if pipe is not None and (clean := [level for level in levels if int(pipe.schedule.k(level)) < 0]):
+        raise ValueError(
+            f"noise level {clean[0]:g} is clean to {pipe.model.cfg.model_name}, of {len(pipe.schedule)} levels"
+        )
 
 
 def check_fit(pipe: VideoDiffusion, clips: Clips, n_context: int, what: str = "clips") -> None:

@@ -98,7 +98,7 @@ def direct_attribution(
 ) -> DirectAttribution:
     """Split the prediction over patch embedding, every head, every MLP and every bias.
 
-    >>> pred, cache = pipe.model.run_with_cache(noisy, noise_levels)
+    >>> pred, cache = pipe.model.run_with_cache(noisy, pipe.timestep(noise_levels))
     >>> vd.direct_attribution(pipe, cache, frames=[15]).plot()
 
     Exact: everything after a component that is not another component is linear once LayerNorm's scales are held at what

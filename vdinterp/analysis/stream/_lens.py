@@ -137,7 +137,7 @@ def lens(
 ) -> LensResult:
     """Read the stream before every block as if it were the last (nostalgebraist 2020, "logit lens").
 
-    >>> pred, cache = pipe.model.run_with_cache(noisy, noise_levels)
+    >>> pred, cache = pipe.model.run_with_cache(noisy, pipe.timestep(noise_levels))
     >>> vd.lens(pipe, cache).plot()
 
     The final layer, with its modulation at the run's noise levels and LayerNorm statistics of the stream it is given,

@@ -18,14 +18,12 @@ from vdinterp.site import Site
 __all__ = ["ModulationAtlas", "modulation_atlas"]
 
 N_LEVELS = 41
-LAST_LEVEL = 999  # of the usual 1000 discrete ones
-LOG_SNR = 15 / 8  # largest level of published continuous networks, which receive log-SNR / 8
 OFF_COLUMNS = ["site", "from_level", "to_level", "lowest", "maximum", "maximum_level"]
 
 
 def modulation_atlas(
     model: HookedVideoDiT,
-    noise_levels: Shaped[torch.Tensor, " level"] | Sequence[int | float] | None = None,
+    noise_levels: Shaped[torch.Tensor, " level"] | Sequence[float] | None = None,
     cond: Float[torch.Tensor, "action d_action"] | None = None,
 ) -> ModulationAtlas:
     """Shift, scale and gate of every sublayer as functions of the noise level and of the action, from weights alone.
@@ -38,9 +36,7 @@ def modulation_atlas(
     side; -1 to 1, 1 if they are the same.
 
     Args:
-        noise_levels: as `model.forward` takes them (of a pipeline's levels: `pipe.schedule.network_level(k)`).
-            Default: 41 whole ones from 0 to 999; for networks with Fourier embedding, which receive scaled log-SNRs,
-            41 from -15/8 to 15/8 (the published ones; the model itself does not know its range).
+        noise_levels: shares in [0, 1]; default 41 of the model's own, from its lowest to 1.
         cond: actions to look at, one a row. Default: each alone (one-hot), for models that take any. "none" is what
             `cond=None` gives in a forward pass.
 
@@ -50,16 +46,16 @@ def modulation_atlas(
     grid are not looked at.
     Source: AdaLN-Zero (Peebles & Xie 2022, arXiv 2212.09748), whose gates start at 0.
 
-    Raises ValueError for anything but a model, levels that are no finite numbers, and actions that do not fit it.
+    Raises ValueError for anything but a model, levels that are no shares, and actions that do not fit it.
     """
     check_model(model)
-    cfg = model.cfg
     levels = _grid(model, noise_levels)
     actions = _actions(model, cond)
-    plain = _by_site(modulations(model, levels))
+    timestep = model.timestep(levels)
+    plain = _by_site(modulations(model, timestep))
     rows = [_rows(plain, plain, levels, NONE)]
     for name, action in actions.items():
-        given = modulations(model, levels, action.expand(len(levels), -1))
+        given = modulations(model, timestep, action.expand(len(levels), -1))
         rows.append(_rows(_by_site(given), plain, levels, name))
     stacked = torch.cat([value.double() for value in plain.values()], 1)
     stacked = stacked / stacked.norm(dim=1, keepdim=True)  # NaN where nothing is modulated, as before any training
@@ -68,7 +64,7 @@ def modulation_atlas(
     return ModulationAtlas(
         table=pd.concat(rows, ignore_index=True), depth=depth, off=off,
         similarity=(stacked @ stacked.T).clamp(-1, 1).float(), levels=tuple(levels.tolist()),
-        continuous=cfg.noise_embed == "fourier", meta={"model": cfg.model_name},
+        meta={"model": model.cfg.model_name},
     )  # fmt: skip
 
 
@@ -126,22 +122,14 @@ def _depth(
 def _grid(model: HookedVideoDiT, given: Any) -> Float[torch.Tensor, " level"]:
     """The noise levels, ascending."""
     if given is None:
-        if model.cfg.noise_embed == "fourier":
-            return torch.linspace(-LOG_SNR, LOG_SNR, N_LEVELS)
-        last = LAST_LEVEL if model.n_levels is None else model.n_levels - 1
-        return torch.linspace(0, last, N_LEVELS).round().unique()
-    try:
-        levels = torch.as_tensor(given).detach().cpu().flatten()
-    except (TypeError, ValueError, RuntimeError):
-        levels = torch.zeros(0)
-    are_numbers = len(levels) and levels.dtype != torch.bool and not levels.is_complex()
-    if not are_numbers or not bool(levels.isfinite().all()):
-        raise ValueError(
-            f"noise_levels={given!r}: finite numbers are needed, as model.forward takes them, for example "
-            "range(0, 1000, 50); of a pipeline's levels k: pipe.schedule.network_level(k)"
-        )
-    model.check_noise_levels(levels)
-    return levels.float().unique()
+        model.timestep(0.0)  # raises for a model that does not know its own
+        own = torch.linspace(0, len(model.schedule) - 1, N_LEVELS).round().long().unique()
+        return model.schedule.level(own).double().round(decimals=6)
+    model.timestep(given)
+    levels = torch.as_tensor(given, dtype=torch.double).detach().cpu().flatten()
+    if not len(levels):
+        raise ValueError("noise_levels is empty; give shares in [0, 1], for example (0.3, 0.6, 0.9)")
+    return levels.unique()
 
 
 def _actions(model: HookedVideoDiT, cond: Any) -> dict[str, torch.Tensor]:

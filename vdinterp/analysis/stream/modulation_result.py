@@ -39,7 +39,6 @@ class ModulationAtlas(Result):
     off: pd.DataFrame
     similarity: Float[torch.Tensor, "level level"]
     levels: tuple[float, ...]
-    continuous: bool
 
     def values(self, part: str = "gate", action: str = NONE) -> pd.DataFrame:
         """Root mean square of "gate", "scale" or "shift" over channels, sites down and levels across."""
@@ -74,9 +73,7 @@ class ModulationAtlas(Result):
 
     def plot(self) -> dict[str, go.Figure]:
         """Gates and scales by sublayer and level, effective depth, similarity of levels, and the effect of actions."""
-        across = "noise level as the network receives it"
-        if self.continuous:
-            across += " (log-SNR: less noise to the right)"
+        across = "noise level"
         names, figures = [f"{level:g}" for level in self.levels], {}
         units = {"gate": "gate, root mean square", "scale": "scale, root mean square"}
         for part, unit in units.items():

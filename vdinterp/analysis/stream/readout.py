@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -62,7 +61,8 @@ class Readout:
         """ " at noise level 0.9" where the chosen frames share one, else nothing: for titles."""
         if self.pipe is None:
             return ""
-        levels = levels_of(self.pipe, self.cache.inputs["noise_levels"][:, self.frames])
+        schedule = self.pipe.schedule
+        levels = schedule.level(schedule.k_of(self.cache.inputs["timestep"][:, self.frames]))
         return f" at noise level {float(levels[0, 0]):.2g}" if bool((levels == levels[0, 0]).all()) else ""
 
     # The linear map and its constant
@@ -142,21 +142,6 @@ class Readout:
 
     def _x0(self, pred: Latents, given: Latents) -> Latents:
         assert self.pipe is not None
-        signal, sigma = amplitudes_at(self.pipe, self.cache.inputs["noise_levels"][:, self.frames])
+        schedule = self.pipe.schedule
+        signal, sigma = schedule.coefficients(schedule.k_of(self.cache.inputs["timestep"][:, self.frames]))
         return split_prediction(self.pipe.diffusion.objective, pred, given, signal, sigma)[0]
-
-
-def amplitudes_at(pipe: VideoDiffusion, network_levels: torch.Tensor) -> tuple[Any, Any]:
-    """Signal and noise amplitudes of frames, from the levels that the network was given."""
-    return pipe.schedule.coefficients(_integers(pipe, network_levels))
-
-
-def levels_of(pipe: VideoDiffusion, network_levels: torch.Tensor) -> torch.Tensor:
-    """Noise levels as shares in (0, 1], from what the network was given (a clean frame counts as its first level)."""
-    return (_integers(pipe, network_levels) + 1) / len(pipe.schedule)
-
-
-def _integers(pipe: VideoDiffusion, network_levels: torch.Tensor) -> torch.Tensor:
-    levels = torch.arange(len(pipe.schedule), device=network_levels.device)
-    known = pipe.schedule.network_level(levels[None])[0]
-    return (network_levels.unsqueeze(-1).double() - known.double()).abs().argmin(-1)
