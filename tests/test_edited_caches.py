@@ -153,3 +153,17 @@ def test_resumed_runs(kind: str) -> None:
     with pytest.raises(ValueError, match=r"blocks\.1\.hook_attn_out in this run \(or the call was given it\)"):
         recording[0].head_results(1)
     assert not whole.edited
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", ["mod.shift", "mod.scale", "ln.scale", "in", "ln.normalized"])
+def test_the_final_layer(kind: str, what: str) -> None:
+    model, site = tiny_model(kind), Site(None, "final", what)
+    cache = run(model, [(site, towards)])
+    if what in ("in", "ln.normalized"):
+        with pytest.raises(ValueError, match=f"a hook changed {site}"):
+            vd.direct_attribution(model, cache)
+    else:
+        found = vd.direct_attribution(model, cache)
+        torch.testing.assert_close(found.parts.sum(0), cache["hook_pred"], atol=1e-5, rtol=1e-5)

@@ -398,7 +398,7 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
     as errors are not: those of the last level)."""
     made = []
     for clips in bench.batches:
-        moment = Moment(bench, clips, None if condition.protocol == "sample" else bench.ks[-1])
+        moment = Moment(bench, clips, None if condition.protocol == "sample" else bench.levels[-1])
         given = condition.interventions
         given = given(moment) if callable(given) else given
         if condition.protocol == "sample":
@@ -409,21 +409,20 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
                 ).latents
             )  # fmt: skip
         else:
-            noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], bench.ks[-1])
+            noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], bench.levels[-1])
             with torch.no_grad(), bench.pipe.model.intervene(*given):
                 made.append(bench.pipe.denoise(noisy, levels, **bench.cond(clips)))
     return torch.cat(made)[:, 2:]
 
 
-@pytest.mark.parametrize("kind", ["3d", "space_time"])
-def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "modes"), [("3d", ("zero", "mean", "resample", "frozen")), ("space_time", ("mean",))])
+def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str, modes: Any) -> None:
     """Bitwise, for every condition of the five ablations and every mode; with fewer blocks."""
     blocks: list[int] = []
     bench = small_bench(small_pipe(kind, n_layers=4), levels=(0.9,), batch=2)
     for block in bench.pipe.model.blocks:
         block.register_forward_hook(lambda *_: blocks.append(0))
     conditions = [INTACT, INTACT_DENOISE]
-    modes = ("zero", "mean", "resample", "frozen")
     for part in (few_steps, no_adaln, no_attention, no_mlp):
         conditions += part(bench, modes)
     conditions.append(Condition(ablation="x", variant="both", steps=2, interventions=(vd.Ablate(("mlp_out", 1)),)))

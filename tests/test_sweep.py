@@ -327,7 +327,7 @@ def test_a_metric_may_look_at_activations() -> None:
     (case,) = pair.cases()
     for trial in made:
         with pair.model.record(["z"]) as recording, pair.model.intervene(*trial.interventions):
-            pair.denoiser.denoise(**case.runs["corrupted"].repeated(1))
+            pair.denoiser.denoise(*case.runs["corrupted"])
         for layer, name in enumerate(metrics):
             wanted = recording[0]["z", layer].square().mean((1, 2, 3)).double()
             for one in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,16 +76,9 @@ class Site(str):
         """
         if isinstance(given, Site):
             return given
-        if not isinstance(given, str):
-            return get_act_name(*given)
-        layer, parts = _layer_and_rest(given)
-        inside = ("final",) if layer is None else SUBLAYERS.values()
-        sublayer = parts.pop(0) if parts and parts[0] in inside else None
-        if layer is None and sublayer is None and not parts[-1].startswith("hook_"):
-            return get_act_name(given)
-        what = ".".join([*parts[:-1], *(part.removeprefix("hook_") for part in parts[-1:])])
-        return cls(layer, sublayer, what or None)
+        return _parsed(given) if isinstance(given, str) else get_act_name(*given)
 
+    @lru_cache(maxsize=2**14)  # noqa: B019
     def at(self, what: str) -> Site:
         """Another activation of the same sublayer (or block)."""
         return Site(self.layer, self.sublayer, what)
@@ -124,6 +118,11 @@ class Site(str):
     def template(self) -> str:
         """Its name with `{i}` for the layer, which is the same for all blocks."""
         return self if self.layer is None else self.replace(Site(self.layer), "blocks.{i}", 1)
+
+    @property
+    def component(self) -> str:
+        """What components of its sublayer are called by, or begin with: "1" (heads `1.0`, ..), "cross.1", "mlp.1"."""
+        return {"attn": "", "cross_attn": "cross."}.get(self.sublayer or "", f"{self.sublayer}.") + str(self.layer)
 
     def block(self, n_layers: int) -> int:
         """The block whose evaluation it takes part in; what is before all blocks, or drives all of them, counts as 0,
@@ -182,6 +181,17 @@ def endings(name: str) -> list[str]:
 def count_layers(names: Iterable[str]) -> int:
     """How many blocks there are at least, by the names of what they hold."""
     return max((layer for name in names if (layer := _layer_and_rest(name)[0]) is not None), default=-1) + 1
+
+
+@lru_cache(maxsize=2**14)
+def _parsed(name: str) -> Site:
+    layer, parts = _layer_and_rest(name)
+    inside = ("final",) if layer is None else SUBLAYERS.values()
+    sublayer = parts.pop(0) if parts and parts[0] in inside else None
+    if layer is None and sublayer is None and not parts[-1].startswith("hook_"):
+        return get_act_name(name)
+    what = ".".join([*parts[:-1], *(part.removeprefix("hook_") for part in parts[-1:])])
+    return Site(layer, sublayer, what or None)
 
 
 def _layer_and_rest(name: str) -> tuple[int | None, list[str]]:

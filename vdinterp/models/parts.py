@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from vdinterp.models.stream import Carry, held_in, places
+from vdinterp.models.stream import Carry, held_in, of_tokens, places
 from vdinterp.site import FINAL_LAYER, PATCH_EMBED, POS_EMBED, Site
 
 if TYPE_CHECKING:
@@ -53,15 +53,16 @@ class StreamParts(Mapping[Any, Any]):
         frames = torch.arange(self.grid.n_tokens)[tokens] // self.grid.tokens_per_frame
 
         def run(site: Site) -> torch.Tensor:
-            return self._get(site)[:, tokens if site.what == "ln.scale" else frames]
+            value, of_all = self._get(site), isinstance(tokens, slice) and tokens == slice(None)
+            return value if of_all else value[:, tokens if site.what == "ln.scale" else frames]
 
         model = self._model("The stream")
         return Carry(model, held_in(run, model))
 
     def _parts(self, stop: Site, chosen: Any, neurons: bool = False) -> Iterator[Part]:
         """The parts of the stream that `stop` reads. Checked first against what hooks changed."""
-        model = self._weights("The stream's parts")
-        before = places(model)[: places(model).index(stop)]
+        before = places(self._weights("The stream's parts"))
+        before = before[: before.index(stop)]
         unseen = self.edited & self._unseen(before, stop, neurons)
         if unseen and not self._add_up(before, stop, neurons):
             raise ValueError(
@@ -79,7 +80,8 @@ class StreamParts(Mapping[Any, Any]):
             yield "pos_embed", carry.carry(position[:, chosen], None, stop)
         for place in before:
             if carry.normed and (shift := carry.shift(place)) is not None:
-                yield f"{place.label}.shift", carry.carry(shift.expand_as(first[:, chosen]), place, stop)
+                shift = of_tokens(torch.add, torch.zeros_like(first[:, chosen]), shift)
+                yield f"{place.label}.shift", carry.carry(shift, place, stop)
             for name, part in self._parts_of(carry, place, chosen, neurons):
                 yield name, carry.carry(part, place, stop)
 
@@ -106,8 +108,7 @@ class StreamParts(Mapping[Any, Any]):
             return False
         stream = self._get(key)
         missing = sum(part for _, part in self._all_parts(before, stop, slice(None), neurons)) - stream
-        close = max(1e-5, 8 * torch.finfo(stream.dtype).eps)
-        return bool((missing.norm(dim=-1) <= close * stream.norm(dim=-1)).all())
+        return bool((missing.norm(dim=-1) <= tolerance(stream.dtype, doubted=True) * stream.norm(dim=-1)).all())
 
     def _check_written(self, place: Site, by: str) -> None:
         """Raise `ValueError` where a hook changed what a sublayer adds to the stream after what it is made of."""
@@ -122,23 +123,17 @@ class StreamParts(Mapping[Any, Any]):
     def _parts_of(self, carry: Carry, place: Site, chosen: Any, neurons: bool) -> Iterator[Part]:
         """What a sublayer adds, after its gate: heads and bias, or MLP."""
         if place.sublayer == "mlp" and not neurons:
-            yield f"mlp.{place.layer}", self._get(place.added)[:, chosen]
+            yield place.component, self._get(place.added)[:, chosen]
             return
-        module = carry.model.sublayer_at(place)
-        if place.sublayer == "mlp":
-            made, weight, bias = self._get(place.at("post"))[:, chosen].unsqueeze(-1), module.W_out, module.b_out
-            prefix, rest = f"mlp.{place.layer}", f"mlp.{place.layer}.bias"
-        else:
-            made, weight, bias = self._get(place.at("z"))[:, chosen], module.W_O, module.b_O
-            prefix, rest = (
-                f"cross.{place.layer}" if place.sublayer == "cross_attn" else f"{place.layer}",
-                f"{place.label}.bias",
-            )
+        module, of_mlp = carry.model.sublayer_at(place), place.sublayer == "mlp"
+        made = self._get(place.at("post"))[:, chosen, :, None] if of_mlp else self._get(place.at("z"))[:, chosen]
+        weight, bias = (module.W_out, module.b_out) if of_mlp else (module.W_O, module.b_O)
         for index in range(made.shape[2]):
             output = made[:, :, index] @ weight[index].detach().view(made.shape[-1], -1).to(made.device)
-            yield f"{prefix}.{index}", carry.wrote(place, output)
+            yield f"{place.component}.{index}", carry.wrote(place, output)
         if bias is not None:
-            yield rest, carry.wrote(place, bias.detach().to(made.device).expand(*made.shape[:2], -1))
+            rest = place.component if of_mlp else place.label
+            yield f"{rest}.bias", carry.wrote(place, bias.detach().to(made.device).expand(*made.shape[:2], -1))
 
     # What is asked for
 
@@ -190,6 +185,7 @@ def is_head(name: str) -> bool:
     return name.removeprefix("cross.").replace(".", "", 1).isdigit()
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """How far parts may miss the whole by rounding, as a share of its size."""
-    return max(1e-3, 8 * torch.finfo(dtype).eps)
+def tolerance(dtype: torch.dtype, doubted: bool = False) -> float:
+    """How far parts may miss the whole by rounding, as a share of its size. `doubted`: where a hook may have changed
+    something on the way, so that a small difference is not taken for rounding."""
+    return max(1e-5 if doubted else 1e-3, 8 * torch.finfo(dtype).eps)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Shaped
 
+from vdinterp.models.components.modulation import by_frame
 from vdinterp.site import FINAL_LAYER, Site
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Carry:
     ) -> None:
         self.model, self.held, self.own = model, held, own
         self.normed = model.cfg.residual == "normed"
+        self.places = places(model)
 
     # At one sublayer
 
@@ -71,19 +73,17 @@ class Carry:
 
     def entered(self, place: Site, stream: Part) -> Part:
         """What a whole stream becomes at a sublayer's entrance, with its own LayerNorm statistics, as in a lens."""
-        norm, shift, scale = (
-            self.model.sublayer_at(place).ln,
-            *map(self.held, map(place.at, ("mod.shift", "mod.scale"))),
-        )
+        norm = self.model.sublayer_at(place).ln
+        shift, scale = self.held(place.at("mod.shift")), self.held(place.at("mod.scale"))
         stream = self._times(stream if norm is None else norm.unhooked(stream), None if scale is None else 1 + scale)
-        return stream if shift is None else stream + spread(shift, stream)
+        return stream if shift is None else of_tokens(torch.add, stream, shift)
 
     # From one to another
 
     def way(self, start: Site | None, stop: Site) -> list[Site]:
         """The sublayers whose entrances change what `start` wrote (None: the embedding) before `stop` reads."""
-        order = places(self.model) if self.normed else []
-        return order[0 if start is None else order.index(start) + 1 : order.index(stop)] if order else []
+        order = self.places
+        return order[0 if start is None else order.index(start) + 1 : order.index(stop)] if self.normed else []
 
     def carry(self, part: Part, start: Site | None, stop: Site) -> Part:
         """What `start` wrote, as it is in the stream that `stop` reads."""
@@ -115,7 +115,7 @@ class Carry:
 
     @staticmethod
     def _times(part: Part, value: torch.Tensor | None) -> Part:
-        return part if value is None else part * spread(value, part)
+        return part if value is None else of_tokens(torch.mul, part, value)
 
 
 def held_in(run: Callable[[Site], torch.Tensor], model: HookedVideoDiT) -> Held:
@@ -123,11 +123,10 @@ def held_in(run: Callable[[Site], torch.Tensor], model: HookedVideoDiT) -> Held:
     return lambda site: run(site) if site in model.hook_dict else None
 
 
-def spread(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`[batch frame d_model]` for every token of `like`; what is of tokens, or of all of them, as it is."""
-    if value.ndim < 2 or value.shape[-2] in (1, like.shape[-2]):
-        return value
-    return value.repeat_interleave(like.shape[-2] // value.shape[-2], dim=-2)
+def of_tokens(function: Callable[..., torch.Tensor], part: Part, value: torch.Tensor) -> Part:
+    """`function(part, value)`, with what is `[batch frame d_model]` for every token of its frame."""
+    is_wide = value.ndim < 2 or value.shape[-2] in (1, part.shape[-2])
+    return function(part, value) if is_wide else by_frame(function, part, value)
 
 
 def places(model: HookedVideoDiT) -> list[Site]:

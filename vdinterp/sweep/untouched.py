@@ -17,7 +17,7 @@ from vdinterp.grid import TokenGrid
 from vdinterp.interventions import HookPair, Intervention
 from vdinterp.models import ActivationCache
 from vdinterp.models.hooks import Recorder
-from vdinterp.models.memory import check_fits, readable
+from vdinterp.models.memory import available_memory, check_fits, readable
 from vdinterp.pipeline.sampling import SamplingPlan, make_plan, run_plan
 from vdinterp.sweep.slots import merged
 from vdinterp.sweep.start import Start, acts, base_names, is_computed, kept_starts, nearest, needed_names, resume
@@ -44,12 +44,13 @@ class Wanted:
     def kept(self, starts: Iterable[Start], model: Any, n_clips: int, grid: TokenGrid) -> list[Start]:
         """Where trials can be started from, of all places where some do. Logs, once, if some streams are not kept."""
         every = sorted({start for start in starts if base_names(start, model)})
-        found = kept_starts(every, model, n_clips, self.keep_bytes, grid)
+        n_bytes = min(self.keep_bytes, available_memory(model.device) // 2)
+        found = kept_starts(every, model, n_clips, n_bytes, grid)
         if len(found) < len(every) and not self.said:
             self.said = True
             log.info(
                 "sweep: %s hold the stream at %d of the %d places where trials start; what lies between is computed "
-                "again (keep_bytes= sets how much is kept)", readable(self.keep_bytes), len(found), len(every),
+                "again (keep_bytes= sets how much is kept)", readable(n_bytes), len(found), len(every),
             )  # fmt: skip
         return found
 

@@ -173,7 +173,7 @@ def ablation_effects(
                 replace(case, about={**case.about, "labels": part}) for case, part in zip(cases, parts, strict=True)
             ]
         found = sweep.run(noised.pipe, cases, trials, metrics, engine=engine, **options)
-        errors[f"{level:g}"] = float(rows_of(found.runs, metric="error")["value"].mean())
+        errors[f"{level:g}"] = float(found.untouched("base", "error").mean())
         rises = _rises(found, everyone)
         for neuron in chosen:
             about = {"level": level, "layer": neuron[0], "neuron": neuron[1]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from vdinterp import plotting
+from vdinterp import plotting, sweep
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.patching.edges import Graph, PatchEdges
 from vdinterp.analysis.patching.gradients import GradientPass, batches, untouched
@@ -27,6 +27,7 @@ from vdinterp.words.wording import with_interval
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+KEPT = "strongest"  # of a circuit: its edges
 MOST_DRAWN = 40  # edges of a figure
 
 
@@ -202,21 +203,18 @@ def faithfulness(
         raise ValueError(f"sizes lie in 0..{len(ranked)}, the number of edges given")
     rng = np.random.default_rng(seed)
     draws = [rng.permutation(len(graph.edges)) for _ in range(3)]
-    found: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
-    chance: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
-    for level in pair.levels:
-        means = _means(pair, graph, level)
-        for clips_now in batches(pair):
-            judge = _Kept(pair, graph, means, clips_now, level)
-            for size in sizes:
-                found[size].append(judge(ranked[:size]))
-                at_random = [judge([graph.edges[i] for i in draw[:size]]) for draw in draws]
-                chance[size].append(torch.stack(at_random).mean(0))
+    circuits = {(size, KEPT): ranked[:size] for size in sizes}
+    circuits |= {
+        (size, f"random {n}"): [graph.edges[i] for i in draw[:size]] for n, draw in enumerate(draws) for size in sizes
+    }
+    levels = [_recovered(pair, graph, circuits, level) for level in pair.levels]
+    found = {circuit: torch.cat([level[circuit] for level in levels]) for circuit in circuits}
     rows = []
     for size in sizes:
-        interval = bootstrap_mean(torch.cat(found[size]).double())
+        interval = bootstrap_mean(found[size, KEPT])
+        random = torch.stack([found[size, f"random {n}"] for n in range(len(draws))])
         rows.append({"n_edges": size, "recovered": float(interval.value), "low": float(interval.low),
-                     "high": float(interval.high), "random": float(torch.cat(chance[size]).mean())})  # fmt: skip
+                     "high": float(interval.high), "random": float(random.mean())})  # fmt: skip
     meta = {"model": pair.model.cfg.model_name, "clips": len(pair), "levels": [str(level) for level in pair.levels],
             "edges": len(graph.edges), "seed": seed}  # fmt: skip
     title = f"{pair.model.cfg.model_name}: what circuits of the strongest edges recover"
@@ -234,33 +232,52 @@ def _means(pair: Contrast, graph: Graph, level: Any) -> dict[str, torch.Tensor]:
     return {name: value / len(pair) for name, value in total.items()}
 
 
-class _Kept:
-    """What a circuit recovers on some clips."""
+def _recovered(
+    pair: Contrast, graph: Graph, circuits: Mapping[tuple[int, str], Sequence[tuple[str, str]]], level: Any
+) -> dict[tuple[int, str], torch.Tensor]:
+    """What circuits recover at one noise level, clip by clip; all of it where no edge is left out."""
+    means = _means(pair, graph, level)
+    outside = {circuit: _outside(graph, kept) for circuit, kept in circuits.items()}
+    trials = [
+        sweep.Trial(interventions=(PatchEdges(edges, source=means),), label={"size": size, "kept": kept})
+        for (size, kept), edges in outside.items()
+        if edges
+    ]
+    cases = []
+    for case in pair.cases("noising"):
+        if case.label["level"] == level:
+            run: Any = case.runs["clean"]
+            with torch.no_grad(), pair.model.intervene(PatchEdges(_outside(graph, ()), source=means)):
+                empty = pair.denoiser.denoise(*run)
+            cases.append(replace(case, runs={"clean": run}, about={**case.about, "empty": empty}))
+    whole = torch.ones(len(pair), dtype=torch.float64)
+    if not trials:
+        return dict.fromkeys(circuits, whole)
+    found = sweep.run(pair.denoiser, cases, trials, {"recovered": Recovered()}, progress=False)
+    found.check_whole()
+    return {
+        (size, kept): found.per_clip({"size": [size], "kept": [kept]})[:, 0, 0] if edges else whole
+        for (size, kept), edges in outside.items()
+    }
 
-    def __init__(
-        self, pair: Contrast, graph: Graph, means: Mapping[str, torch.Tensor], clips: slice, level: Any
-    ) -> None:
-        self.pair, self.graph, self.means = pair, graph, means
-        runs, compare, _ = untouched(pair, clips, level, {})
-        self.inputs, self.whole, self.region = runs["clean"], compare.clean, compare.region
-        self.empty = self._x0([])
-        self.way = (self.whole - self.empty) * self.region
-        if bool((self.way.flatten(1) == 0).all(1).any()):
+
+def _outside(graph: Graph, kept: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """The senders that each receiver does not hear."""
+    inside, outside = set(kept), {}
+    for sender, receiver in graph.edges:
+        if (sender, receiver) not in inside:
+            outside.setdefault(receiver, []).append(sender)
+    return outside
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How far x0 has come from the model with all edges at their mean (0) to the whole model (1), in the region."""
+
+    def __call__(self, x0: torch.Tensor, moment: sweep.Moment) -> Float[torch.Tensor, " clip"]:
+        empty = moment.case.about["empty"].to(x0)
+        way = (moment.x0["clean"].to(x0) - empty) * moment.case.about["region"].to(x0.device)
+        length = way.square().flatten(1).sum(1)
+        if bool((length == 0).any()):
             raise ValueError("the model says the same with all edges at their mean: there is no behaviour to recover")
-
-    def __call__(self, kept: Sequence[tuple[str, str]]) -> torch.Tensor:
-        """`[batch]`."""
-        moved = (self._x0(kept) - self.empty) * self.way
-        return moved.flatten(1).sum(1) / self.way.square().flatten(1).sum(1)
-
-    @torch.no_grad()
-    def _x0(self, kept: Sequence[tuple[str, str]]) -> torch.Tensor:
-        inside = set(kept)
-        outside: dict[str, list[str]] = {}
-        for sender, receiver in self.graph.edges:
-            if (sender, receiver) not in inside:
-                outside.setdefault(receiver, []).append(sender)
-        if not outside:
-            return self.whole
-        with self.pair.model.intervene(PatchEdges(outside, source=self.means)):
-            return self.pair.denoiser.denoise(*self.inputs)
+        return ((x0 - empty) * way).flatten(1).sum(1) / length

@@ -37,9 +37,9 @@ class Graph:
         found: dict[str, tuple[int, int | None]] = {"embed": (-1, None)}
         for index, sub in enumerate(self.sublayers):
             if sub.sublayer == "mlp":
-                found[f"mlp.{sub.layer}"] = (index, None)
+                found[sub.component] = (index, None)
             else:
-                found |= {f"{heads_of(sub)}.{head}": (index, head) for head in range(self.n_heads)}
+                found |= {f"{sub.component}.{head}": (index, head) for head in range(self.n_heads)}
         return found
 
     @cached_property
@@ -48,10 +48,10 @@ class Graph:
         found: dict[str, tuple[int, int | None, str]] = {}
         for index, sub in enumerate(self.sublayers):
             if sub.sublayer == "mlp":
-                found[f"mlp.{sub.layer}"] = (index, None, "pre")
+                found[sub.component] = (index, None, "pre")
             else:  # keys and values of cross-attention are text, which no sender writes
                 own = product(range(self.n_heads), PARTS if sub.sublayer == "attn" else ("q",))
-                found |= {f"{heads_of(sub)}.{head}.{part}": (index, head, part) for head, part in own}
+                found |= {f"{sub.component}.{head}.{part}": (index, head, part) for head, part in own}
         return found | {"final": (len(self.sublayers), None, "in")}
 
     def precedes(self, sender: str, receiver: str) -> bool:
@@ -90,11 +90,6 @@ class Graph:
         return self.places[index].at(part)
 
 
-def heads_of(sublayer: Site) -> str:
-    """What the names of its heads begin with."""
-    return f"cross.{sublayer.layer}" if sublayer.sublayer == "cross_attn" else str(sublayer.layer)
-
-
 class Stream:
     """The residual stream of one run, sublayer by sublayer: what would a reader see if some senders were others'?
 
@@ -125,15 +120,15 @@ class Stream:
         else is live; every normalisation that the stream is carried through is computed anew.
         """
         groups: dict[int, list[int]] = {}
-        for place, sender in enumerate(senders):
-            groups.setdefault(self.graph.senders[sender][0], []).append(place)
+        for column, sender in enumerate(senders):
+            groups.setdefault(self.graph.senders[sender][0], []).append(column)
         x = self.live[EMBEDDED].expand(len(weights), -1, -1, -1)
         for at in range(-1, index):
             if at >= 0:
                 place = self.graph.places[at]
                 x = self.carry.after(place, x, self.live[place.added])
             if at in groups:
-                changes = self.changes(at, [senders[place] for place in groups[at]])
+                changes = self.changes(at, [senders[column] for column in groups[at]])
                 chosen = weights[:, groups[at]].to(x)
                 pattern = "r s b, s b p d -> r b p d" if chosen.ndim == 3 else "r s, s b p d -> r b p d"
                 x = x + torch.einsum(pattern, chosen, changes)

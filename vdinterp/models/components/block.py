@@ -12,7 +12,7 @@ from torch import nn
 from vdinterp.models.components.attention import Attention
 from vdinterp.models.components.given import Given
 from vdinterp.models.components.mlp import MLP
-from vdinterp.models.components.modulation import BlockModulation, per_frame
+from vdinterp.models.components.modulation import BlockModulation, by_frame
 from vdinterp.models.config import BlockSpec, VideoDiTConfig
 from vdinterp.models.hooks import HookPoint
 
@@ -69,4 +69,4 @@ def gated(
     added: Float[torch.Tensor, "batch pos d_model"], gate: Float[torch.Tensor, "batch frame d_model"] | None
 ) -> Float[torch.Tensor, "batch pos d_model"]:
     """A sublayer's output times the gate of its frame."""
-    return added if gate is None else (gate.unsqueeze(2) * per_frame(added, gate)).flatten(1, 2)
+    return added if gate is None else by_frame(torch.mul, added, gate)

@@ -6,7 +6,7 @@ PixArt-alpha's adaLN-single (arXiv 2310.00426), also used by Wan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -26,16 +26,17 @@ def modulate(
 ) -> Float[torch.Tensor, "batch pos d_model"]:
     """`x * (1 + scale) + shift`, the same for all tokens of a frame."""
     if scale is not None:
-        x = per_frame(x, scale) * (1 + scale.unsqueeze(2))
-        x = x.flatten(1, 2)
-    if shift is not None:
-        x = (per_frame(x, shift) + shift.unsqueeze(2)).flatten(1, 2)
-    return x
+        x = by_frame(torch.mul, x, 1 + scale)
+    return x if shift is None else by_frame(torch.add, x, shift)
 
 
-def per_frame(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """View `[batch pos d_model]` as `[batch frame pos-in-frame d_model]` for the frames of `like`."""
-    return x.unflatten(1, (like.shape[1], -1))
+def by_frame(
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    x: Float[torch.Tensor, "*stack pos d_model"],
+    value: Float[torch.Tensor, "batch frame d_model"],
+) -> Float[torch.Tensor, "*stack pos d_model"]:
+    """`function(x, value)` with the value of each frame for all of its tokens."""
+    return function(x.unflatten(-2, (value.shape[-2], -1)), value.unsqueeze(-2)).flatten(-3, -2)
 
 
 class SharedModulation(nn.Module):
@@ -122,12 +123,3 @@ class AdaLN(nn.Module):
         if self.ln is not None:
             x = self.ln(x)
         return self.hook_in(modulate(x, values["shift"], values["scale"])), values["gate"]
-
-    def entered(
-        self,
-        x: Float[torch.Tensor, "batch pos d_model"],
-        shift: Float[torch.Tensor, "batch frame d_model"] | None,
-        scale: Float[torch.Tensor, "batch frame d_model"] | None,
-    ) -> Float[torch.Tensor, "batch pos d_model"]:
-        """The input that another stream would give this sublayer under the same modulation, without any hook."""
-        return modulate(x if self.ln is None else self.ln.unhooked(x), shift, scale)
