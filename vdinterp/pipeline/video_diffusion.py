@@ -24,7 +24,7 @@ from vdinterp.pipeline.checks import (
     levels_k,
 )
 from vdinterp.pipeline.sampling import SampleResult, StepState, collect, make_plan, run_plan
-from vdinterp.vae import VAE, LatentStats
+from vdinterp.vae import VAE, FrameMap, LatentStats
 from vdinterp.vae.protocol import evaluating, vae_module
 
 
@@ -92,6 +92,11 @@ class VideoDiffusion:
     def clip_kind(self) -> str | None:
         """The kind of clips that the model was made for, as its `meta["clips"]` says; None if it does not."""
         return self.meta.get("clips")
+
+    @property
+    def frame_map(self) -> FrameMap:
+        """Which video frames a latent frame is made of: the VAE's own map, or one to one."""
+        return self.vae if isinstance(self.vae, FrameMap) else FrameMap()
 
     @property
     def device(self) -> torch.device:
