@@ -55,6 +55,7 @@ def test_clips_without_text_are_said_to_run_without_once(caplog: pytest.LogCaptu
         assert not caplog.messages
         for _ in range(2):
             noised(None).x0(0.8)
+    assert noised(None).meta()["text"] == "none: the model ran without" and "text" not in noised().meta()
     assert len(caplog.messages) == 1 and "takes text and runs without" in caplog.messages[0]
 
 
@@ -111,7 +112,9 @@ def test_studies_take_it(name: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"n_context": 2, "levels": (0.8,), "out": tmp_path}
     options |= {"steps": 2} if name == "ablations" else {}
     told = vd.studies.run(name, PIPE, clips=clips(), reference=clips(), **options)
-    assert told.summary()
+    assert told.summary() and "without" not in told.meta
+    if name == "ablations":
+        assert "no text" in set(told.table["variant"])  # type: ignore[attr-defined]
     again = vd.studies.run(name, PIPE, clips=clips(), reference=clips(), **options)
     assert again.to_frame().equals(told.to_frame())
 
