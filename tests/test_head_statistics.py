@@ -194,8 +194,9 @@ def test_a_sink_is_found_and_matters_in_its_head_only() -> None:
     assert planted["received"] == pytest.approx(30, rel=1e-4)
     assert planted["x0_change"] > 1e-3 > 1e-9 > planted["control_change"]
     assert uniform["received"] == pytest.approx(1, rel=1e-4)
-    allow = without_key(30, 7, 0, 1).allow
-    assert isinstance(allow, torch.Tensor) and allow.sum() == 900 - 29 and allow[7, 7]
+    with torch.no_grad(), noised.model.intervene(without_key(7, 0, 1)):
+        allowed = noised.cache(0.9, "mask")["mask", 0]
+    assert allowed[0, 1].sum() == 900 - 29 and allowed[0, 1, 7, 7] and allowed[0, 0].all()
 
 
 def test_received_over_space_and_time() -> None:

@@ -195,11 +195,11 @@ E = torch.eye(12)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Ablate("z", tokens=[18]), "tokens 18: tiny-3d has 18 tokens, so 0..17"),
+        (lambda: Ablate("z", tokens=[18]), r"tokens \[18\] are outside these clips, whose tokens are 0\.\.17"),
         (lambda: Ablate("z", tokens=[]), "one or more"),
         (lambda: Ablate("mod.gate", tokens=[0]), "no tokens to choose"),
         (lambda: Ablate("hook_pred", tokens=[0]), "no tokens to choose"),
-        (lambda: Ablate("z", tokens=[0, 1], frames=[1, 2]), r"No token lies in all of frames \[1, 2\], tokens"),
+        (lambda: Ablate("z", tokens=[0, 1], frames=[1, 2]), r"no token lies in all of frames \[1, 2\], tokens"),
         (lambda: Ablate("z", noise_levels=[]), "one or more"),
         (lambda: Ablate("z", noise_levels=[-2]), r"noise_levels must be a number in \[0, 1\] .*, got -2"),
         (lambda: Ablate("z", noise_levels=[949]), r"level k of a model with K levels is \(k \+ 1\) / K\), got 949"),
@@ -221,8 +221,9 @@ E = torch.eye(12)
 )  # fmt: skip
 def test_refused_before_anything_runs(make: Any, message: str) -> None:
     model = tiny_model()
+    before = [("hook_patch_embed", lambda x, hook: pytest.fail("it was accepted"))]
     with pytest.raises(ValueError, match=message), model.intervene(make()):
-        pytest.fail("it was accepted")
+        model.run_with_hooks(**inputs(model), fwd_hooks=before)
     assert not model.has_live_hooks
 
 

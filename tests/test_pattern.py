@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from vdinterp import MaskAttention
 from vdinterp.grid import TokenGrid
+from vdinterp.mask import Mask
 from vdinterp.models import AttentionPattern, memory, query_keys as module
 
 CASES = [("3d", 0, "attn"), ("space_time", 0, "attn"), ("space_time", 1, "attn"), ("causal", 1, "attn"),
@@ -266,7 +267,7 @@ def test_reductions_equal_dense_ones_for_any_shape(
     logits = q.float() @ k.float().transpose(-1, -2) * 0.7
     shaped = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
     dense = over_clip(shaped[:, 0] if axis == "3d" else shaped, axis, grid)
-    found = AttentionPattern(q, k, 0.7, mask, grid, axis)
+    found = AttentionPattern(q, k, 0.7, None if mask is None else Mask.given(mask), grid, axis)
     before, module.CHUNK_BYTES = module.CHUNK_BYTES, chunk
     try:
         close(found.materialize(), shaped[:, 0] if axis == "3d" else shaped)

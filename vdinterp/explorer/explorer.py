@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -80,7 +79,8 @@ class AttentionExplorer:
             raise ValueError(f"query={query}: three numbers are needed, (frame, row, col).")
         self.token = self.grid.index(*(middle if query is None else query))
         for name, layers in self.patterns.items():
-            self.patterns[name] = [_of_clip(pattern, _index("clip", clip, len(pattern.q))) for pattern in layers]
+            at = [_index("clip", clip, len(pattern.q)) for pattern in layers]
+            self.patterns[name] = [pattern.clips(slice(i, i + 1)) for i, pattern in zip(at, layers, strict=True)]
         self.axes = [pattern.axis for pattern in first]
         self.pixels = to_rgb(frames.detach().cpu().float() if isinstance(frames, torch.Tensor) else frames, "frames")
         n_frames, height, width = self.pixels.shape[:3]
@@ -308,12 +308,6 @@ def _check_patterns(patterns: Mapping[str, Sequence[Any]]) -> None:
             raise ValueError(f"Passes {first!r} and {name!r} differ in layers, grid, heads or axis: show one model's.")
     if len({(grid, n_heads) for grid, n_heads, _ in kinds[first]}) > 1:
         raise ValueError("The layers' patterns differ in their grid or number of heads: leave out those that do.")
-
-
-def _of_clip(pattern: AttentionPattern, clip: int) -> AttentionPattern:
-    one = slice(clip, clip + 1)
-    mask = pattern.mask if pattern.mask is None or len(pattern.mask) == 1 else pattern.mask[one]
-    return replace(pattern, q=pattern.q[one], k=pattern.k[one], mask=mask)
 
 
 def _index(what: str, given: int, size: int) -> int:

@@ -3,7 +3,6 @@ from .base import (
     Acting as Acting,
     HookPair as HookPair,
     Intervention as Intervention,
-    Pass as Pass,
     Place as Place,
     Run as Run,
     check_choice as check_choice,
@@ -12,6 +11,7 @@ from .base import (
 )
 from .condition import SetCondition as SetCondition, SetNoiseLevel as SetNoiseLevel
 from .levels import Between as Between
+from .places import Pass as Pass
 from .replace import Ablate as Ablate, Custom as Custom, Freeze as Freeze, Patch as Patch, Steer as Steer
 from .rope import RotateRope as RotateRope
 from .serialize import from_json as from_json, to_json as to_json

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from jaxtyping import Bool
 
 from vdinterp.checks.counts import check_indices
-from vdinterp.interventions.base import HookPair, Intervention, Pass, Run, check_choice, chosen_layers
+from vdinterp.interventions.base import HookPair, Intervention, Run, check_choice, chosen_layers
+from vdinterp.interventions.places import Frames, Pass, among, check_places, check_within, frames_of, grid_of
 from vdinterp.interventions.replace import Patch
-from vdinterp.interventions.site import Computed, SiteIntervention
+from vdinterp.interventions.site import Computed, Restricted, SiteIntervention
 from vdinterp.interventions.stored import check_holds, fitted
+from vdinterp.mask import Mask
 from vdinterp.site import Site
 
 
@@ -26,22 +29,24 @@ class MaskAttention(Intervention):
     `allow`: "own_frame" (a token sees its frame only), "same_position" (its own place in every frame only), a boolean
     tensor (or array, or list) `[query key]` over all tokens of a clip, True where a query may see a key, or None when
     only `cut` is wanted. Masks that are added to scores (0 and -inf) are refused: `scores == 0` is what is wanted.
-    `cut`: (query frames, key frames) between which no attention passes.
+    `cut`: (query frames, key frames) between which no attention passes. `hidden`: tokens that nobody but themselves may
+    see. Frames and tokens are those of the user's clip.
     `layers`, `heads`: where (None: everywhere). The model's own causal mask stays in force. `noise_levels` are those of
     the queries' frames.
     """
 
     allow: Literal["own_frame", "same_position"] | torch.Tensor | np.ndarray | Sequence[Any] | None = None
     cut: tuple[Sequence[int], Sequence[int]] | None = None
+    hidden: Sequence[int] | None = None
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("layers", "heads"):
-            check_indices(field, getattr(self, field))
-        if self.allow is None and self.cut is None:
-            raise ValueError("MaskAttention needs allow= ('own_frame', 'same_position' or a mask) or cut=.")
+        for field in ("layers", "heads", "hidden"):
+            check_indices(field, getattr(self, field), low=0 if field == "hidden" else None)
+        if self.allow is None and self.cut is None and self.hidden is None:
+            raise ValueError("MaskAttention needs allow= ('own_frame', 'same_position' or a mask), cut= or hidden=")
         if isinstance(self.allow, str) and self.allow not in ("own_frame", "same_position"):
             raise ValueError(f"Unknown allow={self.allow!r}; choose 'own_frame', 'same_position' or a boolean tensor.")
         if self.allow is not None and not isinstance(self.allow, str):
@@ -53,53 +58,44 @@ class MaskAttention(Intervention):
         for frames in self.cut:
             if frames is None:
                 raise ValueError(f"cut={self.cut!r}: name the query frames and the key frames")
-            check_indices("cut", frames)
+            check_indices("cut", frames, low=0)
         if set(self.cut[0]) & set(self.cut[1]):
             raise ValueError("cut=(query frames, key frames) must not share frames: a token would not see itself.")
         if self.allow == "own_frame":
             raise ValueError("allow='own_frame' forbids all that cut= does; give one of them")
 
-    def frames_chosen(self, model: Any) -> Sequence[int] | None:
-        return self.cut[0] if self.allow is None and self.cut is not None else None
+    @property
+    def places(self) -> dict[str, Any]:
+        found = {} if self.hidden is None else {"tokens": self.hidden}
+        return found if self.cut is None or self.allow is not None or found else {"frames": self.cut[0]}
 
-    def check_acts(self, model: Any, passes: Iterable[Pass]) -> None:
-        """As of every intervention, and raise `ValueError` if the mask is of another size than clips that it meets."""
-        passes = list(passes)
-        super().check_acts(model, passes)
-        for step, levels in passes:
-            if levels is None or (self.steps is not None and step not in self.steps):
-                continue
-            if self.noise_levels is None or any(level in self.noise_levels for level in levels.unique().tolist()):
-                self.check_clips(model, levels.shape[1])
-
-    def check_clips(self, model: Any, n_frames: int) -> None:
-        if isinstance(self.allow, torch.Tensor) and len(self.allow) != model.grid(n_frames).n_tokens:
-            raise self._misfit(model.grid(n_frames).n_tokens)
+    def check_clips(self, passes: Sequence[Pass]) -> None:
+        super().check_clips(passes)
+        for frames in self.cut or ():
+            check_within("MaskAttention: cut", {"frames": frames}, passes)
+        for grid in [one.grid for one in passes if one.grid is not None and isinstance(self.allow, torch.Tensor)]:
+            if len(self.allow) != grid.n_tokens:  # type: ignore[arg-type]
+                raise self._misfit(grid.n_tokens)
 
     def hooks(self, model: Any) -> list[HookPair]:
         cfg = model.cfg
         axes = {layer: cfg.blocks[layer].axis for layer in chosen_layers(self.layers, model)}
         check_choice("heads", self.heads, cfg.n_heads, cfg.model_name)
-        for frames in self.cut or ():
-            check_choice("frames", frames, cfg.n_frames, cfg.model_name)
-        if isinstance(self.allow, torch.Tensor):
-            if any(axis != "3d" for axis in axes.values()):
+        if any(axis != "3d" for axis in axes.values()):
+            if isinstance(self.allow, torch.Tensor):
                 raise ValueError(
                     "A mask over all tokens fits 3d attention only; use 'own_frame', 'same_position' or cut=."
                 )
-            n_frames, rest = divmod(len(self.allow), model.grid(1).n_tokens)
-            if rest or not 1 <= n_frames <= cfg.n_frames:
-                raise self._misfit(model.grid().n_tokens)
+            if self.hidden is not None:
+                raise ValueError("hidden= tokens are of 3d attention; over space or time alone use cut=")
         touched = {layer: axis for layer, axis in axes.items() if self._matters(axis)}
         idle = sorted(axes.keys() - touched.keys())
         if not touched or (idle and self.layers is not None):
             raise ValueError(f"allow={self.allow!r}, cut={self.cut!r} forbids nothing that the layers {idle} do")
-
-        def restricted(mask: torch.Tensor, hook: Any, axis: str) -> torch.Tensor:
-            return mask & self._allowed(mask.shape[-1], axis, model).to(mask.device)
-
         parts = [
-            Computed(Site(layer, "attn", "mask"), partial(restricted, axis=axis), heads=self.heads, **self.when)
+            Restricted(
+                Site(layer, "attn", "mask"), partial(self._rules, axis=axis, model=model), heads=self.heads, **self.when
+            )
             for layer, axis in touched.items()
         ]
         return [pair for part in parts for pair in part.hooks(model)]
@@ -114,24 +110,30 @@ class MaskAttention(Intervention):
             return self.allow == "same_position"
         return axis == "3d" or self.allow == "own_frame" or self.cut is not None
 
-    def _allowed(self, n_keys: int, axis: str, model: Any) -> torch.Tensor:
-        """`[query key]` of one attention group: all tokens, one frame's, or one place's over time."""
+    def _rules(self, hook: Any, axis: str, model: Any) -> Mask:
+        """What a query may see within its group: all tokens, one frame's, or one place's over time."""
+        grid, found = grid_of(hook, model), []
+        frame, cell = grid.frame_of(), grid.cell_of()
+        if axis == "space":
+            frame, cell = frame[: grid.tokens_per_frame], cell[: grid.tokens_per_frame]
+        elif axis == "time":
+            frame, cell = frame[:: grid.tokens_per_frame], cell[:: grid.tokens_per_frame]
         if isinstance(self.allow, torch.Tensor):
-            if self.allow.shape != (n_keys, n_keys):
-                raise self._misfit(n_keys)
-            return self.allow
-        per_frame = {"3d": model.cfg.n_rows * model.cfg.n_cols, "space": n_keys, "time": 1}[axis]
-        index = torch.arange(n_keys)
-        frame, cell = index // per_frame, index % per_frame
-        allowed = torch.ones(n_keys, n_keys, dtype=torch.bool)
-        if self.allow == "own_frame":
-            allowed = frame[:, None] == frame[None, :]
-        elif self.allow == "same_position":
-            allowed = cell[:, None] == cell[None, :]
+            if len(self.allow) != grid.n_tokens:
+                raise self._misfit(grid.n_tokens)
+            found.append(Mask.given(self.allow))
+        elif self.allow is not None:
+            label = (frame if self.allow == "own_frame" else cell)[None]
+            found.append(Mask.by("same", label, label))
+        if self.cut is None and self.hidden is None:
+            return found[0]
+        clip = frames_of(hook, grid.n_frames)[:, frame]
         if self.cut is not None and axis != "space":
-            queries, keys = (torch.isin(frame, torch.tensor(list(frames))) for frames in self.cut)
-            allowed = allowed & ~(queries[:, None] & keys[None, :])
-        return allowed
+            found.append(Mask.by("apart", *(among(clip, frames) for frames in self.cut)))
+        if self.hidden is not None:
+            token = torch.where(clip < 0, -1, clip * grid.tokens_per_frame + cell)
+            found.append(Mask.by("own", token, torch.where(among(token, self.hidden), token, -1)))
+        return reduce(and_, found)
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,15 @@ class TransferAttention(Intervention):
     source: Run
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
-    frames: Sequence[int] | None = None
+    frames: Frames | None = None
     tokens: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("layers", "heads", "frames", "tokens"):
+        for field in ("layers", "heads"):
             check_indices(field, getattr(self, field))
+        for field in ("frames", "tokens"):
+            check_places(field, getattr(self, field))
         if self.source is None:
             raise ValueError("TransferAttention needs source=, a cache or the name of a run of a sweep.")
         for site in map(Site.parse, sorted(getattr(self.source, "edited", ()))):
@@ -225,7 +229,6 @@ def _source_pattern(
     """The pattern of the source's run, for this run's clips."""
     q, k, mask, _ = _names(layer)
     rot_q, rot_k = (source[name].to(activation.device) for name in (q, k))
-    seen = source[mask].to(activation.device) if mask in source else None
-    grid = model.grid(rot_q.shape[1] // (model.cfg.n_rows * model.cfg.n_cols))
-    pattern = model.sublayer(layer).pattern(rot_q, rot_k, grid, seen)
+    seen = Mask.hooked(source[mask].to(activation.device)) if mask in source else None
+    pattern = model.sublayer(layer).pattern(rot_q, rot_k, grid_of(hook, model), seen)
     return fitted(pattern.materialize(), activation, hook)

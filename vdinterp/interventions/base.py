@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Bool
 
 from vdinterp.checks.counts import check_indices
+from vdinterp.grid import TokenGrid
 from vdinterp.interventions.kind import Kind
 from vdinterp.interventions.levels import Between, NoiseLevels, among, check_noise_levels
+from vdinterp.interventions.places import FIELDS, Pass, alike, check_within, chosen_of, tokens_in
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 HookPair = tuple[str, Callable[..., Any]]
 Place = str | Sequence[Any] | Callable[[str], bool]  # a name, an alias, a key such as ("z", 3), or several of these
 Run = Mapping[str, torch.Tensor] | str  # a run's activations by hook name, or the name of a run of a sweep
-# A forward pass: its denoising step (None outside a sampler), and the noise levels [batch frame] (None: unknown).
-Pass = tuple[int | None, torch.Tensor | None]
 
 _NEEDS_SAMPLER = "steps= needs a sampler, which counts denoising steps; leave it out for a single forward"
 _NEEDS_LEVELS = (
@@ -79,16 +79,19 @@ class Intervention(metaclass=Kind):
             raise ValueError(_NEEDS_LEVELS)
         return among(hook.ctx["noise_levels"], self.noise_levels)
 
-    def frames_chosen(self, model: Any) -> Sequence[int] | None:
-        """The frames that it is limited to; None: all."""
-        return getattr(self, "frames", None)
+    @property
+    def places(self) -> dict[str, Any]:
+        """The frames, rows, columns and tokens that it is limited to, of those that are given."""
+        return chosen_of(self)
 
     def check_acts(self, model: Any, passes: Iterable[Pass]) -> None:
         """Raise `ValueError` if none of these forward passes is one in which this can act."""
+        what = type(self).__name__
         if self.steps is None and self.noise_levels is None:
             return
-        what, frames, seen = type(self).__name__, self.frames_chosen(model), set()
-        for step, levels in passes:
+        seen: set[str] = set()
+        for one in passes:
+            step, levels = one.step, one.noise_levels
             if self.steps is not None and step is None:
                 raise ValueError(f"{what}: {_NEEDS_SAMPLER}")
             if self.steps is not None and step not in self.steps:
@@ -97,21 +100,33 @@ class Intervention(metaclass=Kind):
                 return
             if levels is None:
                 raise ValueError(f"{what}: {_NEEDS_LEVELS}")
-            here = levels if frames is None else levels[:, [frame for frame in frames if frame < levels.shape[1]]]
-            if bool(among(here, self.noise_levels).any()):
+            here = self._frames_in(one, *levels.shape).to(levels.device)
+            if bool((among(levels, self.noise_levels) & here).any()):
                 return
-            seen.update(f"{level:.4g}" for level in here.unique().tolist())
+            seen.update(f"{level:.4g}" for level in levels[here].unique().tolist())
         if self.noise_levels is None:
             raise ValueError(f"{what} never acts: none of its steps {_listed(self.steps or ())} happens here")
-        where = "no frame is" if frames is None else f"none of the frames {_listed(frames)} is"
+        where = "no frame is"
+        if self.places:
+            where = f"none of the {', '.join(f'{field} {chosen}' for field, chosen in self.places.items())} is"
         when = "" if self.steps is None else f" at the steps {_listed(self.steps)}"
         raise ValueError(
             f"{what} never acts: {where} at the noise levels {_levels(self.noise_levels)}{when}; they are at "
             f"{_listed(sorted(seen, key=float)) or 'none'} (0 clean)"
         )
 
-    def check_clips(self, model: Any, n_frames: int) -> None:
-        """Raise `ValueError` if what is given does not fit clips of so many frames."""
+    def check_clips(self, passes: Sequence[Pass]) -> None:
+        """Raise `ValueError` if what is given does not fit the clips of these passes, of those whose grid is known."""
+        check_within(type(self).__name__, self.places, passes)
+
+    def _frames_in(self, one: Pass, batch: int, n_frames: int) -> Bool[torch.Tensor, "batch frame"]:
+        """The frames of a pass that it may change."""
+        frames = alike(one.frames, n_frames)
+        grid = TokenGrid(n_frames, 1, 1) if one.grid is None else one.grid
+        known = FIELDS if one.grid is not None else ("frames",)
+        places = {field: chosen for field, chosen in self.places.items() if field in known}
+        found = tokens_in(frames, grid, places).any(-1)
+        return found.repeat(batch // len(found), 1)
 
     # Whose activations
 
@@ -203,7 +218,8 @@ class Acting:
     @staticmethod
     def _is_limited(one: Intervention, function: Callable[..., Any]) -> bool:
         """Whether it may leave a call as it is. A recorder, which alone has `listens`, never changes anything."""
-        return not (one.steps is None and one.noise_levels is None) and not hasattr(function, "listens")
+        limited = one.steps is not None or one.noise_levels is not None or "frames" in one.places
+        return limited and not hasattr(function, "listens")
 
     def _noting(self, function: Callable[..., Any], index: int) -> Callable[..., Any]:
         @wraps(function)
@@ -215,11 +231,19 @@ class Acting:
 
         return call
 
+    def check(self, grid: TokenGrid, frames: torch.Tensor | None) -> None:
+        """Raise `ValueError` before a pass whose clips do not have what was asked for; a window on a clip, which says
+        its `frames`, need not show all of it."""
+        for one in self.interventions:
+            if frames is None and one.steps is None and one.noise_levels is None:  # others may leave this call as it is
+                one.check_clips([Pass(None, None, grid)])
+
     def warn_of_idle(self) -> None:
         """Warn about interventions whose hooks were called and which changed nothing in any call."""
         for one, called, acted in zip(self.interventions, self.called, self.acted, strict=True):
             if called and not acted:
-                limits = ", ".join(f"{name}={value!r}" for name, value in one.when.items() if value is not None)
+                limits = {**{name: value for name, value in one.when.items() if value is not None}, **one.places}
+                limits = ", ".join(f"{name}={value!r}" for name, value in limits.items())
                 warnings.warn(f"{type(one).__name__}({limits}) never acted: no pass was one of these", stacklevel=4)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vdinterp.checks.counts import check_indices
 from vdinterp.interventions.base import HookPair, Intervention
 from vdinterp.interventions.levels import check_share
+from vdinterp.interventions.places import Frames, Pass, alike, check_places, frames_of
 from vdinterp.interventions.site import Computed
 from vdinterp.interventions.stored import repeated
 from vdinterp.site import COND, NOISE_EMBED, Site
@@ -25,25 +25,28 @@ class SetNoiseLevel(Intervention):
     """
 
     level: float | int | torch.Tensor
-    frames: Sequence[int] | None = None
+    frames: Frames | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_indices("frames", self.frames)
+        check_places("frames", self.frames)
         if not isinstance(self.level, torch.Tensor):
             check_share("level", self.level)
         elif self.level.ndim > 2 or not self.level.numel():
             raise ValueError(f"level {list(self.level.shape)}: give one, [frame] or [batch frame]")
 
+    def check_clips(self, passes: Sequence[Pass]) -> None:
+        super().check_clips(passes)
+        if isinstance(self.level, torch.Tensor) and self.level.ndim:
+            check_length("level", self.level.shape[-1], passes)
+
     def hooks(self, model: Any) -> list[HookPair]:
         timestep = model.timestep(self.level, "level")
-        if isinstance(self.level, torch.Tensor) and self.level.ndim:
-            check_frames("level", self.level.shape[-1], model)
 
         def told(embedded: torch.Tensor, hook: Any) -> torch.Tensor:
             level = timestep.to(embedded.device)
             if level.ndim:
-                level = for_clips("level", level if level.ndim == 2 else level[None], embedded)
+                level = for_clips("level", level if level.ndim == 2 else level[None], embedded, hook)
             return model.noise_embed(level.expand(embedded.shape[:2]))
 
         return Computed(NOISE_EMBED, told, frames=self.frames, **self.when).hooks(model)
@@ -64,18 +67,23 @@ class SetCondition(Intervention):
     """
 
     action: torch.Tensor | str | None = OWN
-    frames: Sequence[int] | None = None
+    frames: Frames | None = None
     text: torch.Tensor | str | None = OWN
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_indices("frames", self.frames)
+        check_places("frames", self.frames)
         _check_told("action", self.action, 1, "[d_action], [frame d_action], [batch frame d_action]")
         _check_told("text", self.text, 2, "[key d_text], [batch key d_text]")
         if _is_own(self.action) and _is_own(self.text):
             raise ValueError("SetCondition changes nothing: give action=.., text=.. or both")
         if not _is_own(self.text) and (self.frames is not None or self.noise_levels is not None):
             raise ValueError("text is of whole clips; frames= and noise_levels= are for SetCondition(action=..) alone")
+
+    def check_clips(self, passes: Sequence[Pass]) -> None:
+        super().check_clips(passes)
+        if isinstance(self.action, torch.Tensor) and self.action.ndim > 1:
+            check_length("action", self.action.shape[-2], passes)
 
     def hooks(self, model: Any) -> list[HookPair]:
         pairs = [] if _is_own(self.action) else self._of_action(model)
@@ -88,8 +96,6 @@ class SetCondition(Intervention):
         assert not isinstance(action, str)
         if action is not None and action.shape[-1] != cfg.d_action:
             raise ValueError(f"action {list(action.shape)}: {cfg.model_name} takes actions of width {cfg.d_action}.")
-        if action is not None and action.ndim > 1:
-            check_frames("action", action.shape[-2], model)
         noted: dict[str, torch.Tensor] = {}
 
         def note(embedded: torch.Tensor, hook: Any) -> None:
@@ -100,9 +106,10 @@ class SetCondition(Intervention):
             if action is None:
                 return noise
             given = action.reshape(*[1] * (3 - action.ndim), *action.shape)
-            given = given.expand(-1, noise.shape[1], -1) if action.ndim == 1 else given
+            if action.ndim == 1:
+                given = given.expand(-1, int(frames_of(hook, noise.shape[1]).max()) + 1, -1)
             bare = (condition == noise).flatten(1).all(-1)
-            return noise + embed(for_clips("action", given, noise).to(noise), bare & ~bare.all())
+            return noise + embed(for_clips("action", given, noise, hook).to(noise), bare & ~bare.all())
 
         part = Computed(COND, told, frames=self.frames, **self.when)
         return [(NOISE_EMBED, model.recorder(note)), *part.hooks(model)]
@@ -165,18 +172,24 @@ def _check_told(name: str, given: Any, least: int, wanted: str) -> None:
         raise ValueError(f"{name} holds NaN or infinity.")
 
 
-def check_frames(field: str, n_frames: int, model: Any) -> None:
-    """Raise `ValueError` if there is one of `field` for more frames than the model has."""
-    if n_frames > model.cfg.n_frames:
-        raise ValueError(f"{field} is given for {n_frames} frames; {model.cfg.model_name} has {model.cfg.n_frames}.")
+def check_length(field: str, n_given: int, passes: Sequence[Pass]) -> None:
+    """Raise `ValueError` if one of `field` is missing for a frame of the clips that these passes show."""
+    shown = [alike(one.frames, one.grid.n_frames) for one in passes if one.grid is not None]
+    longest = max((int(frames.max()) + 1 for frames in shown), default=0)
+    if n_given < longest:
+        raise ValueError(f"{field} is given for {n_given} frames; this clip has {longest}")
 
 
-def for_clips(field: str, given: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """What is given `[batch frame ...]`, for the clips and frames of `like`: its first frames, its clips repeated."""
+def for_clips(field: str, given: torch.Tensor, like: torch.Tensor, hook: Any) -> torch.Tensor:
+    """What is given `[batch frame ...]` of the user's clip, for the clips and frames of `like`: its clips repeated, its
+    frames those that this call shows (padding: the last one)."""
     n_clips, n_frames = like.shape[:2]
-    if given.shape[1] < n_frames or n_clips % len(given):
+    frames = frames_of(hook, n_frames)
+    longest = int(frames.max()) + 1
+    if given.shape[1] < longest or n_clips % len(given):
         raise ValueError(
             f"{field} is given for {len(given)} clips of {given.shape[1]} frames; this call has {n_clips} clips of "
-            f"{n_frames}. A sampler pads clips that are shorter than the model's to full length unless pad=False."
+            f"{longest}"
         )
-    return repeated(given[:, :n_frames], n_clips)
+    frames = torch.where(frames < 0, longest - 1, frames).expand(n_clips, -1).to(given.device)
+    return repeated(given, n_clips)[torch.arange(n_clips, device=given.device)[:, None], frames]

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from vdinterp.checks.counts import check_indices, check_seed
 from vdinterp.interventions.base import HookPair, Intervention, chosen_layers
+from vdinterp.interventions.places import Frames, check_places, grid_of
 from vdinterp.interventions.replace import check_number
 from vdinterp.interventions.site import Computed
 
@@ -38,12 +39,13 @@ class RotateRope(Intervention):
     seed: int = 0
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
-    frames: Sequence[int] | None = None
+    frames: Frames | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("layers", "heads", "frames"):
+        for field in ("layers", "heads"):
             check_indices(field, getattr(self, field))
+        check_places("frames", self.frames)
         for field, given, known in (("axis", self.axis, AXES), ("way", self.way, WAYS)):
             if given not in known:
                 raise ValueError(f"Unknown {field}={given!r}; choose one of {', '.join(known)}.")
@@ -64,8 +66,6 @@ class RotateRope(Intervention):
                 f"RotateRope: layers {idle} rotate nothing along {self.axis!r}. Rotated channels (frame, row, col) of "
                 f"{model.cfg.model_name}: {known}."
             )
-        if (size := model.grid().shape[place]) < 2:
-            raise ValueError(f"RotateRope: {model.cfg.model_name} has {size} {self.axis}; to move along it takes two.")
         sides = ("rot_q",) if self.way == "shifted" else ("rot_q", "rot_k")
         parts = [
             Computed(
@@ -77,7 +77,7 @@ class RotateRope(Intervention):
         return [pair for part in parts for pair in part.hooks(model)]
 
     def _turned(self, x: torch.Tensor, hook: Any, model: Any, layer: int) -> torch.Tensor:
-        grid, rotary = model.grid(x.shape[1] // model.grid(1).n_tokens), model.rope[model.cfg.blocks[layer].axis]
+        grid, rotary = grid_of(hook, model), model.rope[model.cfg.blocks[layer].axis]
         place = AXES.index(self.axis)
         return rotary.moved(x, grid, place, self.displacement(rotary.coordinates(grid)[place]))
 

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float
 
 from vdinterp.checks.counts import check_indices
 from vdinterp.interventions.base import HookPair, Intervention, Place, check_choice, check_place
+from vdinterp.interventions.places import FIELDS, Frames, among, check_places, frames_of, grid_of, tokens_in
+from vdinterp.mask import Mask
 from vdinterp.site import Site
 
 # Axes that a mean is taken over; what is left (head, d_model, d_head ...) tells the components apart.
@@ -35,8 +37,10 @@ _NEEDED = {
 class SiteIntervention(Intervention):
     """Replaces (a part of) the activations at `site`: a hook name, an alias ("z": every layer's), or a list.
 
-    `heads`, `frames`, `rows`, `cols`, `tokens`, `channels`: only these; what is given together must hold together. On
-    N x N sites frames, rows, columns and tokens are the query's. `channels` counts along d_model, d_head, d_mlp or the
+    `heads`, `frames`, `rows`, `cols`, `tokens`, `channels`: only these (None: all, padding included); what is given
+    together must hold together. Frames and tokens are those of the user's clip, in whatever window the network sees
+    it; `frames="padding"`: what a sampler fills a short clip with. On N x N sites frames, rows, columns and tokens are
+    the query's. `channels` counts along d_model, d_head, d_mlp or the
     latents' channels. `subspace` `[channels]` or `[k channels]`: only the component in the span of these directions is
     replaced, `x + P (replacement - x)`.
     """
@@ -46,7 +50,7 @@ class SiteIntervention(Intervention):
     )
 
     heads: Sequence[int] | None = None
-    frames: Sequence[int] | None = None
+    frames: Frames | None = None
     rows: Sequence[int] | None = None
     cols: Sequence[int] | None = None
     tokens: Sequence[int] | None = None
@@ -56,8 +60,10 @@ class SiteIntervention(Intervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_place(self.site)  # type: ignore[attr-defined]
-        for field in ("heads", "frames", "rows", "cols", "tokens", "channels"):
+        for field in ("heads", "channels"):
             check_indices(field, getattr(self, field))
+        for field in FIELDS:
+            check_places(field, getattr(self, field))
         if self.subspace is not None:
             orthonormal(self.subspace)
             if self.channels is not None:
@@ -70,12 +76,6 @@ class SiteIntervention(Intervention):
     @property
     def sites(self) -> Place:
         return self.site  # type: ignore[attr-defined]
-
-    def frames_chosen(self, model: Any) -> Sequence[int] | None:
-        if self.tokens is None:
-            return self.frames
-        of_tokens = {int(token) // (model.cfg.n_rows * model.cfg.n_cols) for token in self.tokens}
-        return sorted(of_tokens if self.frames is None else of_tokens & {int(frame) for frame in self.frames})
 
     def hooks(self, model: Any) -> list[HookPair]:
         self.check_bound()
@@ -98,7 +98,7 @@ class SiteIntervention(Intervention):
             if not self.is_active(hook):
                 return None
             chosen = self.selection(activation, hook, model)
-            if self.noise_levels is not None and not bool(chosen.any()):
+            if chosen is None:
                 return None
             wanted = self.replacement(activation, hook).to(activation)
             if basis is not None:
@@ -112,17 +112,11 @@ class SiteIntervention(Intervention):
             raise ValueError(
                 f"{name} is a statistic: the network does not go on with it, so there is nothing to change."
             )
-        cfg, grid, dims = model.cfg, model.grid(), full_dims(model, name)
+        cfg, dims = model.cfg, full_dims(model, name)
         check_choice("heads", self.heads, cfg.n_heads, cfg.model_name)
-        check_choice("frames", self.frames, cfg.n_frames, cfg.model_name)
-        check_choice("rows", self.rows, cfg.n_rows, cfg.model_name)
-        check_choice("cols", self.cols, cfg.n_cols, cfg.model_name)
-        check_choice("tokens", self.tokens, grid.n_tokens, cfg.model_name)
         for field, axes in _NEEDED.items():
             if getattr(self, field) is not None and not axes & set(dims):
                 raise ValueError(f"{name} has the axes {' '.join(dims)}: there are no {field} to choose.")
-        if self.tokens is not None and not self._tokens(grid).any():
-            raise ValueError(f"No token lies in all of {self._asked()}: nothing would be changed.")
         if (axis := channel_axis(dims)) is not None:
             width = model.hook_shape(name)[axis]
             check_choice("channels", self.channels, width, name)
@@ -133,67 +127,41 @@ class SiteIntervention(Intervention):
 
     # Which part of an activation
 
-    def _asked(self) -> str:
-        fields = ("frames", "rows", "cols", "tokens")
-        return ", ".join(f"{field} {getattr(self, field)}" for field in fields if getattr(self, field) is not None)
-
-    def _tokens(self, grid: Any, device: torch.device | None = None) -> Bool[torch.Tensor, "pos"]:
-        """Which tokens of a clip are chosen."""
-        coordinates = grid.all_coordinates(device).unbind(-1)
-        token = torch.arange(grid.n_tokens, device=device)
-        wanted = torch.ones_like(token, dtype=torch.bool)
-        for at, chosen in zip((*coordinates, token), (self.frames, self.rows, self.cols, self.tokens), strict=True):
-            if chosen is not None:
-                wanted &= _among(at, chosen)
-        return wanted
-
-    def selection(self, activation: torch.Tensor, hook: Any, model: Any) -> torch.Tensor:
-        """Boolean, broadcastable to the activation: the part to replace."""
+    def selection(self, activation: torch.Tensor | Mask, hook: Any, model: Any) -> torch.Tensor | None:
+        """Boolean, broadcastable to the activation: the part to replace; None where this call has nothing of it."""
         dims, device = full_dims(model, hook.name), activation.device
-        chosen = torch.ones([1] * activation.ndim, dtype=torch.bool, device=device)
+        chosen = torch.ones([1] * len(dims), dtype=torch.bool, device=device)
         if self.heads is not None:
-            flags = _among(torch.arange(model.cfg.n_heads, device=device), self.heads)
-            chosen = chosen & _along(flags, activation.ndim, dims.index("head"))
+            flags = among(torch.arange(model.cfg.n_heads, device=device), self.heads)
+            chosen = chosen & _along(flags, len(dims), dims.index("head"))
         if self.channels is not None:
             axis = channel_axis(dims)
             assert axis is not None
-            flags = _among(torch.arange(activation.shape[axis], device=device), self.channels)
-            chosen = chosen & _along(flags, activation.ndim, axis)
-        if self._asked() or self.noise_levels is not None:
-            chosen = chosen & self._places(activation, hook, dims, model)
+            flags = among(torch.arange(activation.shape[axis], device=device), self.channels)
+            chosen = chosen & _along(flags, len(dims), axis)
+        if self.places or self.noise_levels is not None:
+            tokens = self._tokens(activation, hook, model)
+            if not bool(tokens.any()):
+                return None
+            chosen = chosen & _laid_out(tokens.to(device), dims, attention_axis(model, hook.name))
         return chosen
 
-    def _places(self, activation: torch.Tensor, hook: Any, dims: Sequence[str], model: Any) -> torch.Tensor:
-        """The chosen tokens and frames, laid along the axes of the activation."""
-        levels, cells = self.frames_at_levels(hook), model.cfg.n_rows * model.cfg.n_cols
-        axis, n_frames = attention_axis(model, hook.name), model.cfg.n_frames
-        if "pos" in dims or (axis == "3d" and "query" in dims):
-            along = (dims.index("pos" if "pos" in dims else "query"),)
-            n_frames = activation.shape[along[0]] // cells
-        elif axis == "time" and "query" in dims:
-            along = (dims.index("query"), dims.index("row*col"))
-            n_frames = activation.shape[along[0]]
-        else:
-            along = (dims.index("frame"), dims.index("query")) if "query" in dims else (dims.index("frame"),)
-            if hook.broadcasts and activation.shape[along[0]] == 1:  # a mask that is the same for all frames
-                n_frames = n_frames if levels is None else levels.shape[1]
-            else:
-                n_frames = activation.shape[along[0]]
-        tokens = self._tokens(model.grid(n_frames), activation.device).view(1, n_frames, cells)
-        if not tokens.any():
-            raise ValueError(f"{self._asked()}: this clip is shorter than that, so nothing is left to change.")
-        if levels is not None:
-            batch = len(levels) if hook.broadcasts else len(activation)
-            if levels.shape != (batch, n_frames):
+    def _tokens(self, activation: torch.Tensor | Mask, hook: Any, model: Any) -> Bool[torch.Tensor, "batch frame _"]:
+        """The chosen cells of every frame. Raises `ValueError` for a clip that has none of the places asked for."""
+        grid, levels = grid_of(hook, model), self.frames_at_levels(hook)
+        frames = frames_of(hook, grid.n_frames)
+        tokens = tokens_in(frames, grid, self.places)
+        if "frames" not in hook.ctx and not bool(tokens.any()):
+            listed = ", ".join(f"{field} {chosen}" for field, chosen in self.places.items())
+            raise ValueError(f"{listed}: this clip is shorter or smaller than that, so nothing is left to change.")
+        batch = activation.shape[0] if not hook.broadcasts else len(frames) if levels is None else len(levels)
+        for what, known, sizes in (("frames", frames, (1, batch)), ("noise levels", levels, (batch,))):
+            if known is not None and (len(known) not in sizes or known.shape[1] != grid.n_frames):
                 raise ValueError(
-                    f"{hook.name}: this call has {batch} clips of {n_frames} frames; their noise levels in hook.ctx "
-                    f"are {list(levels.shape)}."
+                    f"{hook.name}: this call has {batch} clips of {grid.n_frames} frames; their {what} in hook.ctx "
+                    f"are {list(known.shape)}."
                 )
-            tokens = tokens & levels.to(activation.device).unsqueeze(-1)
-        if len(along) == 2:
-            return _along(tokens, activation.ndim, 0, *along)
-        every_token = dims[along[0]] != "frame"
-        return _along(tokens.flatten(1) if every_token else tokens.any(-1), activation.ndim, 0, *along)
+        return tokens if levels is None else tokens.to(levels.device) & levels.unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -205,6 +173,48 @@ class Computed(SiteIntervention):
 
     def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
         return self.function(activation, hook)
+
+
+@dataclass(frozen=True)
+class Restricted(SiteIntervention):
+    """Keys taken away from a mask: `function(hook)` gives the rules, for the queries that are chosen."""
+
+    site: Place
+    function: Callable[[Any], Mask]
+
+    def replacement(self, activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        allowed = self.function(hook).to(activation.device).allowed()
+        return activation & (allowed if activation.ndim == 5 else allowed.squeeze(1))
+
+    def _hook(self, model: Any) -> Callable[..., Any]:
+        replace = super()._hook(model)
+
+        def restrict(mask: torch.Tensor | Mask, hook: Any) -> torch.Tensor | Mask | None:
+            if isinstance(mask, torch.Tensor):
+                return replace(mask, hook)
+            if not self.is_active(hook) or (chosen := self.selection(mask, hook, model)) is None:
+                return None
+            rules = self.function(hook).to(mask.device)
+            if chosen.numel() > 1:
+                rules = rules.only(chosen if chosen.ndim == 5 else chosen[:, None])
+            return mask & rules
+
+        restrict.takes_rules = True  # type: ignore[attr-defined]
+        return restrict
+
+
+def _laid_out(tokens: torch.Tensor, dims: Sequence[str], axis: str) -> torch.Tensor:
+    """Chosen cells of frames, laid along the axes of an activation."""
+    if "pos" in dims or (axis == "3d" and "query" in dims):
+        along = (dims.index("pos" if "pos" in dims else "query"),)
+    elif axis == "time" and "query" in dims:
+        along = (dims.index("query"), dims.index("row*col"))
+    else:
+        along = (dims.index("frame"), dims.index("query")) if "query" in dims else (dims.index("frame"),)
+    if len(along) == 2:
+        return _along(tokens, len(dims), 0, *along)
+    every_token = dims[along[0]] != "frame"
+    return _along(tokens.flatten(1) if every_token else tokens.any(-1), len(dims), 0, *along)
 
 
 def full_dims(model: Any, name: str) -> tuple[str, ...]:
@@ -221,10 +231,6 @@ def attention_axis(model: Any, name: str) -> str:
 def channel_axis(dims: Sequence[str]) -> int | None:
     """Which of the axes are channels, if any."""
     return next((axis for axis, dim in enumerate(dims) if dim in CHANNEL_AXES), None)
-
-
-def _among(values: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
-    return torch.isin(values, torch.tensor([int(value) for value in chosen], device=values.device))
 
 
 def _along(flags: torch.Tensor, ndim: int, *axes: int) -> torch.Tensor:

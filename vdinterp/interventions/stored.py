@@ -97,5 +97,5 @@ def _misfit(stored: torch.Tensor, activation: torch.Tensor, hook: Any) -> ValueE
     return ValueError(
         f"{hook.name}: the stored activation is {list(stored.shape)}, this run's is {list(activation.shape)}. "
         "Both runs need clips of the same size, and one or equally many of them. A sampler pads clips that are "
-        "shorter than the model's to full length unless pad=False."
+        "shorter than those of training to that length unless pad=False."
     )

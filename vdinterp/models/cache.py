@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vdinterp import store
 from vdinterp.conditions import Conditions
 from vdinterp.grid import TokenGrid
+from vdinterp.mask import Mask
 from vdinterp.models.components.attention import text_keys
 from vdinterp.models.decompose import Decomposition
 from vdinterp.models.habits import Habits
 from vdinterp.models.hooks import HookPoint, is_key, match_alias, match_key, unknown_hook
 from vdinterp.models.identity import marks, same_weights
+from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import AttentionPattern
 from vdinterp.site import PRED, Site, count_layers
 
@@ -41,15 +43,16 @@ class ActivationCache(Decomposition, Habits):
     one head's, `.materialize()` all.
     `accumulated_resid`, `decompose_resid`, `stack_head_results` take the residual stream apart. `cache[:4]` is the
     cache of the first clips. `inputs`: the `latents` and `timestep` that the model was given, where the cache was
-    made by running it. `edited`: the activations that hooks changed in that run. `weights`: what told the model's
-    weights from others (`vdinterp.models.identity.marks`), None where that is not known; what needs weights raises
-    where the model has others.
+    made by running it. `masks`: what interventions forbade, where it was kept as rules. `edited`: the activations that
+    hooks changed in that run. `weights`: what told the model's weights from others (`vdinterp.models.identity.marks`),
+    None where that is not known; what needs weights raises where the model has others.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], grid: TokenGrid, model: HookedVideoDiT | None = None) -> None:
         self.tensors, self.grid, self.model = tensors, grid, model
         self.edited: set[str] = set()
         self.inputs: dict[str, torch.Tensor] = {}
+        self.masks: dict[str, Mask] = {}
         self.weights: torch.Tensor | None = None
         self.has_batch_dim = True
 
@@ -63,11 +66,19 @@ class ActivationCache(Decomposition, Habits):
         weights: torch.Tensor,
     ) -> ActivationCache:
         """An empty cache for a forward pass of `model`, whose weights are `marks(model)`."""
-        cache = cls({}, model.grid(latents.shape[1]), model)
+        cache = cls({}, model.grid_of(latents), model)
         cache.inputs, cache.weights = {"latents": latents, "timestep": timestep}, weights
         if cond.text_mask is not None:
             cache.inputs["text_mask"] = cond.text_mask
+        if (frames := model.hook_pred.ctx.get("frames")) is not None:
+            cache.inputs["frames"] = frames
         return cache
+
+    @property
+    def frames(self) -> Int[torch.Tensor, "batch frame"]:
+        """Which frame of the user's clip each of these is, -1 for padding: a sampler may show the network a window."""
+        own = torch.arange(self.grid.n_frames).expand(max(1, self.n_clips), -1)
+        return self.inputs.get("frames", own)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -99,7 +110,14 @@ class ActivationCache(Decomposition, Habits):
 
     def _get(self, key: Key) -> torch.Tensor:
         """A recorded activation, with its batch axis whatever `remove_batch_dim` shows."""
-        return self.tensors[self._find(key)]
+        name = self._find(key)
+        return self._whole_mask(name) if name in self.masks else self.tensors[name]
+
+    def _whole_mask(self, name: str) -> torch.Tensor:
+        """A mask that was kept as rules, as `hook_mask` would have shown it. MemoryError where that would not fit."""
+        mask, model = self.masks[name], self._model("A mask")
+        check_fits(mask.shape.numel(), mask.device, name, "Patterns of this cache need no such matrix.")
+        return mask.whole() if len(model.hook_dict[name].dims) == 5 else mask.whole().squeeze(1)
 
     def _shown(self, value: Any, axis: int = 0) -> Any:
         """What a user sees of it: without a batch axis if that was removed."""
@@ -108,7 +126,7 @@ class ActivationCache(Decomposition, Habits):
         return replace(value, has_batch_dim=False) if isinstance(value, AttentionPattern) else value.select(axis, 0)
 
     def _find(self, key: Key) -> str:
-        names = self._matches(key, self.tensors)
+        names = self._matches(key, {**self.tensors, **self.masks} if self.masks else self.tensors)
         if len(names) == 1:
             return names[0]
         if names:
@@ -207,11 +225,8 @@ class ActivationCache(Decomposition, Habits):
         """
         self._check_edited(("attn_scores", layer, sublayer))
         attention = self._model("An attention pattern").sublayer(self._layer(layer), sublayer)
-        scores = attention.scores(
-            self._get(("rot_q", layer, sublayer)), self._get(("rot_k", layer, sublayer)), self.grid
-        )
-        mask = self._mask(layer, sublayer)
-        return self._shown(scores if mask is None else scores.masked_fill(~mask, -torch.inf))
+        q, k = self._get(("rot_q", layer, sublayer)), self._get(("rot_k", layer, sublayer))
+        return self._shown(attention.scores(q, k, self.grid, self._mask(layer, sublayer)))
 
     def pattern(self, layer: int, sublayer: str = "attn") -> AttentionPattern:
         """The pattern behind the cached `rot_q`, `rot_k`: answers questions about it, never holding it whole.
@@ -225,11 +240,13 @@ class ActivationCache(Decomposition, Habits):
         q, k = self._get(("rot_q", layer, sublayer)), self._get(("rot_k", layer, sublayer))
         return self._shown(attention.pattern(q, k, self.grid, mask))
 
-    def _mask(self, layer: int, sublayer: str) -> torch.Tensor | None:
+    def _mask(self, layer: int, sublayer: str) -> Mask | None:
         """What this pass masked beyond the model's own: by hooks, or text tokens that are none."""
+        if (rules := self.masks.get(Site(self._layer(layer), sublayer, "mask"))) is not None:
+            return rules
         hooked = ("mask", layer, sublayer)
         if hooked in self:
-            return self._get(hooked).bool()
+            return Mask.hooked(self._get(hooked).bool())
         return text_keys(self.inputs.get("text_mask")) if sublayer == "cross_attn" else None
 
     def head_results(self, layer: int, sublayer: str = "attn", gated: bool = True) -> torch.Tensor:
@@ -297,13 +314,15 @@ class ActivationCache(Decomposition, Habits):
             name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
             for name, value in self.inputs.items()
         }
-        return self._like(moved, inputs)
+        cache = self._like(moved, inputs)
+        cache.masks = {name: mask.to(device) for name, mask in self.masks.items()}
+        return cache
 
     def _like(self, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> ActivationCache:
         """Other tensors of the same run."""
         cache = ActivationCache(tensors, self.grid, self.model)
         cache.inputs, cache.edited, cache.weights = inputs, set(self.edited), self.weights
-        cache.has_batch_dim = self.has_batch_dim
+        cache.has_batch_dim, cache.masks = self.has_batch_dim, dict(self.masks)
         return cache
 
     @property
@@ -319,9 +338,10 @@ class ActivationCache(Decomposition, Habits):
         about["model_name"] = self.model.cfg.model_name if self.model is not None else None
         about["weights"] = None if self.weights is None else " ".join(f"{mark:.9g}" for mark in self.weights.tolist())
         about["edited"], about["has_batch_dim"] = sorted(self.edited), self.has_batch_dim
-        about["shapes"] = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        tensors = {**self.tensors, **{name: self._whole_mask(name) for name in self.masks}}
+        about["shapes"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
         files = {
-            f"{path.name}.safetensors": store.tensors_file(self.tensors),
+            f"{path.name}.safetensors": store.tensors_file(tensors),
             f"{path.name}.json": json.dumps(about, indent=1),
         }
         store.write_files(path.parent, files)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ from vdinterp.models.hooks import Names
 if TYPE_CHECKING:
     from vdinterp.models.hooked_video_dit import HookedVideoDiT
 
+log = logging.getLogger("vdinterp")
+
 
 def check_inputs(
     model: HookedVideoDiT,
@@ -25,13 +29,8 @@ def check_inputs(
 ) -> None:
     """Raise `ValueError` when a shape or a dtype does not fit the model."""
     cfg = model.cfg
-    wanted = f"[batch, up to {cfg.n_frames} frames, {cfg.in_channels}, {cfg.height}, {cfg.width}]"
-    if not isinstance(latents, torch.Tensor):
-        raise ValueError(f"latents are {type(latents).__name__}: {cfg.model_name} takes a tensor {wanted}")
-    if latents.ndim != 5 or latents.shape[2:] != (cfg.in_channels, cfg.height, cfg.width):
-        raise ValueError(f"latents {list(latents.shape)} do not fit {cfg.model_name}: it takes {wanted}.")
-    if not 1 <= latents.shape[1] <= cfg.n_frames:
-        raise ValueError(f"{latents.shape[1]} frames: {cfg.model_name} takes {wanted}. For more: pipe.rollout().")
+    check_sizes(cfg, latents)
+    say_longer(cfg, latents.shape[1])
     if latents.dtype != model.dtype and not torch.is_autocast_enabled(latents.device.type):
         raise ValueError(
             f"latents are {latents.dtype}, {cfg.model_name} is {model.dtype}: use latents.to(model.dtype)."
@@ -47,6 +46,43 @@ def check_inputs(
         )
     check_timesteps(model, timestep)
     cond.check(cfg, batch, frames)
+
+
+def check_sizes(cfg: VideoDiTConfig, latents: Any, what: str = "latents") -> None:
+    """Raise `ValueError` unless `latents` are a tensor `[batch frame channel height width]` of sizes that the model can
+    take: any that divide into its patches, or those of its position table."""
+    table = cfg.abs_pos == "learned_spatial"
+    picture = f"{cfg.height}, {cfg.width}" if table else "height, width"
+    wanted = f"[batch, frames, {cfg.in_channels}, {picture}]"
+    if not isinstance(latents, torch.Tensor):
+        raise ValueError(f"{what} are {type(latents).__name__}: {cfg.model_name} takes a tensor {wanted}")
+    if latents.ndim != 5 or latents.shape[2] != cfg.in_channels or not latents.shape[1]:
+        raise ValueError(f"{what} {list(latents.shape)} do not fit {cfg.model_name}: it takes {wanted}")
+    height, width = latents.shape[-2:]
+    if table and (height, width) != (cfg.height, cfg.width):
+        raise ValueError(
+            f"{what} of {height}x{width}: {cfg.model_name} has learned positions (abs_pos='learned_spatial'), so it "
+            f"takes {cfg.height}x{cfg.width}"
+        )
+    _, patch_h, patch_w = cfg.patch_size
+    if not (height and width) or height % patch_h or width % patch_w:
+        raise ValueError(
+            f"{what} of {height}x{width} do not divide into {cfg.model_name}'s {patch_h}x{patch_w} patches"
+        )
+
+
+def say_longer(cfg: VideoDiTConfig, n_frames: int) -> None:
+    """Log once that a model runs beyond the length that it was trained at."""
+    if n_frames > cfg.n_frames:
+        _say_longer(cfg.model_name, cfg.n_frames, n_frames)
+
+
+@functools.cache
+def _say_longer(model_name: str, trained: int, n_frames: int) -> None:
+    log.warning(
+        "%s runs on %d frames at once; it was trained on %d (pipe.rollout continues clips in windows of that)",
+        model_name, n_frames, trained,
+    )  # fmt: skip
 
 
 OLD = {

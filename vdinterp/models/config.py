@@ -110,7 +110,8 @@ class VideoDiTConfig:
     """Everything that defines a `HookedVideoDiT`. Invalid combinations raise `ValueError` at construction.
 
     Field names follow TransformerLens. Sizes `height`, `width`, `n_frames` are those of the latents the model was
-    trained on; shorter clips run as they are. `period` is repeated `n_layers / len(period)` times.
+    trained on, and defaults: clips of others run, too (with `abs_pos="learned_spatial"` of any length only). `period`
+    is repeated `n_layers / len(period)` times.
     Positions come from `rope` and `abs_pos`; a configuration that leaves an axis without any is logged as a warning,
     unless `abs_pos="none"` says that it is meant.
     """

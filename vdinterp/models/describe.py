@@ -73,14 +73,18 @@ class HookDescriptions:
         """Axis names of one activation, and its shape for one clip of the length that the model was trained on."""
         return self.hook_dict[name].dims, self.hook_shape(name)
 
-    def hook_shape(self, name: str, batch: int = 1, n_frames: int | None = None, n_text: int = 0) -> tuple[int, ...]:
-        """Shape of one activation for `batch` clips of `n_frames` frames (and `n_text` text tokens).
+    def hook_shape(
+        self, name: str, batch: int = 1, n_frames: int | None = None, n_text: int = 0, grid: TokenGrid | None = None
+    ) -> tuple[int, ...]:
+        """Shape of one activation for `batch` clips of `n_frames` frames, or of any `grid` (default: the sizes that the
+        model was trained at), and `n_text` text tokens.
 
         Raises `KeyError` with the closest names if there is no such hook.
         """
         if name not in self.hook_dict:
             raise unknown_hook(name, self.hook_dict)
-        grid, cfg = self.grid(n_frames), self.cfg
+        grid, cfg = self.grid(n_frames) if grid is None else grid, self.cfg
+        _, patch_h, patch_w = cfg.patch_size
         parent = self.mod_dict.get(Site.parse(name).owner or "")
         axis = getattr(parent, "axis", "3d")
         group = {"space": grid.tokens_per_frame, "time": grid.n_frames, "3d": grid.n_tokens}[axis]
@@ -89,7 +93,8 @@ class HookDescriptions:
             "query": group, "key": n_text if getattr(parent, "cross", False) else group,
             "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
             "2T-1": 2 * grid.n_frames - 1, "2H-1": 2 * grid.n_rows - 1, "2W-1": 2 * grid.n_cols - 1,
-            "part": grid.n_frames, "channel": cfg.out_channels, "height": cfg.height, "width": cfg.width,
+            "part": grid.n_frames, "channel": cfg.out_channels,
+            "height": grid.n_rows * patch_h, "width": grid.n_cols * patch_w,
         }  # fmt: skip
         return tuple(sizes[dim] for dim in self.hook_dict[name].dims)
 
@@ -104,19 +109,29 @@ class HookDescriptions:
         return found
 
     def estimate_cache(
-        self, names: Names | None = None, batch: int = 1, n_frames: int | None = None, n_text: int = 0
+        self,
+        names: Names | None = None,
+        batch: int = 1,
+        n_frames: int | None = None,
+        n_text: int = 0,
+        grid: TokenGrid | None = None,
     ) -> int:
-        """Bytes that `run_with_cache(names=...)` would keep, without running anything.
+        """Bytes that `run_with_cache(names=...)` would keep, without running anything. Sizes as of `hook_shape`.
 
         An upper bound: activations that are one and the same tensor (a block's `resid_post` and the next one's
         `resid_pre`) are held once. Raises `KeyError` for unknown names.
         """
         width = self.dtype.itemsize
-        shapes = [(name, self.hook_shape(name, batch, n_frames, n_text)) for name in self.cacheable_names(names)]
+        shapes = [(name, self.hook_shape(name, batch, n_frames, n_text, grid)) for name in self.cacheable_names(names)]
         return sum(math.prod(shape) * (1 if self.hook_dict[name].broadcasts else width) for name, shape in shapes)
 
     def estimate_stats(
-        self, stats: Sequence[str], batch: int = 1, n_frames: int | None = None, partition: Partition = "frame"
+        self,
+        stats: Sequence[str],
+        batch: int = 1,
+        n_frames: int | None = None,
+        partition: Partition = "frame",
+        grid: TokenGrid | None = None,
     ) -> dict[str, int]:
         """What `run_with_stats(stats=...)` would need beyond the forward pass itself, without running anything.
 
@@ -124,14 +139,14 @@ class HookDescriptions:
         passes over the patterns (masses in float32 ride along and take none of their own, only wider values).
         Raises `KeyError` for unknown names.
         """
-        grid = self.grid(n_frames)
+        grid = self.grid(n_frames) if grid is None else grid
         n_parts = count_parts(partition, grid)
         result = working = flops = 0
         for name in self.resolve_names(list(stats)):
             site = Site.parse(name)
             attention = self.mod_dict[site.owner or ""]
             parted = "part" in self.hook_dict[name].dims
-            shape = self.hook_shape(name, batch, n_frames)
+            shape = self.hook_shape(name, batch, grid=grid)
             result += 4 * math.prod((*shape[:-1], n_parts) if parted else shape)
             queries = torch.empty(batch, grid.n_tokens, attention.n_heads, attention.d_head, device="meta")
             cost = attention.pattern(queries, queries, grid).estimate()

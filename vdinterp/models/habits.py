@@ -11,6 +11,8 @@ import torch
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from vdinterp.mask import Mask
+
 log = logging.getLogger("vdinterp")
 
 ELSEWHERE = {
@@ -25,6 +27,7 @@ class Habits:
 
     tensors: dict[str, torch.Tensor]
     inputs: dict[str, torch.Tensor]
+    masks: dict[str, Mask]
     has_batch_dim: bool
     _like: Callable[..., Self]
 
@@ -62,6 +65,7 @@ class Habits:
             return {name: tensor[exact] if len(tensor) == n else tensor for name, tensor in tensors.items()}
 
         cache = self._like(chosen(self.tensors), chosen(self.inputs))  # masks may be one for all clips
+        cache.masks = {name: mask.part(exact) for name, mask in self.masks.items()}
         return cache.remove_batch_dim() if one else cache
 
     def remove_batch_dim(self) -> Self:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vdinterp.checks.signatures import check_signature
+from vdinterp.mask import Mask
 from vdinterp.models.scopes import checkpointing, current_call, edited_names, in_backward
 
 if TYPE_CHECKING:
@@ -34,18 +35,24 @@ def check_hook(function: Any) -> None:
 class GuardedHook:
     """A user's hook function, given a copy of the activation and checked in what it returns.
 
-    `fired`: whether it was ever called. `due`: how often activation checkpointing will have to compute again, in a
+    `fired`: whether it was ever called. `takes_rules`: whether the function says that it takes a `Mask` as well as a
+    tensor. `due`: how often activation checkpointing will have to compute again, in a
     backward pass, what it changed.
     """
 
     def __init__(self, function: HookFn, backward: bool = False) -> None:
         check_hook(function)
         self.function, self.backward = function, backward
+        self.takes_rules = getattr(function, "takes_rules", False)
         self.fired = self.asked = self.warned = False
         self.due = 0
 
     def __call__(self, activation: Any, hook: HookPoint) -> torch.Tensor | None:
         self.fired = True
+        if isinstance(activation, Mask):  # which nobody can change in place
+            if (returned := self.function(activation, hook=hook)) is not None:
+                edited_names().add(str(hook.name))
+            return returned
         given = activation.clone()
         returned: Any = self.function(given, hook=hook)
         if isinstance(returned, tuple) and len(returned) == 1:
@@ -150,6 +157,7 @@ class Recorder:
 
     def __init__(self, keep: Callable[[torch.Tensor, HookPoint], Any], listens: bool = False) -> None:
         self.keep, self.listens, self.fired = keep, listens, listens
+        self.takes_rules = listens
 
     def __call__(self, activation: torch.Tensor, hook: HookPoint) -> None:
         if self.keep(activation, hook) is not False:

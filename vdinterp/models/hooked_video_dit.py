@@ -18,6 +18,7 @@ from vdinterp.conditions import Cond, Conditions, as_conditions
 from vdinterp.gradient_state import check_gradients, keep_grad_mode
 from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Acting, Intervention, check_interventions
+from vdinterp.mask import Mask
 from vdinterp.models.cache import ActivationCache, Recording, kept
 from vdinterp.models.checks import (
     asked_names,
@@ -26,6 +27,7 @@ from vdinterp.models.checks import (
     check_inputs,
     check_old,
     check_resume,
+    check_sizes,
 )
 from vdinterp.models.compiled import run_uncompiled
 from vdinterp.models.components import (
@@ -85,6 +87,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         self.hook_pred = HookPoint("batch frame channel height width", "the prediction, as latents")
         initialize(self)
         self.setup()  # names every hook point
+        self.latest_grid = self.grid()  # of the call before, for what runs outside of one (activation checkpointing)
 
     def __repr__(self) -> str:
         return self.described()
@@ -117,17 +120,20 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """
         check_old(old)
         cond = as_conditions(cond, self.cfg)
-        inputs: tuple[Any, ...] = (latents, timestep, cond, start_at_layer, stop_at_layer, resid_pre, known)
         check_inputs(self, latents, timestep, cond)
-        check_resume(self.cfg, self.grid(latents.shape[1]), len(latents), *inputs[3:])
+        grid = self.grid_of(latents)
+        check_resume(self.cfg, grid, len(latents), start_at_layer, stop_at_layer, resid_pre, known)
+        inputs: tuple[Any, ...] = (
+            grid, latents, timestep, cond, start_at_layer, stop_at_layer, resid_pre, known,
+        )  # fmt: skip
         if not torch.compiler.is_compiling():
             return self._run(*inputs)
         return (self._eager if self.may_have_hooks else self._forward)(*inputs)
 
     def _run(self, *inputs: Any) -> torch.Tensor:
         """One uncompiled pass, kept apart from others by whoever records."""
-        latents, timestep, cond, start, _, resid_pre, known = inputs
-        call = Call()
+        grid, latents, timestep, cond, start, _, resid_pre, known = inputs
+        self.latest_grid, call = grid, Call(grid=grid)
         if resid_pre is not None:
             call.edited |= {Site(start, what="resid_pre"), *(Site(start, name).added for name in known or {})}
         for scope in self.scopes.of_thread(self.scopes.hooking):
@@ -140,6 +146,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
 
     def _forward(
         self,
+        grid: TokenGrid,
         latents: torch.Tensor,
         timestep: torch.Tensor,
         cond: Conditions,
@@ -148,7 +155,6 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         resid_pre: torch.Tensor | None,
         known: Mapping[str, torch.Tensor] | None,
     ) -> torch.Tensor:
-        grid = self.grid(latents.shape[1])
         x = self._embed(latents, grid) if resid_pre is None else resid_pre
 
         given = self._given(timestep, cond, grid, like=x)
@@ -157,7 +163,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
             known = None  # of the first block
         if stop is not None:
             return x
-        return self.hook_pred(unpatchify(self.final(x, given.cond), self.cfg))
+        return self.hook_pred(unpatchify(self.final(x, given.cond), self.cfg, grid))
 
     def _given(self, timestep: torch.Tensor, cond: Conditions, grid: TokenGrid, like: torch.Tensor) -> Given:
         """What travels beside the stream."""
@@ -217,9 +223,18 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         """Of inputs and of the prediction. Blocks may lie elsewhere, where accelerate's hooks put them."""
         return device_of(self)
 
-    def grid(self, n_frames: int | None = None) -> TokenGrid:
-        """How this model's tokens lie in a clip of `n_frames` (default: the length it was trained on)."""
-        return TokenGrid(self.cfg.n_frames if n_frames is None else n_frames, self.cfg.n_rows, self.cfg.n_cols)
+    def grid(self, n_frames: int | None = None, height: int | None = None, width: int | None = None) -> TokenGrid:
+        """How this model's tokens lie in a clip of `n_frames` latent frames of `height` x `width` (default: the sizes
+        it was trained at)."""
+        cfg = self.cfg
+        _, patch_h, patch_w = cfg.patch_size
+        rows = cfg.n_rows if height is None else height // patch_h
+        cols = cfg.n_cols if width is None else width // patch_w
+        return TokenGrid(cfg.n_frames if n_frames is None else n_frames, rows, cols)
+
+    def grid_of(self, latents: Shaped[torch.Tensor, "batch frame channel height width"]) -> TokenGrid:
+        """How this model's tokens lie in these latents."""
+        return self.grid(latents.shape[1], *latents.shape[-2:])
 
     def sublayer(self, layer: int, name: str = "attn") -> Any:
         """`blocks[layer].attn`, `.cross_attn` or `.mlp`. Raises `KeyError` when the block has none of that name."""
@@ -308,7 +323,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
         for name in stats:
             if not isinstance(name, str) or not self.hook_dict[self.resolve_names(name)[0]].read_only:
                 raise ValueError(f"{name!r} is no statistic; there are {', '.join(STATISTICS)}.")
-        needed = self.estimate_stats(stats, *latents.shape[:2], partition=partition)
+        check_sizes(self.cfg, latents)
+        needed = self.estimate_stats(stats, len(latents), partition=partition, grid=self.grid_of(latents))
         total = needed["result_bytes"] + needed["working_bytes"]
         check_fits(total, self.device, f"{', '.join(stats)} of all heads", "Use fewer clips or statistics at a time.")
         with self.key_partition(partition):
@@ -332,7 +348,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def _recording(self, names: Names | None, device: torch.device | str | None, incl_bwd: bool = False) -> Scope:
         """A block that gives the `Recording` of its calls, of their gradients too with `incl_bwd`."""
         recording, caches, wanted, weights = Recording(), {}, self.cacheable_names(names), marks(self)
-        if device is None and is_spread(self):
+        if device is None and is_spread((self, *self.blocks, self.final)):
             device = self.device  # one place for all
 
         def begin(call: Call, latents: torch.Tensor, timestep: torch.Tensor, cond: Conditions) -> None:
@@ -371,10 +387,8 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
                 of_hooks()
             acting.warn_of_idle()
 
-        def at_call(call: Call, latents: torch.Tensor, *_: Any) -> None:
-            for one in acting.interventions:
-                if one.steps is None and one.noise_levels is None:  # the others may leave this call as it is
-                    one.check_clips(self, latents.shape[1])
+        def at_call(call: Call, *_: Any) -> None:
+            acting.check(call.says["grid"], self.hook_pred.ctx.get("frames"))
 
         scope.at_end, scope.at_call = at_end, at_call if interventions else None
         return scope
@@ -402,11 +416,14 @@ def _into(
 ) -> Recorder:
     """A recorder that puts activations into the cache of their call; outside of any it has no use for them."""
 
-    def keep(activation: torch.Tensor, hook: HookPoint) -> bool:
+    def keep(activation: Any, hook: HookPoint) -> bool:
         cache = current()
         if cache is None:
             return False
-        cache.tensors[f"{hook.name}{suffix}"] = kept(activation, hook, device)
+        if isinstance(activation, Mask):
+            cache.masks[str(hook.name)] = activation if device is None else activation.to(device)
+        else:
+            cache.tensors[f"{hook.name}{suffix}"] = kept(activation, hook, device)
         return True
 
     return Recorder(keep, listens)

@@ -35,6 +35,7 @@ from vdinterp.models.scopes import (
     Scope,
     Scopes,
     Side,
+    call_says,
     current_call,
     edited_names,
     in_backward,
@@ -137,8 +138,8 @@ class HookPoint(_HookPoint):
     @property
     def ctx(self) -> MutableMapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What hook functions see, on this thread: what they put there themselves, then what blocks and
-        `set_hook_ctx` say."""
-        return ChainMap(own_context(self), *self.scopes.told(), own_context(self.scopes))
+        `set_hook_ctx` say, then the `grid` of the clips."""
+        return ChainMap(own_context(self), *self.scopes.told(), own_context(self.scopes), call_says())
 
     @ctx.setter
     def ctx(self, values: dict[str, Any]) -> None:
@@ -167,6 +168,11 @@ class HookPoint(_HookPoint):
                 if not getattr(handle.user_hook, "listens", False):
                     return True
         return False
+
+    @property
+    def takes_rules(self) -> bool:
+        """Whether all who hook it can go on with the rules of a mask in place of a tensor."""
+        return all(handle.user_hook.takes_rules for handle in (*self.fwd_hooks, *self.bwd_hooks))
 
     def add_hook(
         self,

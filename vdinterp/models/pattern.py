@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from vdinterp.grid import TokenGrid
 from vdinterp.models.memory import check_fits
-from vdinterp.models.query_keys import QueryKeys, at_a_time, fused, narrowed
+from vdinterp.models.query_keys import QueryKeys, at_a_time, attended, narrowed
 from vdinterp.models.relations import Relation, Tokens, listed, related
 
 Partition = Int[torch.Tensor, " _"] | Literal["frame"]
@@ -40,7 +40,7 @@ class AttentionPattern(QueryKeys):
         q: `[batch group head query d_head]`, `k`: `[batch group head key d_head]`: what is multiplied. A group is what
             attends within itself: the whole clip (`axis="3d"`), a frame (`"space"`) or a place over time (`"time"`).
         scale: what dot products are multiplied by.
-        mask: boolean, broadcastable to `[batch group head query key]`; None when every key may be seen.
+        mask: which keys a query may see; None when it may see all.
         grid: how the clip's tokens lie.
         axis: what is attended over. `cross`: the keys are text tokens.
 
@@ -66,9 +66,8 @@ class AttentionPattern(QueryKeys):
             q = self.q[:, group, :, at[:, 1]].float() * self.scale
             logits = q @ self.k[:, group].float().transpose(-1, -2)
             if self.mask is not None:
-                mask = self.mask.expand(*self.mask.shape[:-2], len(own), -1)
-                mask = mask[:, group if mask.shape[1] > 1 else 0][..., at[:, 1], :]
-                logits = logits.masked_fill(~mask, -torch.inf)
+                allowed = self.mask.part(group=slice(group, group + 1), query=at[:, 1]).allowed()
+                logits = logits.masked_fill(~allowed[:, 0], -torch.inf)
             found[:, :, at[:, :1], keys] = logits.softmax(-1)
         return found
 
@@ -139,11 +138,8 @@ class AttentionPattern(QueryKeys):
     def _weighted(self, values: Float[torch.Tensor, "batch group _ key _"]) -> torch.Tensor:
         """One fused attention call: probabilities times values, float32."""
         values = values.float().expand(-1, -1, self.n_heads, -1, -1).flatten(0, 1)
-        mask = self.mask
-        if mask is not None:
-            mask = mask.expand(*self.q.shape[:2], *mask.shape[2:]).flatten(0, 1)
         q, k = self.q.float().flatten(0, 1), self.k.float().flatten(0, 1)
-        found = fused(q, k, values, mask, self.scale).unflatten(0, self.q.shape[:2])
+        found = attended(q, k, values, self.mask, self.scale).unflatten(0, self.q.shape[:2])
         return self._by_token(found, self.query_tokens)
 
     def one_hot(self, partition: Partition = "frame") -> Float[torch.Tensor, "group _ _"]:
@@ -184,13 +180,12 @@ class AttentionPattern(QueryKeys):
         """What a key gets from all queries that could see it, in units of what it would get if all attention were
         uniform: 1 for every key then, and large for an attention sink; 0 for a key that nobody may see."""
         got = self.k.new_zeros(self.k.shape[:-1], dtype=torch.float32)
-        for _, part in self.chunks():
+        expected = torch.zeros((), device=self.q.device)
+        for within, part in self.chunks():
             got += part.sum(-2)
-        if self.mask is None:
-            expected = torch.tensor(self.q.shape[3] / self.k.shape[-2], device=self.q.device)
-        else:
-            allowed = self.mask.float().expand(*self.mask.shape[:-2], self.q.shape[3], -1)
-            expected = (allowed / allowed.sum(-1, keepdim=True)).sum(-2)
+            allowed = part.new_ones(1, part.shape[-1]) if self.mask is None else self.mask.allowed(within).float()
+            share = (allowed / allowed.sum(-1, keepdim=True)).sum(-2)
+            expected = expected + share * (part.shape[-2] / allowed.shape[-2])
         return self._by_token(torch.where(expected > 0, got / expected, 0.0), self.key_tokens)
 
     def entropy(self) -> Float[torch.Tensor, "batch head query"]:

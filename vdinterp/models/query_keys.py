@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 
 from vdinterp.grid import TokenGrid
+from vdinterp.mask import Mask
 from vdinterp.models.memory import check_fits, readable
 from vdinterp.models.relations import Tokens, token_indices
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+NO_KEY = "a query is left without any key. To switch attention off, ablate hook_out."
 CHUNK_BYTES = 128 * 2**20  # probabilities held at a time
 KERNEL_WIDTH = 16  # the fused CPU kernel wants q, k and v equally wide, and is fastest at multiples of this
 
@@ -26,8 +28,35 @@ def at_a_time(row_bytes: int) -> int:
     return max(1, CHUNK_BYTES // row_bytes)
 
 
+def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask | None, scale: float) -> torch.Tensor:
+    """Fused attention of `[batch*group head query d_head]` with values of any width, under a mask that is never made
+    whole where it is large. Raises ValueError for a mask that leaves a query without any key, where that is looked at.
+    """
+    if mask is None:
+        return fused(q, k, v, None, scale)
+    if mask.is_small:
+        return fused(q, k, v, folded(mask.allowed(), len(q)), scale)
+    found = v.new_empty(*q.shape[:-1], v.shape[-1])  # at once: pieces kept one by one would break the memory up
+    for queries, keys, allowed in mask.spans():
+        if allowed is not None and not bool(allowed.any(-1).all()):
+            raise ValueError(NO_KEY)
+        own = None if allowed is None else folded(allowed, len(q))
+        found[..., queries, :] = fused(q[..., queries, :], k[..., keys, :], v[..., keys, :], own, scale)
+    return found
+
+
+def folded(allowed: Bool[torch.Tensor, "batch group head query key"], n: int) -> Bool[torch.Tensor, "_ head query key"]:
+    """A mask with batch and groups in one axis, of size 1 or `n`."""
+    batch, group = allowed.shape[:2]
+    if batch * group not in (1, n):  # the same for all clips, or all groups
+        allowed = allowed.expand(n // group if batch == 1 else batch, n // batch if group == 1 else group, -1, -1, -1)
+    return allowed.flatten(0, 1)
+
+
 def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
     """Fused attention for values of any width: all three are padded to one that the kernel likes."""
+    if v.shape[-1] == q.shape[-1]:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     width = -max(q.shape[-1], v.shape[-1]) // KERNEL_WIDTH * -KERNEL_WIDTH
     q, k, padded = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale)[..., : v.shape[-1]]
@@ -55,7 +84,7 @@ class QueryKeys:
     q: Float[torch.Tensor, "batch _ head _ d_head"]
     k: Float[torch.Tensor, "batch _ head _ d_head"]
     scale: float
-    mask: Bool[torch.Tensor, "... query key"] | None
+    mask: Mask | None
     grid: TokenGrid
     axis: Literal["3d", "space", "time"] = "3d"
     cross: bool = False
@@ -120,16 +149,18 @@ class QueryKeys:
 
     def heads(self, heads: Sequence[int]) -> Self:
         """The same pattern, of some heads only."""
-        chosen = token_indices(heads, self.n_heads, "head", self.q.device)
-        mask = self.mask if self.mask is None or self.mask.shape[2] == 1 else self.mask[:, :, chosen]
-        return replace(self, q=self.q[:, :, chosen], k=self.k[:, :, chosen], mask=mask)
+        return self._part(head=token_indices(heads, self.n_heads, "head", self.q.device))
 
-    def _part(self, batch: Any, group: Any, head: Any, query: Any) -> Self:
-        """Some clips, groups, heads and queries, axes kept: good for probabilities only, not for places."""
-        mask = self.mask
-        if mask is not None:
-            for axis, chosen in enumerate((batch, group, head, query)):
-                mask = mask if mask.shape[axis] == 1 else mask[(slice(None),) * axis + (chosen,)]
+    def clips(self, which: slice) -> Self:
+        """The same pattern, of some clips only."""
+        return self._part(which)
+
+    def _part(
+        self, batch: Any = slice(None), group: Any = slice(None), head: Any = slice(None), query: Any = slice(None)
+    ) -> Self:
+        """Some clips, groups, heads and queries, axes kept: of some groups or queries good for probabilities only, not
+        for places."""
+        mask = None if self.mask is None else self.mask.part(batch, group, head, query)
         q = self.q[batch][:, group][:, :, head][:, :, :, query]
         return replace(self, q=q, k=self.k[batch][:, group][:, :, head], mask=mask)
 
@@ -188,8 +219,7 @@ class QueryKeys:
         """Probabilities and their log-normaliser, `[batch group head query key]` and `[.. query]`, of some queries."""
         logits = (self.q[..., within, :].float() * self.scale) @ self.k.float().transpose(-1, -2)
         if self.mask is not None:
-            mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., within, :]
-            logits = logits.masked_fill(~mask, -torch.inf)
+            logits = logits.masked_fill_(~self.mask.allowed(within), -torch.inf)
         normaliser = logits.logsumexp(-1)
         return logits.sub_(normaliser.unsqueeze(-1)).exp_(), normaliser
 

@@ -138,10 +138,11 @@ class Scope:
 
 
 class Call:
-    """One forward pass. `edited`: names of what hooks changed in it; `suspects`: `(hook function, name, whether what it
-    returned holds NaN)`, still on the device."""
+    """One forward pass. `says`: what `hook.ctx` shows of it; `edited`: names of what hooks changed in it; `suspects`:
+    `(hook function, name, whether what it returned holds NaN)`, still on the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, **says: Any) -> None:
+        self.says = says
         self.edited: set[str] = set()
         self.suspects: list[tuple[Any, str, torch.Tensor]] = []
 
@@ -180,6 +181,11 @@ def edited_names() -> set[str]:
 def own_context(owner: Any) -> dict[str, Any]:
     """What this thread keeps for a hook point, or for all scopes of a model."""
     return _THREAD.own.setdefault(owner, {})
+
+
+def call_says() -> dict[str, Any]:
+    """What `hook.ctx` shows of the pass that this thread is in."""
+    return (_THREAD.call or _THREAD.outside).says
 
 
 def in_backward() -> bool:

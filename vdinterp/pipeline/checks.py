@@ -12,6 +12,7 @@ from vdinterp.checks.counts import check_indices
 from vdinterp.diffusion import DiffusionConfig
 from vdinterp.diffusion.schedule import NoiseSchedule
 from vdinterp.models import HookedVideoDiT
+from vdinterp.models.checks import check_sizes
 from vdinterp.models.config import VideoDiTConfig
 from vdinterp.vae import VAE, LatentStats
 
@@ -70,11 +71,7 @@ def levels_k(noise_levels: Any, batch: int, frames: int, schedule: NoiseSchedule
 
 def check_latents(latents: torch.Tensor, cfg: VideoDiTConfig, what: str = "latents") -> None:
     """Raise `ValueError` unless `latents` is a float `[batch frame channel height width]` that fits the model."""
-    wanted = f"[batch frame {cfg.in_channels} {cfg.height} {cfg.width}]"
-    if not isinstance(latents, torch.Tensor):
-        raise ValueError(f"{what} must be a tensor {wanted}, got {type(latents).__name__}")
-    if latents.ndim != 5 or tuple(latents.shape[2:]) != (cfg.in_channels, cfg.height, cfg.width):
-        raise ValueError(f"{what} of shape {list(latents.shape)} do not fit {cfg.model_name}, which takes {wanted}")
+    check_sizes(cfg, latents, what)
     if not latents.is_floating_point():
         raise ValueError(f"{what} must be floating point, got {latents.dtype}; encode a video with pipe.encode first")
     if 0 in latents.shape:

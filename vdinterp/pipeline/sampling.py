@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from vdinterp.checks.counts import check_between, check_count, check_seed
 from vdinterp.conditions import Cond, Conditions, as_conditions
@@ -26,6 +26,7 @@ from vdinterp.diffusion import (
     with_mask,
 )
 from vdinterp.gradient_state import keep_grad_mode
+from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Intervention, Pass, check_interventions, hooks_of
 from vdinterp.models import ActivationCache
 from vdinterp.pipeline.checks import (
@@ -112,6 +113,10 @@ class SampleResult:
 class SamplingPlan:
     """Everything one run of the sampler needs, checked. `n_frames` excludes padding."""
 
+    grid: TokenGrid
+    """How the tokens lie, padding included."""
+    frames: torch.Tensor
+    """`[batch frame]`: which frame of the user's clip each one is, -1 padding."""
     context: torch.Tensor
     mask: torch.Tensor
     matrix: torch.Tensor
@@ -134,7 +139,7 @@ class SamplingPlan:
                 mask = torch.where((self.mask == 0) & (rows == -1), 2, self.mask)
                 branches = make_branches(self.guidances, mask, len(self.schedule), has_cond=bool(self.cond))
                 k = torch.cat([torch.where(mask >= 1, branch.levels, rows) for branch in branches])
-                yield step, self.schedule.level(k)
+                yield Pass(step, self.schedule.level(k), self.grid, self.frames)
 
 
 def make_plan(pipe: VideoDiffusion, context: Any, n_frames: int | None = None, **options: Any) -> SamplingPlan:
@@ -145,8 +150,10 @@ def make_plan(pipe: VideoDiffusion, context: Any, n_frames: int | None = None, *
 
 
 def check_acting(pipe: VideoDiffusion, plans: Sequence[SamplingPlan]) -> None:
-    """Raise `ValueError` if one of the interventions acts in no step of these runs, which share their options."""
+    """Raise `ValueError` if one of the interventions does not fit the clip that these runs, which share their options,
+    show together, or acts in no step of them."""
     for intervention in plans[0].interventions:
+        intervention.check_clips([Pass(None, None, plan.grid, plan.frames) for plan in plans])
         intervention.check_acts(pipe.model, (one for plan in plans for one in plan.passes()))
 
 
@@ -170,6 +177,7 @@ def lay_out(
     batch: int | None = None,
     first_index: int = 0,
     keys: Sequence[tuple[int, ...]] | None = None,
+    shown: Int[torch.Tensor, "_ frame"] | None = None,
     pad: bool | None = None,
 ) -> SamplingPlan:
     """`make_plan` without the question whether every intervention acts, which several windows answer together."""
@@ -178,17 +186,15 @@ def lay_out(
     steps = check_count("steps", steps, high=n_levels, why="the model's noise levels")
     seed, first_index = check_seed(seed), check_seed(first_index, "first_index")
     frames = cfg.n_frames if n_frames is None else check_count("n_frames", n_frames)
-    if frames > cfg.n_frames:
-        raise ValueError(
-            f"n_frames={frames}: {cfg.model_name} sees at most {cfg.n_frames} frames at once; "
-            "longer clips: pipe.rollout(context, n_frames, ...)"
-        )
+    if isinstance(noise, torch.Tensor):
+        check_latents(noise, cfg, "noise")
     if context is None:
         batch = 1 if batch is None else check_count("batch", batch, high=MOST_CLIPS)
         if mask is not None:
             raise ValueError("a mask says which context frames are known: pass context with it")
         known = torch.zeros(batch, frames, dtype=torch.long)
-        full = torch.zeros(batch, frames, cfg.in_channels, cfg.height, cfg.width, dtype=dtype)
+        size = noise.shape[-2:] if isinstance(noise, torch.Tensor) else (cfg.height, cfg.width)
+        full = torch.zeros(batch, frames, cfg.in_channels, *size, dtype=dtype)
     else:
         check_latents(context, cfg, "context")
         if batch not in (None, context.shape[0]):
@@ -214,9 +220,11 @@ def lay_out(
 
     if pad is None:  # a bidirectional model was trained on clips of one length, the rest being noise
         pad = not any(spec.causal_block for spec in cfg.period)
-    horizon = cfg.n_frames if pad else frames
+    horizon = max(frames, cfg.n_frames) if pad else frames
     padding = horizon - frames
+    shown = torch.arange(frames).expand(batch, -1) if shown is None else shown.expand(batch, -1)
     if padding:
+        shown = torch.cat([shown, shown.new_full((batch, padding), -1)], dim=1)
         known = torch.cat([known, known.new_full((batch, padding), -1)], dim=1)
         full = torch.cat([full, full.new_zeros(batch, padding, *full.shape[2:])], dim=1)
 
@@ -253,15 +261,19 @@ def lay_out(
         pipe.model.resolve_names(record)
     source: NoiseSource = SeededNoise(seed, keys or [(first_index + i,) for i in range(batch)])
     if isinstance(noise, torch.Tensor):
-        check_latents(noise, cfg, "noise")
-        if noise.shape[0] != batch or noise.shape[1] not in (frames, horizon):
-            raise ValueError(f"noise of shape {list(noise.shape)}: expected {batch} clips of {frames} frames")
+        if noise.shape[0] != batch or noise.shape[1] not in (frames, horizon) or noise.shape[2:] != full.shape[2:]:
+            raise ValueError(
+                f"noise of shape {list(noise.shape)}: expected {batch} clips of {frames} frames of "
+                f"{'x'.join(map(str, full.shape[2:]))}"
+            )
         source = GivenNoise(noise.detach(), source)
     elif noise is not None:
         if not all(hasattr(noise, name) for name in ("initial", "history", "ancestral")):
             raise ValueError(f"noise must be a tensor or a NoiseSource, got {type(noise).__name__}")
         source = noise
     return SamplingPlan(
+        grid=pipe.model.grid_of(full),
+        frames=shown,
         context=full.to(device),
         mask=known,
         matrix=rows,
@@ -289,7 +301,7 @@ def run_plan(
     `first_step` with `latents`, a state's `full_latents` before that step, continues a run; `resume`
     (`start_at_layer`, `resid_pre`, `known`, of all branches) continues inside that step's forward pass.
     """
-    model, schedule = pipe.model, pipe.schedule
+    model, schedule, n_clips = pipe.model, pipe.schedule, len(plan.frames)
     caches: list[ActivationCache] = []
 
     def network(
@@ -304,7 +316,7 @@ def run_plan(
         with (
             keep_grad_mode(),
             torch.no_grad(),
-            model.hook_ctx(step=step, noise_levels=schedule.level(k)),
+            model.hook_ctx(step=step, noise_levels=schedule.level(k), frames=plan.frames.repeat(len(k) // n_clips, 1)),
             model.hooks(hooks_of(active, model)),
             recorded as recording,
         ):

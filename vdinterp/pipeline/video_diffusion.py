@@ -295,7 +295,8 @@ class VideoDiffusion:
         Args:
             context: clean latents the clip starts with; with `mask` all `n_frames` frames, of which the known ones
                 are used; None generates `batch` clips from nothing.
-            n_frames: length of the clip, context included; default and maximum `model.cfg.n_frames`.
+            n_frames: length of the clip, context included; default `model.cfg.n_frames`. A longer one is run at once,
+                as the model was not trained; `rollout` continues a clip in windows of the length it was trained at.
             steps: denoising steps a frame, at most the number of noise levels.
             guidance: a guidance or a list of them, see `vdinterp.diffusion.guidance`. Branches follow one
                 another in the batch: clip `i` of branch `j` is entry `j * n_clips + i`.
@@ -308,8 +309,8 @@ class VideoDiffusion:
                 steps between neighbouring frames), or noise levels `[step frame]` of your own.
             eta: 0 DDIM, 1 DDPM (with `steps` equal to the number of levels exactly its ancestral sampler).
             mask: `[frame]` or `[batch frame]`: -1 padding, 0 generate, 1 ground truth, 2 generated history.
-            pad: fill clips shorter than the model's with frames of pure noise, as the model was trained. Default: yes,
-                unless its attention is causal.
+            pad: fill clips shorter than those of training with frames of pure noise, as the model was trained. Default:
+                yes, unless its attention is causal.
             keep_states: also return the state before every step.
 
         Raises:

@@ -6,6 +6,7 @@ Both follow the Diffusion Forcing Transformer (Song et al. 2025).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def rollout(
 
     Args:
         n_frames: length of the result, context included.
-        window: frames a window, at most `model.cfg.n_frames` (the default).
+        window: frames a window; default the length that the model was trained on.
         overlap: context frames of a later window, `1 .. window - 1`; default half a window or the given context,
             whichever is more. `window - 1` generates one frame at a time.
         cond: as of `sample`; one action for each of the `n_frames` frames.
@@ -53,11 +54,10 @@ def rollout(
         ValueError, KeyError: anything that does not fit, in any of the windows, before any compute.
     """
     cfg = pipe.model.cfg
-    _refuse(options, ("mask", "batch", "noise", "keys", "keep_states"), "rollout")
+    _refuse(options, ("mask", "batch", "noise", "keys", "shown", "keep_states"), "rollout")
     check_latents(context, cfg, "context")
     n_frames, first_index = check_count("n_frames", n_frames, high=MOST_FRAMES), check_seed(first_index, "first_index")
-    longest = f"{cfg.model_name} sees {cfg.n_frames} frames"
-    window = cfg.n_frames if window is None else check_count("window", window, 2, cfg.n_frames, longest)
+    window = cfg.n_frames if window is None else check_count("window", window, 2)
     n_clips, n_context = context.shape[:2]
     if overlap is None:
         overlap = max(window // 2, min(n_context, window - 1))
@@ -88,13 +88,15 @@ def rollout(
             mask=mask,
             cond=cond.frames(slice(start, start + length)),
             keys=[(first_index + i, index) if index else (first_index + i,) for i in range(n_clips)],
+            shown=torch.arange(start, start + length)[None],
             **options,
         )
 
     clip = context.detach().to(device=pipe.device, dtype=pipe.dtype)
     blank = clip.new_zeros(n_clips, window, *clip.shape[2:])
     alike = {(min(n_context - start, seen), seen, length): i for i, (start, seen, length) in enumerate(windows)}
-    check_acting(pipe, [window_plan(index, blank) for index in alike.values()])
+    plans = {kind: window_plan(index, blank) for kind, index in alike.items()}
+    check_acting(pipe, [_shifted(plans[min(n_context - at, seen), seen, n], at) for at, seen, n in windows])
     record: dict[Any, Any] = {}
     for index, (start, seen, _) in enumerate(bar(windows, desc="rollout", show=progress)):
         result = collect(pipe, window_plan(index, clip[:, start:]))
@@ -167,7 +169,7 @@ def interpolate(
             `keep_states`.
     """
     cfg = pipe.model.cfg
-    _refuse(options, ("n_frames", "mask", "batch", "noise", "keys", "pad", "keep_states"), "interpolate")
+    _refuse(options, ("n_frames", "mask", "batch", "noise", "keys", "shown", "pad", "keep_states"), "interpolate")
     check_latents(latents, cfg)
     n_clips, n_frames = latents.shape[:2]
     cond = as_conditions(cond, cfg)
@@ -211,6 +213,9 @@ def interpolate(
             mask=torch.cat([state[frames].expand(n_clips, -1) for frames in padded]),
             cond=Conditions.cat([cond.frames(frames) for frames in padded]),
             keys=[(first_index + i, index, j) for j in range(len(padded)) for i in range(n_clips)],
+            shown=torch.tensor([frames + [-1] * (window - len(frames)) for frames in rounds[index]]).repeat_interleave(
+                n_clips, 0
+            ),
             **options,
         )
 
@@ -228,6 +233,11 @@ def interpolate(
             new = [position for position, frame in enumerate(frames) if states[index][frame] == 0]
             clip[:, [frames[position] for position in new]] = filled[:, new]
     return SampleResult(clip, record, None, pipe)
+
+
+def _shifted(plan: SamplingPlan, start: int) -> SamplingPlan:
+    """The same window elsewhere in the clip."""
+    return replace(plan, frames=torch.where(plan.frames < 0, -1, plan.frames - plan.frames[:, :1] + start))
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], method: str) -> None:

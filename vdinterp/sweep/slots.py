@@ -40,10 +40,10 @@ def _apply(
 ) -> Callable[..., torch.Tensor]:
     def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
         parts = split(activation, n_trials, n_clips)
-        levels = hook.ctx.get("noise_levels")
-        own = [None] * n_trials if levels is None else split(levels, n_trials, n_clips)
+        told = {name: hook.ctx[name] for name in ("noise_levels", "frames") if hook.ctx.get(name) is not None}
+        own = {name: split(values, n_trials, n_clips) for name, values in told.items()}
         for slot, function in functions:
-            with hook.telling(noise_levels=own[slot]) if levels is not None else nullcontext():
+            with hook.telling(**{name: values[slot] for name, values in own.items()}) if own else nullcontext():
                 changed = function(parts[slot], hook=hook)
             parts[slot] = parts[slot] if changed is None else changed
         return join(parts, n_clips)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vdinterp.grid import TokenGrid
 from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.site import Site
@@ -88,12 +89,14 @@ def base_names(start: Start, model: HookedVideoDiT) -> dict[str, Site]:
     return {"resid_pre": resid_pre} | {name: Site(start.layer, name).added for name in known}
 
 
-def kept_starts(starts: Sequence[Start], model: HookedVideoDiT, n_clips: int, n_bytes: int) -> list[Start]:
+def kept_starts(
+    starts: Sequence[Start], model: HookedVideoDiT, n_clips: int, n_bytes: int, grid: TokenGrid | None = None
+) -> list[Start]:
     """Of places in their order, those whose activations of the base are kept: all, or evenly as many as fit."""
     for n in range(len(starts), 0, -1):
         chosen = [starts[(index * len(starts)) // n] for index in range(n)]
         names = sorted({name for start in chosen for name in base_names(start, model).values()})
-        if model.estimate_cache(names, n_clips) <= n_bytes:
+        if model.estimate_cache(names, n_clips, grid=grid) <= n_bytes:
             return chosen
     return []
 

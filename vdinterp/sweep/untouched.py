@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any, TypeVar
 
 import torch
 
 from vdinterp.diffusion import RepeatedNoise
+from vdinterp.grid import TokenGrid
 from vdinterp.interventions import HookPair, Intervention
 from vdinterp.models import ActivationCache
 from vdinterp.models.hooks import Recorder
@@ -40,11 +41,11 @@ class Wanted:
     keep_bytes: int = KEEP_BYTES
     said: bool = field(default=False)
 
-    def kept(self, starts: Iterable[Start], model: Any, n_clips: int) -> list[Start]:
+    def kept(self, starts: Iterable[Start], model: Any, n_clips: int, grid: TokenGrid) -> list[Start]:
         """Where trials can be started from, of all places where some do. Logs, once, if some streams are not kept."""
         every = sorted({start for start in starts if base_names(start, model)})
         n_bytes = min(self.keep_bytes, available_memory(model.device) // 2)
-        found = kept_starts(every, model, n_clips, n_bytes)
+        found = kept_starts(every, model, n_clips, n_bytes, grid)
         if len(found) < len(every) and not self.said:
             self.said = True
             log.info(
@@ -103,13 +104,21 @@ class Passes(_Runs):
 
     @cached_property
     def _kept(self) -> list[Start]:
-        return self.wanted.kept(self.wanted.starts, self.model, self.case.n_clips)
+        return self.wanted.kept(self.wanted.starts, self.model, self.case.n_clips, self.grid)
+
+    @property
+    def grid(self) -> TokenGrid:
+        run = self.case.runs[self.case.base]
+        assert isinstance(run, Inputs)
+        return self.model.grid_of(run.noisy)
 
     @cached_property
     def _made(self) -> tuple[dict[str, torch.Tensor], dict[str, ActivationCache]]:
         wanted = {name: {*self.needed.get(name, ()), *self.wanted.names} for name in self.case.runs}
         bytes_needed = sum(
-            self.model.estimate_cache(sorted(names), self.case.n_clips) for names in wanted.values() if names
+            self.model.estimate_cache(sorted(names), self.case.n_clips, grid=self.grid)
+            for names in wanted.values()
+            if names
         )
         check_fits(bytes_needed, self.model.device, "The activations that this sweep keeps", "Use fewer clips a batch.")
         wanted[self.case.base] |= set(self.base_names(self._kept))
@@ -175,7 +184,7 @@ class Walks(_Runs):
         taking = [trial.of(self.case) for trial in self.wanted.trials if not callable(trial.interventions)]
         steps = [step for step in range(n_steps) if any(acts(trial, step) for trial in taking)]
         bytes_needed = len(steps) * sum(
-            self.model.estimate_cache(sorted(names), max(1, self.case.n_clips))
+            self.model.estimate_cache(sorted(names), max(1, self.case.n_clips), grid=self.plans[self.case.base].grid)
             for names in self.needed.values()
             if names
         )
@@ -222,9 +231,11 @@ class Walks(_Runs):
         return [(part, None) for part in latents.split(self.case.n_clips)]
 
     def _kept(self, step: int) -> list[Start]:
-        levels = next(self.plans[self.case.base].passes())[1]
+        plan = self.plans[self.case.base]
+        levels = next(plan.passes()).noise_levels
         width = self.case.n_clips if levels is None else len(levels)  # clips of all guidance branches
-        return self.wanted.kept((start for start in self.wanted.starts if start.step == step), self.model, width)
+        here = (start for start in self.wanted.starts if start.step == step)
+        return self.wanted.kept(here, self.model, width, plan.grid)
 
     def _base_at(self, step: int) -> ActivationCache:
         """The base's activations at a step that passes are resumed from, of all guidance branches."""
@@ -246,6 +257,7 @@ def _repeated(plan: SamplingPlan, n: int) -> SamplingPlan:
         plan,
         context=plan.context.repeat(n, 1, 1, 1, 1),
         mask=plan.mask.repeat(n, 1),
+        frames=plan.frames.repeat(n, 1),
         matrix=plan.matrix.repeat(1, n, 1) if plan.matrix.ndim == 3 else plan.matrix,
         noise=RepeatedNoise(plan.noise, n),
         cond=plan.cond.repeat(n),
@@ -253,6 +265,7 @@ def _repeated(plan: SamplingPlan, n: int) -> SamplingPlan:
 
 
 def _noting(function: Callable[..., Any], name: str, fired: set[str]) -> Callable[..., Any]:
+    @wraps(function)
     def call(activation: torch.Tensor, hook: Any) -> Any:
         fired.add(name)
         return function(activation, hook=hook)

@@ -172,22 +172,18 @@ def _check_acting(denoiser: Denoiser, cases: Sequence[Case], trials: Sequence[Tr
     """Raise `ValueError` for trajectories that cannot be walked, and if an intervention acts in none of the cases
     or does not fit their clips."""
     passes: list[Pass] = []
-    lengths: set[int] = set()  # of clips given to a bare model, whose passes have no integer levels
     for case in cases:
         base = case.runs[case.base]
-        if isinstance(base, Inputs) and isinstance(denoiser, ModelOnly):
-            lengths.add(base.noisy.shape[1])
-            passes.append((None, None))
-        elif isinstance(base, Inputs):
-            passes.append((None, base.noise_levels))
+        if isinstance(base, Inputs):
+            levels = None if isinstance(denoiser, ModelOnly) else base.noise_levels
+            passes.append(Pass(None, levels, denoiser.model.grid_of(base.noisy)))
         else:
             passes += make_plan(denoiser, **base.options).passes()  # type: ignore[arg-type]
     for trial in trials:
         for one in trial.interventions:  # type: ignore[union-attr]
             try:
+                one.check_clips(passes)
                 one.check_acts(denoiser.model, passes)
-                for n_frames in lengths:
-                    one.check_clips(denoiser.model, n_frames)
             except ValueError as error:
                 raise ValueError(f"{trial.name}: {error}") from error
 

@@ -144,10 +144,8 @@ def _pairs(pattern: AttentionPattern) -> Iterator[tuple[slice, torch.Tensor, tor
     step = at_a_time(32 * pattern.q.shape[:2].numel() * n_keys)
     for start in range(0, pattern.q.shape[3], step):
         within = slice(start, min(start + step, pattern.q.shape[3]))
-        mask = (
-            torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if pattern.mask is None else pattern.mask[:, :, 0]
-        )
-        mask = mask if mask.shape[-2] == 1 else mask[..., within, :]
+        seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        mask = seen if pattern.mask is None else pattern.mask.allowed(within)[:, :, 0]
         moved = at[:, None] - at[:, within, None] + middle  # group query key 3
         places = (moved[..., 0] * sizes[1] + moved[..., 1]) * sizes[2] + moved[..., 2]
         yield within, mask.expand(-1, *places.shape), places

@@ -115,11 +115,7 @@ def sinks(noised: NoisedClips, effect: bool = True, seed: int = 0) -> Sinks:
             for name, chosen in (("x0_change", keys), ("control_change", others))
             for at in heads
         }
-        moved = (
-            changes(noised, level, {at: without_key(grid.n_tokens, key, *at[1:]) for at, key in masked.items()})
-            if effect
-            else {}
-        )
+        moved = changes(noised, level, {at: without_key(key, *at[1:]) for at, key in masked.items()}) if effect else {}
         for layer, head in heads:
             key = keys[layer, head]
             frame, row, col = grid.coordinates(key)
@@ -132,12 +128,9 @@ def sinks(noised: NoisedClips, effect: bool = True, seed: int = 0) -> Sinks:
     return Sinks(table=pd.DataFrame(rows), meta=noised.meta(control_seed=seed))
 
 
-def without_key(n_tokens: int, key: int, layer: int, head: int) -> MaskAttention:
+def without_key(key: int, layer: int, head: int) -> MaskAttention:
     """Nobody but the key itself may see it, in one head."""
-    allow = torch.ones(n_tokens, n_tokens, dtype=torch.bool)
-    allow[:, key] = False
-    allow[key, key] = True
-    return MaskAttention(allow=allow, layers=[layer], heads=[head])
+    return MaskAttention(hidden=[key], layers=[layer], heads=[head])
 
 
 def _keys(noised: NoisedClips, level: float) -> tuple[PerKey, PerKey]:

@@ -89,5 +89,5 @@ def _seen(
     """What these queries may see of the keys `within` (None: of all), for fused attention."""
     if pattern.mask is None:
         return within
-    own = pattern.mask[:, 0][..., queries, :]
+    own = pattern.mask.allowed(queries)[:, 0]
     return own if within is None else own & within

@@ -24,7 +24,6 @@ from vdinterp.models import ActivationCache, AttentionPattern, HookedVideoDiT
 from vdinterp.models.hooks import Names
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.progress import bar
-from vdinterp.store import fingerprint
 from vdinterp.sweep import Inputs, ModelOnly
 from vdinterp.words.wording import plural
 
@@ -351,5 +350,5 @@ def checkpoint(pipe: VideoDiffusion) -> dict[str, Any]:
 
 
 def weights_id(model: HookedVideoDiT) -> str:
-    """The first 12 digits of the content hash of the model's weights: says which network it was, whatever its name."""
-    return fingerprint(model.state_dict())[:12]
+    """The first 12 digits of the model's identity: says which network it was, whatever its name."""
+    return model.identity[:12]

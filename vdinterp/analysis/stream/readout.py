@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -111,8 +112,7 @@ class Readout:
 
     def checked(self, direction: torch.Tensor) -> torch.Tensor:
         """A direction that broadcasts to the chosen frames' latents."""
-        cfg = self.model.cfg
-        wanted = (len(self.frames), cfg.out_channels, cfg.height, cfg.width)
+        wanted = (len(self.frames), *self.cache[PRED].shape[2:])
         n_clips = len(self.cache[PRED])
         if not isinstance(direction, torch.Tensor):
             raise ValueError(f"direction is {type(direction).__name__}; give a tensor {list(wanted)}")
@@ -129,7 +129,8 @@ class Readout:
         return self._scaled(self._latents(entered @ self.model.final.weights[0].T))
 
     def _latents(self, values: torch.Tensor) -> Latents:
-        return unpatchify(values, self.model.cfg)
+        grid = replace(self.cache.grid, n_frames=len(self.frames))
+        return unpatchify(values, self.model.cfg, grid)
 
     @property
     def _given(self) -> Latents:

@@ -6,14 +6,15 @@ The N x N tensors exist only when somebody hooks them; otherwise attention is on
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import nn
 
 from vdinterp.grid import TokenGrid
+from vdinterp.mask import Mask
 from vdinterp.models.components.given import Given
 from vdinterp.models.components.projections import HeadProjections
 from vdinterp.models.components.rope import rotate
@@ -26,8 +27,9 @@ from vdinterp.models.components.statistics import (
 )
 from vdinterp.models.config import Axis, Rope, Sublayer, VideoDiTConfig
 from vdinterp.models.hooks import HookPoint
+from vdinterp.models.memory import check_fits
 from vdinterp.models.pattern import AttentionPattern, Partition
-from vdinterp.models.query_keys import fused
+from vdinterp.models.query_keys import NO_KEY, attended, folded
 
 # Tokens are grouped before attention: whole clip, one frame at a time, or one place over time.
 FOLD = {
@@ -58,6 +60,7 @@ class Attention(HeadProjections):
         self.causal_block = causal_block
         self.rope: Rope | None = None if cross else cfg.rope.get(axis)
         self.q_norm, self.k_norm = _qk_norm(cfg), _qk_norm(cfg)
+        self._kept: tuple[Any, Mask] | None = None  # the last grid's own mask
 
         queries = "batch pos head d_head"
         keys = "batch key head d_head" if cross else queries
@@ -104,42 +107,42 @@ class Attention(HeadProjections):
             out = out + (self.hook_result(result) - result).sum(2)  # exactly + 0 when the hook changes nothing
         return self.hook_out(out)
 
-    def mask(self, grid: TokenGrid, device: torch.device) -> Bool[torch.Tensor, "query key"] | None:
+    def mask(self, grid: TokenGrid, device: torch.device) -> Mask | None:
         """Which keys a query may see within its group; None when it sees all."""
         if not self.causal_block:
             return None
-        frames = torch.arange(grid.n_frames, device=device) if self.axis == "time" else grid.frame_of(device)
-        group = frames // self.causal_block
-        return group[:, None] >= group[None, :]
+        kept, key = self._kept, (grid.shape, device)  # read once: another thread may put its own there
+        if kept is None or kept[0] != key:
+            per_frame = 1 if self.axis == "time" else grid.tokens_per_frame
+            with torch.inference_mode(False):  # a mask made in inference mode could not be used in training later
+                kept = key, Mask.causal(grid.n_frames * per_frame, self.causal_block * per_frame, device)
+            self._kept = kept
+        return kept[1]
 
     def scores(
         self,
         rot_q: Float[torch.Tensor, "batch pos head d_head"],
         rot_k: Float[torch.Tensor, "batch _ head d_head"],
         grid: TokenGrid,
+        mask: Mask | None = None,
     ) -> Float[torch.Tensor, "*group head query key"]:
-        """Scaled dot products in the shape of `hook_attn_scores`, -inf where the model's own mask forbids."""
+        """Scaled dot products in the shape of `hook_attn_scores`, -inf where `mask` (None: the model's own) forbids."""
         q, k = self._fold(rot_q, grid), self._fold(rot_k, grid)
-        return self._scores(q, k, self.mask(grid, rot_q.device), grid)
+        return self._scores(q, k, self.mask(grid, rot_q.device) if mask is None else mask, grid)
 
     def pattern(
         self,
         rot_q: Float[torch.Tensor, "batch pos head d_head"],
         rot_k: Float[torch.Tensor, "batch _ head d_head"],
         grid: TokenGrid,
-        mask: Bool[torch.Tensor, "... query key"] | None = None,
+        mask: Mask | None = None,
     ) -> AttentionPattern:
-        """The pattern of these queries and keys; `mask` as `hook_mask` has it, None for the model's own."""
-        if mask is not None:
-            mask = mask.unsqueeze(1) if mask.ndim == 4 else mask
-        elif (own := self.mask(grid, rot_q.device)) is not None:
-            mask = own[None, None, None]
+        """The pattern of these queries and keys, under `mask`; None is the model's own."""
+        mask = self.mask(grid, rot_q.device) if mask is None else mask
         return self._pattern(self._fold(rot_q, grid), self._fold(rot_k, grid), mask, grid)
 
-    def _pattern(
-        self, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, grid: TokenGrid
-    ) -> AttentionPattern:
-        """The pattern of folded queries and keys; `mask` broadcasts to `[batch group head query key]`."""
+    def _pattern(self, q: torch.Tensor, k: torch.Tensor, mask: Mask | None, grid: TokenGrid) -> AttentionPattern:
+        """The pattern of folded queries and keys."""
         groups = self._groups(grid) or (1,)
         q, k = (x.unflatten(0, (-1, *groups)) for x in (q, k))
         return AttentionPattern(q, k, self.scale, mask, grid, self.axis, self.cross)
@@ -166,33 +169,27 @@ class Attention(HeadProjections):
         return self._unfold(self._weighted(q, k, v, mask, grid), grid)
 
     def _weighted(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, grid: TokenGrid
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask | None, grid: TokenGrid
     ) -> torch.Tensor:
         """Values (of any width) averaged by attention; the N x N way only if somebody hooks that."""
         if self.hook_attn_scores.is_hooked or self.hook_pattern.is_hooked:
             scores = self.hook_attn_scores(self._scores(q, k, mask, grid))
             pattern = self.hook_pattern(scores.float().softmax(dim=-1).to(v.dtype))
             return (pattern.flatten(0, 1) if self._groups(grid) else pattern) @ v
-        if v.shape[-1] != q.shape[-1]:
-            return fused(q, k, v, mask, self.scale)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return attended(q, k, v, mask, self.scale)
 
     def _attend_with_statistics(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: Mask | None,
         grid: TokenGrid,
         wanted: dict[str, HookPoint],
     ) -> torch.Tensor:
         """Attention that also hands out what was asked about its pattern."""
         groups = self._groups(grid) or (1,)
-        if mask is None or mask.ndim == 2:
-            whole = None if mask is None else mask[None, None, None]
-        else:  # a hooked one, with batch and groups in one axis unless it is the same for all
-            whole = mask.unflatten(0, (-1, *groups) if len(mask) > 1 else (1, 1))
-        pattern = self._pattern(q, k, whole, grid)
+        pattern = self._pattern(q, k, mask, grid)
         # Half precision would round the masses to three digits, so there they take a float32 pass of their own.
         columns = riding_columns(wanted, pattern, self.partition, v) if v.dtype == torch.float32 else {}
         out = self._weighted(q, k, torch.cat([v, *columns.values()], dim=-1) if columns else v, mask, grid)
@@ -211,20 +208,26 @@ class Attention(HeadProjections):
                     point(STATISTICS[name].compute(pattern, self.partition))
         return z
 
-    def _scores(self, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, grid: TokenGrid) -> torch.Tensor:
+    def _scores(self, q: torch.Tensor, k: torch.Tensor, mask: Mask | None, grid: TokenGrid) -> torch.Tensor:
         scores = (q @ k.transpose(-1, -2)) * self.scale
         if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
+            scores = scores.masked_fill(~folded(mask.whole(), len(q)), -torch.inf)
         groups = self._groups(grid)
         return scores.unflatten(0, (-1, *groups)) if groups else scores
 
-    def _hooked_mask(self, q: torch.Tensor, k: torch.Tensor, own: torch.Tensor | None, grid: TokenGrid) -> torch.Tensor:
-        """The mask after `hook_mask`, in the shape of the folded tensors."""
+    def _hooked_mask(self, q: torch.Tensor, k: torch.Tensor, own: Mask | None, grid: TokenGrid) -> Mask:
+        """The mask after `hook_mask`: as a tensor, unless it is large and those who hook it know what to do with
+        rules."""
         n_query, n_key, groups = q.shape[-2], k.shape[-2], self._groups(grid)
         if own is None:
-            own = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device)
-        mask = own.expand(*own.shape[:-2], n_query, n_key)
-        mask = self.hook_mask(mask.reshape(*(mask.shape[:-2] or [1] * (2 + len(groups))), n_query, n_key)).bool()
+            own = Mask.anything(n_query, n_key, q.device)
+        if not own.is_small:
+            if self.hook_mask.takes_rules:
+                return self.hook_mask(own)  # type: ignore[arg-type]
+            hint = "MaskAttention and a model's own mask are not made whole; your own hook may be one of these."
+            check_fits(own.shape.numel(), q.device, f"{self.hook_mask.name}, whole", hint)
+        mask = own.whole().expand(-1, -1, -1, n_query, n_key)
+        mask = self.hook_mask(mask if groups else mask.squeeze(1)).bool()
         full = (len(q) // math.prod(groups), *groups, self.n_heads, n_query, n_key)
         if any(size not in (1, wanted) for size, wanted in zip(mask.shape, full, strict=True)):
             raise ValueError(
@@ -232,19 +235,13 @@ class Attention(HeadProjections):
                 f"{list(full)} ({' '.join(self.hook_pattern.dims)})."
             )
         if not mask.any(-1).all():
-            raise ValueError(
-                f"{self.hook_mask.name}: a query is left without any key. To switch attention off, ablate hook_out."
-            )
-        if not groups:
-            return mask
-        if mask.shape[:2] != (1, 1):
-            mask = mask.expand(len(q) // groups[0], *groups, *mask.shape[2:])
-        return mask.flatten(0, 1)
+            raise ValueError(f"{self.hook_mask.name}: {NO_KEY}")
+        return Mask.hooked(mask)
 
 
-def text_keys(mask: Bool[torch.Tensor, "batch key"] | None) -> Bool[torch.Tensor, "batch 1 1 key"] | None:
+def text_keys(mask: Bool[torch.Tensor, "batch key"] | None) -> Mask | None:
     """Which text tokens may be looked at, as a mask of cross-attention."""
-    return None if mask is None else mask[:, None, None]
+    return None if mask is None else Mask.given(mask[:, None, None, None])
 
 
 def _ones(dims: str) -> str:

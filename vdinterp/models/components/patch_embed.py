@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import nn
 
+from vdinterp.grid import TokenGrid
 from vdinterp.models.components.linear import applied
 from vdinterp.models.config import VideoDiTConfig
 
@@ -38,8 +39,8 @@ class PatchEmbed(nn.Module):
 
 
 def unpatchify(
-    patches: Float[torch.Tensor, "batch pos values"], cfg: VideoDiTConfig
+    patches: Float[torch.Tensor, "batch pos values"], cfg: VideoDiTConfig, grid: TokenGrid
 ) -> Float[torch.Tensor, "batch frame channel height width"]:
     """Tokens of pixel values back to latents, in the family's order."""
     _, patch_h, patch_w = cfg.patch_size
-    return rearrange(patches, UNPATCHIFY[cfg.unpatch_order], row=cfg.n_rows, col=cfg.n_cols, p=patch_h, q=patch_w)
+    return rearrange(patches, UNPATCHIFY[cfg.unpatch_order], row=grid.n_rows, col=grid.n_cols, p=patch_h, q=patch_w)
