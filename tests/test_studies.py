@@ -160,7 +160,7 @@ def test_a_model_that_fails_is_said_before_all_else(result: StudyResult) -> None
     failing = replace(result, meta={**result.meta, "caution": "**It fails.**"})
     assert failing.summary().startswith("**It fails.**\n\n")
     assert AblationResult.compare([failing, failing])[0].text.startswith("**It fails.**")
-    assert small_bench(clips_without_actions=True).reliability.without_actions
+    assert small_bench(clips_without_actions=True).reliability.without == "actions"
 
 
 def test_fewer_steps_that_look_better_are_said_to_blur(result: StudyResult) -> None:
