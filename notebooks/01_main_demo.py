@@ -40,7 +40,7 @@ pipe
 # %%
 clips = vd.data.make_clips("one_off", n=64, seed=7, lag=8)
 latents = clips.latents  # [batch frame channel height width]
-last, match = clips.n_frames - 1, int(clips.match[0, -1])
+last, match = clips.n_frames - 1, int(clips.labels["match"][0, -1])
 print("last frame", last, "repeats frame", match, "- and frame", last - 1, "repeats frame", match - 1)
 clips
 

@@ -126,7 +126,7 @@ drawn(content_parts, attention, "Another image in frame B: clean into corrupted"
 
 # %%
 batch = torch.arange(len(clips))
-match = clips.match[:, -1]
+match = clips.labels["match"][:, -1]
 video = clips.video.clone()
 video[batch, match - 1] = clips.corrupt.video[batch, match]
 matching = {"clean": clips.latents, "corrupted": video * 2 - 1, "noise_levels": 0.95}

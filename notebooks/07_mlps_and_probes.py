@@ -35,7 +35,7 @@ noised = vd.NoisedClips(pipe, clips, noise_levels=(0.3, 0.9))
 # there a tree, a stone, iron in each box?
 
 # %%
-found = vd.neurons.top_patches(noised, labels=clips.semantic_map, label_names=list(crafter.SEMANTIC))
+found = vd.neurons.top_patches(noised, labels=clips.labels["semantic_map"], label_names=list(crafter.SEMANTIC))
 picked = found.most_selective(1, "tree") + found.most_selective(1, "stone") + found.most_selective(1, "iron")
 assert len(found.table) == 4 * 384
 found.plot(picked)
@@ -51,7 +51,11 @@ found.summary()
 # %%
 few = vd.NoisedClips(pipe, clips[:32], noise_levels=(0.6,))
 effects = vd.neurons.ablation_effects(
-    few, picked, labels=clips.semantic_map[:32], label_names=list(crafter.SEMANTIC), sweep_options={"progress": False}
+    few,
+    picked,
+    labels=clips.labels["semantic_map"][:32],
+    label_names=list(crafter.SEMANTIC),
+    sweep_options={"progress": False},
 )
 assert effects.table["effect"].abs().max() < 0.001
 effects.table

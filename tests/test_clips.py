@@ -27,7 +27,8 @@ OBJECTS = ("bounce", "occlusion")
 
 def equal(a: Clips, b: Clips) -> bool:
     names = [name for name, value in vars(a).items() if isinstance(value, torch.Tensor)]
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names) and a.kind == b.kind
+    pairs = [(getattr(a, name), getattr(b, name)) for name in names] + [(a.labels[n], b.labels[n]) for n in a.labels]
+    return all(torch.equal(one, other) for one, other in pairs) and a.kind == b.kind and set(a.labels) == set(b.labels)
 
 
 @pytest.mark.parametrize("kind", DIGITS + OBJECTS)
@@ -48,7 +49,12 @@ def test_repetition_is_what_the_pixels_show(kind):
     assert torch.equal(clips.latents, clips.video * 2 - 1)
     for twin in (clips, clips.corrupt):
         for video, ids, match, lag, predictable in zip(
-            twin.video, twin.state_id, twin.match, twin.lag, twin.predictable, strict=True
+            twin.video,
+            twin.labels["state_id"],
+            twin.labels["match"],
+            twin.labels["lag"],
+            twin.labels["predictable"],
+            strict=True,
         ):
             for t in range(16):
                 j = int(match[t])
@@ -65,27 +71,34 @@ def test_repetition_is_what_the_pixels_show(kind):
 
 def test_each_kind_has_the_repetition_it_promises():
     loops = make_clips("loop", 60, 1)
-    assert set(loops.period.tolist()) == set(range(2, 8))
-    for clip, period in zip(loops.video, loops.period.tolist(), strict=True):
+    assert set(loops.labels["period"].tolist()) == set(range(2, 8))
+    for clip, period in zip(loops.video, loops.labels["period"].tolist(), strict=True):
         assert torch.equal(clip[period:], clip[:-period]) and len(clip[:period].flatten(1).unique(dim=0)) == period
-    assert torch.equal(loops.predictable, torch.arange(16) > loops.period[:, None])
-    assert torch.equal(loops.match >= 0, loops.predictable)
+    assert torch.equal(loops.labels["predictable"], torch.arange(16) > loops.labels["period"][:, None])
+    assert torch.equal(loops.labels["match"] >= 0, loops.labels["predictable"])
 
     snippets = make_clips("snippet", 200, 1)
-    assert 0.2 < snippets.predictable[:, -1].float().mean() < 0.7
+    assert 0.2 < snippets.labels["predictable"][:, -1].float().mean() < 0.7
     assert (
-        snippets.match[~snippets.predictable] >= 0
+        snippets.labels["match"][~snippets.labels["predictable"]] >= 0
     ).any()  # chance repeats at the start of a snippet are not predictable
 
     one_off = make_clips("one_off", 60, 1)
-    assert set(one_off.lag[:, -1].tolist()) == set(range(4, 11))
-    assert one_off.predictable.nonzero()[:, 1].unique().tolist() == [15] and one_off.predictable[:, 15].all()
-    assert all(len(set(ids)) == 14 for ids in one_off.state_id.tolist())
+    assert set(one_off.labels["lag"][:, -1].tolist()) == set(range(4, 11))
+    assert (
+        one_off.labels["predictable"].nonzero()[:, 1].unique().tolist() == [15]
+        and one_off.labels["predictable"][:, 15].all()
+    )
+    assert all(len(set(ids)) == 14 for ids in one_off.labels["state_id"].tolist())
 
     control = make_clips("control", 20, 1)
-    assert not control.predictable.any() and (control.match == -1).all() and (control.lag == 0).all()
-    assert all(len(set(ids)) == 16 for ids in control.state_id.tolist())
-    assert (one_off.period == 0).all() and (control.period == 0).all()
+    assert (
+        not control.labels["predictable"].any()
+        and (control.labels["match"] == -1).all()
+        and (control.labels["lag"] == 0).all()
+    )
+    assert all(len(set(ids)) == 16 for ids in control.labels["state_id"].tolist())
+    assert (one_off.labels["period"] == 0).all() and (control.labels["period"] == 0).all()
 
 
 @pytest.mark.parametrize("kind", DIGITS + OBJECTS)
@@ -94,22 +107,30 @@ def test_the_twin_differs_in_exactly_the_frame_it_names(kind):
     differs = (clips.video != clips.corrupt.video).flatten(2).any(-1)
     assert torch.equal(differs, torch.nn.functional.one_hot(clips.corrupt_frame, 16).bool())
     if kind == "one_off":
-        assert torch.equal(clips.corrupt_frame, clips.match[:, -1]) and not clips.corrupt.predictable.any()
+        assert (
+            torch.equal(clips.corrupt_frame, clips.labels["match"][:, -1])
+            and not clips.corrupt.labels["predictable"].any()
+        )
     if kind in OBJECTS:
-        moved = (clips.position != clips.corrupt.position).flatten(2).any(-1)
-        assert torch.equal(moved, differs) and not clips.corrupt.predictable[differs].any()
+        moved = (clips.labels["position"] != clips.corrupt.labels["position"]).flatten(2).any(-1)
+        assert torch.equal(moved, differs) and not clips.corrupt.labels["predictable"][differs].any()
 
 
 def test_options_of_digit_clips():
-    assert set(make_clips("one_off", 8, 0, lag=9).lag[:, -1].tolist()) == {9}
-    assert set(make_clips("loop", 8, 0, period=3).period.tolist()) == {3}
+    assert set(make_clips("one_off", 8, 0, lag=9).labels["lag"][:, -1].tolist()) == {9}
+    assert set(make_clips("loop", 8, 0, period=3).labels["period"].tolist()) == {3}
     dense, sparse = (make_clips("snippet", 64, 0, filler=share) for share in (0.0, 0.7))
-    once = [(clips.state_id[:, :, None] == clips.state_id[:, None]).sum(2) == 1 for clips in (dense, sparse)]
+    once = [
+        (clips.labels["state_id"][:, :, None] == clips.labels["state_id"][:, None]).sum(2) == 1
+        for clips in (dense, sparse)
+    ]
     assert once[0].float().mean() < 0.2 < 0.5 < once[1].float().mean()
-    assert torch.equal(make_clips("snippet", 4, 0, filler=0.15).state_id, make_clips("snippet", 4, 0).state_id)
+    assert torch.equal(
+        make_clips("snippet", 4, 0, filler=0.15).labels["state_id"], make_clips("snippet", 4, 0).labels["state_id"]
+    )
     assert make_clips("snippet", 4, 0, n_frames=24).n_frames == 24
     for split, allowed in SPLITS.items():
-        ids = make_clips("control", 50, 0, split=split).state_id
+        ids = make_clips("control", 50, 0, split=split).labels["state_id"]
         assert ids.min() >= allowed.start and ids.max() < allowed.stop
     assert not set(SPLITS["train"]) & set(SPLITS["held_out"])
     assert digit_images().shape == (1797, 1, 8, 8) and digit_labels().bincount().min() > 100
@@ -135,11 +156,13 @@ def test_find_matches_on_a_worked_example():
 
 def test_bounce_reflects_at_the_walls_and_is_drawn_where_it_is():
     clips = make_clips("bounce", 20, 0, n_frames=24)
-    assert clips.video.shape == (20, 24, 3, 32, 32) and clips.position.shape == (20, 24, 2, 2)
-    assert torch.allclose(clips.position[:, :-1] + clips.velocity[:, :-1], clips.position[:, 1:], atol=1e-4)
-    assert clips.position.min() >= 2.5 - 1e-4 and clips.position.max() <= 31 - 2.5 + 1e-4
-    speed = clips.velocity.abs()
-    turned = (clips.velocity[:, 1:] * clips.velocity[:, :-1] < 0).any()
+    assert clips.video.shape == (20, 24, 3, 32, 32) and clips.labels["position"].shape == (20, 24, 2, 2)
+    assert torch.allclose(
+        clips.labels["position"][:, :-1] + clips.labels["velocity"][:, :-1], clips.labels["position"][:, 1:], atol=1e-4
+    )
+    assert clips.labels["position"].min() >= 2.5 - 1e-4 and clips.labels["position"].max() <= 31 - 2.5 + 1e-4
+    speed = clips.labels["velocity"].abs()
+    turned = (clips.labels["velocity"][:, 1:] * clips.labels["velocity"][:, :-1] < 0).any()
     typical = speed.median(dim=1, keepdim=True).values
     assert turned and (speed <= typical + 1e-3).float().mean() > 0.95  # reflections only ever shorten a displacement
     check_drawing(clips)
@@ -147,9 +170,11 @@ def test_bounce_reflects_at_the_walls_and_is_drawn_where_it_is():
 
 def test_occlusion_hides_the_disc_behind_the_bar_and_shows_it_again():
     clips = make_clips("occlusion", 20, 0)
-    assert clips.position.shape == (20, 16, 2, 2) and (clips.depth_order == torch.tensor([1, 0])).all()
-    assert (clips.velocity[:, :, 1] == 0).all() and (clips.visible_fraction[:, :, 1] == 1).all()
-    disc = clips.visible_fraction[:, :, 0]
+    assert (
+        clips.labels["position"].shape == (20, 16, 2, 2) and (clips.labels["depth_order"] == torch.tensor([1, 0])).all()
+    )
+    assert (clips.labels["velocity"][:, :, 1] == 0).all() and (clips.labels["visible_fraction"][:, :, 1] == 1).all()
+    disc = clips.labels["visible_fraction"][:, :, 0]
     assert (disc[:, [0, -1]] == 1).all() and (disc.min(dim=1).values < 0.5).all() and (disc == 0).any()
     check_drawing(clips)
 
@@ -161,13 +186,13 @@ def check_drawing(clips: Clips) -> None:
     for clip in range(len(clips)):
         for t in range(clips.n_frames):
             full = clips.video[clip, t]
-            nearest = int(clips.depth_order[clip, t].argmin())
-            at_centre = clips.position[clip, t, nearest].round().long()
+            nearest = int(clips.labels["depth_order"][clip, t].argmin())
+            at_centre = clips.labels["position"][clip, t, nearest].round().long()
             colour = full[:, at_centre[0], at_centre[1]]
             painted = (full == colour[:, None, None]).all(0)
-            assert clips.visible_fraction[clip, t, nearest] == 1
+            assert clips.labels["visible_fraction"][clip, t, nearest] == 1
             centre = torch.stack([row[painted].mean(), col[painted].mean()])
-            assert (centre - clips.position[clip, t, nearest]).abs().max() < 0.75
+            assert (centre - clips.labels["position"][clip, t, nearest]).abs().max() < 0.75
             checked += 1
     assert checked == len(clips) * clips.n_frames
 
@@ -175,10 +200,10 @@ def check_drawing(clips: Clips) -> None:
 def test_visible_fraction_equals_what_is_left_of_the_disc():
     clips = make_clips("occlusion", 10, 1)
     for clip in range(10):
-        row, col = clips.position[clip, 0, 0].round().long().tolist()
+        row, col = clips.labels["position"][clip, 0, 0].round().long().tolist()
         disc_colour = clips.video[clip, 0, :, row, col]
         counts = (clips.video[clip] == disc_colour[:, None, None]).all(1).flatten(1).sum(1)
-        fraction = clips.visible_fraction[clip, :, 0]
+        fraction = clips.labels["visible_fraction"][clip, :, 0]
         assert ((counts == 0) == (fraction == 0)).all()
         whole = counts[fraction == 1].float()
         assert torch.allclose(counts / whole.mean(), fraction, atol=0.2)  # a disc between pixels has a few more or less
@@ -191,7 +216,7 @@ def test_subsets_and_moving():
         and equal(clips[-1], clips[5:6])
         and equal(clips[[0, 4]], clips[torch.tensor([0, 4])])
     )
-    assert len(clips[clips.period > 100]) == len(clips[[]]) == len(clips[:0]) == 0
+    assert len(clips[clips.labels["period"] > 100]) == len(clips[[]]) == len(clips[:0]) == 0
     mask = [True, False, False, True, False, True]
     for given in (mask, torch.tensor(mask), np.array(mask), np.flatnonzero(mask), [0, 3, -1]):
         assert equal(clips[given], clips[[0, 3, 5]])
@@ -209,7 +234,7 @@ def test_subsets_and_moving():
         with pytest.raises(ValueError, match=message):
             clips[given]
     with pytest.raises(ValueError, match="describes 6 clips, video has 2"):
-        Clips(kind="loop", video=clips.video[:2], match=clips.match)
+        Clips(kind="loop", video=clips.video[:2], labels={"match": clips.labels["match"]})
     with pytest.raises(ValueError, match="batch frame channel height width"):
         Clips(kind="loop", video=clips.video[0])
     with pytest.raises(ValueError, match=r"pipe\.encode"):
@@ -268,7 +293,7 @@ def test_clips_come_back_from_a_file(tmp_path: Path) -> None:
         assert equal(again, clips) and again.kind == clips.kind and repr(again) == repr(clips)
         assert [file.name for file in path.parent.iterdir()] == ["clips.safetensors"]
     labels = Clips.load(own_clips().save(tmp_path / "x")).labels
-    assert labels is not None and torch.equal(labels["side"], torch.tensor([0, 1, 0, 1]))
+    assert torch.equal(labels["side"], torch.tensor([0, 1, 0, 1]))
 
 
 def test_files_of_ones_own(tmp_path: Path) -> None:
@@ -301,7 +326,7 @@ def test_files_of_ones_own(tmp_path: Path) -> None:
 
 def test_labels_of_ones_own_are_cut_with_the_clips() -> None:
     clips = own_clips()[[3, 1]]
-    assert clips.labels is not None and clips.labels["side"].tolist() == [1, 1]
+    assert clips.labels["side"].tolist() == [1, 1]
     fields = "video [2, 3, 3, 8, 8], encoded [2, 3, 2, 4, 6], action, corrupt_frame, side, speed"
     assert repr(clips) == f"Clips('mine', {fields}, with corrupt twins)"
     speed = labels_of(own_clips(), "speed", [2])

@@ -85,7 +85,7 @@ def test_sample_clips_need_no_game():
     clips = sample_clips("crafter", n=5, n_frames=6)
     assert clips.video.shape == (5, 6, 3, 56, 72)
     assert torch.equal(clips.video, sample_clips("crafter").video[:5, :6])
-    assert (clips.semantic_map[:, :, game.ROWS // 2, game.COLS // 2] == game.SEMANTIC.index("player")).all()
+    assert (clips.labels["semantic_map"][:, :, game.ROWS // 2, game.COLS // 2] == game.SEMANTIC.index("player")).all()
     assert game.moved(clips).any() and game.blocked(clips).any()
     assert not (game.moved(clips) & game.blocked(clips)).any()
     patches = game.vocabulary()
@@ -136,7 +136,7 @@ def test_another_material_in_the_way() -> None:
     differs = game.cut(changed.video).ne(game.cut(clips.video)).any(-1)
     assert (differs[:, -2].flatten(1).sum(-1) == 1).all(), "one cell of the frame before"
     assert (differs.flatten(2).sum(-1) <= 1).all() and differs[:, 0].any(), "and the same one in earlier frames"
-    assert torch.equal(changed.semantic_map != clips.semantic_map, differs)
+    assert torch.equal(changed.labels["semantic_map"] != clips.labels["semantic_map"], differs)
     again = with_facing(changed, "stone")
     assert torch.equal(again.video, changed.video)
 

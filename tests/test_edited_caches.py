@@ -45,7 +45,7 @@ EDITS: dict[str, tuple[Callable[[HookedVideoDiT], Any], tuple[str, ...]]] = {
     "an MLP's sum": (at(1, "mlp", "pre"), NOWHERE),
     "the embedding": (at(None, None, "patch_embed"), NOWHERE),
     "the condition": (at(None, None, "cond"), NOWHERE),
-    "another noise level": (lambda _: vd.SetNoiseLevel(700), NOWHERE),
+    "another noise level": (lambda _: vd.SetNoiseLevel(0.7), NOWHERE),
     "a scale steered": (at(0, "mlp", "mod.scale"), NOWHERE),
     "a shift": (at(1, "attn", "mod.shift"), NOWHERE),
     "a gate frozen": (lambda _: vd.Freeze(("mod.gate", 0, "mlp"), 1.0), NOWHERE),

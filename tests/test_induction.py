@@ -370,7 +370,7 @@ def test_heads_are_ablated_to_what_they_write_where_nothing_came_back() -> None:
     found = rises(task, 0.95, {"it": [(layer, head)]})["it"]
     name, wanted = f"blocks.{layer}.attn.hook_z", {}
     for twin in ("none", None):
-        means = task.noised(twin).mean_outputs(0.95)
+        means = task.noised(twin).means(0.95)
         ablate = vd.Ablate(name, heads=[head], mode="mean", reference=means)
         wanted[twin] = task.noised().x0_error(0.95, ablate) - task.noised().x0_error(0.95)
     torch.testing.assert_close(found.repeats.float(), wanted["none"], atol=1e-4, rtol=1e-3)

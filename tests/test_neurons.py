@@ -368,7 +368,7 @@ def test_patches_of_a_model_with_a_vae_are_cut_from_the_clips_own_video() -> Non
     pipe, clips = vd.load("tiny-crafter"), vd.data.sample_clips("crafter", n=4)
     noised = NoisedClips(pipe, clips, noise_levels=(0.5,), batch=3)
     names = vd.data.crafter.SEMANTIC
-    found = neurons.top_patches(noised, n_patches=4, labels=clips.semantic_map, label_names=names)
+    found = neurons.top_patches(noised, n_patches=4, labels=clips.labels["semantic_map"], label_names=names)
     assert found.grid == (8, 7, 9) and found.frames.shape[1:] == (56, 72, 3)
     assert found.writes.shape == (4, 384, 1, 8, 1, 1) and found.pixel_map.shape == (8, 1, 1, 3, 8, 8)
     clip, frame = found.patches[2, 7, 0, :2].tolist()
@@ -533,7 +533,10 @@ def test_the_page_in_a_browser(result: NeuronResult, tmp_path: Path) -> None:
             {"labels": torch.zeros(6, 5, 2, 3)},
             r"labels are integers \[clip frame row col\] = \[6, 5, 2, 3\], got torch.f",
         ),
-        ({"labels": torch.zeros(6, 4, 2, 3, dtype=torch.long)}, r"= \[6, 5, 2, 3\], got torch.int64 \[6, 4, 2, 3\]"),
+        (
+            {"labels": torch.zeros(6, 4, 2, 3, dtype=torch.long)},
+            r"values \[6, 4, 2, 3\]: give \[clip frame ..\] = \[6 5 ..\]",
+        ),
         ({"labels": torch.zeros(6, 5, 4, 6, dtype=torch.long)}, r"these clips have \[6, 5, 2, 3\] .* tokens"),
         ({"labels": torch.full((6, 5, 2, 3), -1)}, r"labels are in \[-1, -1\]"),
         ({"labels": torch.full((6, 5, 2, 3), 2), "label_names": ["a", "b"]}, r"labels are in \[2, 2\] and there are 2"),

@@ -231,7 +231,7 @@ def test_metrics_of_the_library_and_of_the_user() -> None:
     clean, runs = [], pair.inputs(slice(0, 5), 0.6)
     with torch.no_grad():
         x0 = pair.denoiser.denoise(*runs["clean"])
-    clean = (x0 - pair.clean)[:, 3].square().mean() / pair.variance
+    clean = (x0 - pair.clean.latents)[:, 3].square().mean() / pair.variance
     assert error.untouched["clean"] == pytest.approx(float(clean), rel=1e-5)
     assert psnr.untouched["clean"] != psnr.untouched["corrupted"]
 
@@ -279,7 +279,7 @@ def test_the_result_is_a_table_and_figures(tmp_path: Any) -> None:
         ({"corrupted": torch.zeros(4, 4, 1, 4, 6)}, ValueError, "same shape"),
         ({"corrupted": None}, ValueError, "twin"),
         ({"clean": torch.zeros(5, 4, 2, 4, 6)}, ValueError, "do not fit"),
-        ({"noise": torch.zeros(5, 3, 1, 4, 6)}, ValueError, "both runs share it"),
+        ({"noise": torch.zeros(5, 3, 1, 4, 6)}, ValueError, "as the latents are"),
         ({"site": "zz"}, KeyError, "zz"),
         ({"site": "entropy", "over": ("layer",)}, ValueError, "statistic"),
         ({"site": "cross_attn.z"}, KeyError, "cross_attn"),

@@ -105,6 +105,34 @@ def test_denoise_hands_continuous_networks_their_levels():
     torch.testing.assert_close(seen[0], 0.125 * pipe.schedule.logsnr[torch.tensor([[0, 400]])])
 
 
+@torch.no_grad()
+def test_the_pipeline_runs_with_cache_hooks_and_interventions_in_noise_levels_and_x0(pipe):
+    noisy, levels = normal(2, 2, 1, 8, 8), torch.tensor([[0, 0.7]] * 2)
+    cond = normal(2, 2, 3, seed=4)
+    expected = pipe.denoise(noisy, levels, cond)
+    x0, cache = pipe.run_with_cache(noisy, levels, cond=cond, names=["resid_post", "z"])
+    _, wanted = pipe.model.run_with_cache(noisy, pipe.timestep(levels), cond=cond, names=["resid_post", "z"])
+    assert torch.equal(x0, expected) and set(cache) == set(wanted)
+    assert all(torch.equal(cache[name], wanted[name]) for name in wanted)
+    _, everything = pipe.run_with_cache(noisy, 0.7, cond, device="cpu")
+    assert torch.equal(everything["resid_post", 0], pipe.run_with_cache(noisy, 0.7, cond)[1]["resid_post", 0])
+    _, alone = pipe.run_with_cache(noisy[:1], 0.7, cond[:1], names_filter="z", remove_batch_dim=True)
+    assert alone["z", 0].ndim == 3
+    ablated = Ablate(("z", 1), heads=[0])
+    with pipe.intervene(ablated):
+        changed = pipe.denoise(noisy, levels, cond)
+    assert not torch.equal(changed, expected)
+    with pipe.hooks(ablated.hooks(pipe.model)):
+        assert torch.equal(pipe.denoise(noisy, levels, cond), changed)
+    assert torch.equal(pipe.run_with_hooks(noisy, levels, cond=cond, fwd_hooks=ablated.hooks(pipe.model)), changed)
+    assert torch.equal(pipe.run_with_hooks(noisy, levels, cond), expected)
+    with pytest.raises(ValueError, match="names= and names_filter= are the same"):
+        pipe.run_with_cache(noisy, 0.7, names="z", names_filter="z")
+    with pytest.raises(ValueError, match="remove_batch_dim=True with 2 clips"):
+        pipe.run_with_cache(noisy, 0.7, remove_batch_dim=True)
+    assert not pipe.model.has_live_hooks
+
+
 def test_denoise_lets_gradients_through(pipe):
     noisy = normal(1, 2, 1, 8, 8).requires_grad_(True)
     pipe.denoise(noisy, torch.tensor([[0, 0.7]]))[0, 1].sum().backward()

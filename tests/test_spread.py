@@ -64,7 +64,7 @@ def test_an_offloaded_model_runs_and_what_needs_its_weights_is_refused(kind: str
             lambda: cache.head_results(1),
             lambda: cache.stack_head_results(),
             lambda: model.run_with_cache(**given, names=["result"]),
-            lambda: vd.circuits.ov(model, 1, 0, 500),
+            lambda: vd.circuits.ov(model, 1, 0, 0.5),
             lambda: save_bundle(tmp_path / "saved", pipe),
             lambda: pipe.to("cpu"),
             lambda: pipe.to(torch.float64),

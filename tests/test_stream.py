@@ -11,7 +11,7 @@ from factories import KINDS, inputs, tiny_model
 from vdinterp.models.stream import Carry, held_in, modulations, of_tokens, places
 from vdinterp.site import FINAL_LAYER, Site
 
-EXACT = {"atol": 1e-9, "rtol": 1e-9}  # of float64
+EXACT: Any = {"atol": 1e-9, "rtol": 1e-9}  # of float64
 
 
 def ran(kind: str) -> Any:

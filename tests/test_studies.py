@@ -244,9 +244,10 @@ def test_planted_modulation_that_never_varies_can_be_held_constant() -> None:
 
 def test_the_cut_hides_the_context_and_own_frame_hides_the_rest() -> None:
     bench = small_bench()
-    changed = small_bench()
-    changed.clips = replace(bench.clips, video=bench.clips.video.clone())
-    changed.clips.video[:, :2] = 0.1  # another context
+    video = bench.clips.video.clone()
+    video[:, :2] = 0.1  # another context
+    other = replace(bench.clips, video=video)
+    changed = Bench(bench.pipe, other, bench.reference, n_context=2, steps=3, batch=2)
     found = {}
     for name, where in (("plain", bench), ("changed", changed)):
         cut = Condition(ablation="x", variant="cut", interventions=(vd.MaskAttention(cut=((2, 3, 4), (0, 1))),))
@@ -276,9 +277,9 @@ def test_means_are_those_of_the_reference_clips_step_by_step() -> None:
     assert len(means) == 3
     from vdinterp.diffusion import SeededNoise
 
-    noise = SeededNoise(1, [(i,) for i in range(4)]).initial(bench.reference_latents.shape)
+    noise = SeededNoise(1, [(i,) for i in range(4)]).initial(bench.others.latents.shape)
     states = bench.pipe.iterate(
-        bench.reference_latents[:, :2], 5, steps=3, noise=noise, record=[name], cond=bench.reference.action
+        bench.others.latents[:, :2], 5, steps=3, noise=noise, record=[name], cond=bench.reference.action
     )
     for state, mean in zip(states, means, strict=True):
         assert mean[name].shape == (1, 1, 2, 12)
@@ -405,13 +406,12 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
             made.append(
                 bench.pipe.sample(
                     bench.truth[clips, :2], bench.n_frames, steps=condition.steps or bench.steps,
-                    noise=bench.noise[clips], interventions=given, **bench.cond(clips),
+                    noise=bench.noise[clips], interventions=given, cond=bench.stimulus.cond[clips],
                 ).latents
             )  # fmt: skip
         else:
-            noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], bench.levels[-1])
             with torch.no_grad(), bench.pipe.model.intervene(*given):
-                made.append(bench.pipe.denoise(noisy, levels, **bench.cond(clips)))
+                made.append(bench.pipe.denoise(*bench.stimulus.inputs(bench.levels[-1], clips)))
     return torch.cat(made)[:, 2:]
 
 
@@ -544,9 +544,9 @@ def test_records_of_other_weights_are_not_taken(tmp_path: Path, monkeypatch: pyt
 
 def test_judged_frames_end_at_the_first_surprise() -> None:
     predictable = torch.tensor([[0, 0, 1, 1, 0, 1], [0, 1, 0, 1, 1, 1]]).bool()
-    clips = Clips(kind="snippet", video=torch.rand(2, 6, 1, 8, 8), predictable=predictable)
+    clips = Clips(kind="snippet", video=torch.rand(2, 6, 1, 8, 8), labels={"predictable": predictable})
     assert judged(clips, 2).tolist() == [[True, True, False, False], [False] * 4]
-    assert judged(replace(clips, predictable=None), 2).all()
+    assert judged(replace(clips, labels={}), 2).all()
     assert default_context(16, True) == 15 and default_context(8, False) == 4 and default_context(1, False) == 1
 
 
@@ -592,10 +592,10 @@ def test_unknown_study_setting_or_mode() -> None:
         ({"n_context": 0}, "n_context >= 1"),
         ({"clips": Clips(kind="file", video=torch.rand(2, 5, 1, 6, 6))}, r"\[1, 6, 6\].*takes \[1, 4, 6\]"),
         ({"clips": Clips(kind="file", video=torch.rand(2, 5, 3, 4, 6))}, "do not fit"),
-        ({"clips": replace(small_clips(), action=torch.zeros(3, 5, 7))}, "width 7"),
+        ({"clips": replace(small_clips(), action=torch.zeros(3, 5, 7))}, r"actions in cond are \[3, 5, 7\]"),
         ({"clips": None}, "does not say what clips"),
         ({"reference": small_clips(n_frames=3)}, "reference clips have 3 frames"),
-        ({"steps": 0}, "steps must lie in"),
+        ({"steps": 0}, "steps must be a whole number in 1"),
         ({"levels": (0.0, 0.5)}, "noise levels in"),
         ({"n_clips": 0}, "n_clips must be a whole number in 1"),
         ({"batch": 0}, "batch must be a whole number in 1"),

@@ -42,13 +42,13 @@ def windows() -> Clips:
             kind="crafter",
             video=clips.video[:, at],
             action=torch.cat([torch.zeros_like(clips.action[:, :1]), clips.action[:, at][:, 1:]], 1),
-            semantic_map=clips.semantic_map[:, at],
-            player_position=clips.player_position[:, at],
+            labels={name: value[:, at] for name, value in clips.labels.items()},
         )
         for at in (slice(0, 8), slice(4, 12))
     ]
-    names = ("video", "action", "semantic_map", "player_position")
-    return Clips(kind="crafter", **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    video, action = (torch.cat([getattr(part, name) for part in parts]) for name in ("video", "action"))
+    labels = {name: torch.cat([part.labels[name] for part in parts]) for name in game.LABELS}
+    return Clips(kind="crafter", video=video, action=action, labels=labels)
 
 
 def test_codec(bench, windows):

@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
+from time_vae import StackingVAE
 
-from vdinterp.vae import VAE, DiffusersVAE, IdentityVAE, LatentStats, TinyConvCodec, build
+from vdinterp.vae import VAE, DiffusersVAE, FrameMap, IdentityVAE, LatentStats, TinyConvCodec, build
 from vdinterp.vae.protocol import check_frames
 
 
@@ -119,11 +120,23 @@ def test_diffusers_video_autoencoder():
             temporal_compression_ratio=2,
         )
     )
-    assert vae.is_video
+    assert vae.is_video and vae.time_compression == 2 and vae.causal
     video = torch.rand(1, 5, 3, 16, 16)
     latents = vae.encode(video)
-    assert latents.shape[0] == 1 and latents.shape[2:] == (4, 8, 8) and latents.shape[1] < 5
+    assert latents.shape == (1, vae.latent_frames(5), 4, 8, 8) == (1, 3, 4, 8, 8)
     assert vae.decode(latents).shape == video.shape
+    with pytest.raises(ValueError, match=r"4 video frames: .*the nearest that fit: 3 and 5"):
+        vae.encode(video[:, :4])
+
+
+def test_autoencoders_of_diffusers_say_how_many_frames_they_make_one_of() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    small = {"base_dim": 4, "z_dim": 2, "dim_mult": [1, 1, 1], "num_res_blocks": 1}
+    wan = DiffusersVAE(diffusers.AutoencoderKLWan(**small, temperal_downsample=[False, True]))
+    video = torch.rand(1, 5, 3, 8, 8)
+    assert (wan.time_compression, wan.causal) == (2, True)
+    assert wan.encode(video).shape[1] == wan.latent_frames(5) == 3
+    assert wan.decode(wan.encode(video)).shape == video.shape
 
 
 def test_a_vae_is_rebuilt_from_its_config(diffusers_vae):
@@ -173,3 +186,41 @@ def test_stats_normalise_and_undo():
 def test_bad_input_says_what_would_work(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("rate", [1, 2, 4])
+def test_a_latent_frame_depends_on_the_video_frames_that_its_map_names(rate: int, causal: bool) -> None:
+    vae = StackingVAE(rate, causal)
+    n_video = vae.n_video(4)
+    assert n_video == (1 + 3 * rate if causal else 4 * rate) and vae.latent_frames(n_video) == 4
+    assert [frame for latent in range(4) for frame in vae.video_frames(latent)] == list(range(n_video))
+    video = torch.rand(2, n_video, 1, 3, 4)
+    latents = vae.encode(video)
+    assert latents.shape[:2] == (2, 4) and torch.equal(vae.decode(latents), video)
+    for frame in range(n_video):
+        changed = video.clone()
+        changed[:, frame] = 0
+        moved = (vae.encode(changed) != latents).flatten(2).any(-1).any(0).nonzero()[:, 0].tolist()
+        assert moved == [int(vae.latent_of(torch.tensor(frame)))] and frame in vae.video_frames(moved[0])
+
+
+def test_labels_of_video_frames_as_labels_of_latent_frames() -> None:
+    wan, labels = FrameMap(4), torch.arange(9)[None].repeat(2, 1)
+    assert wan.by_frame(labels).tolist() == [[0, 4, 8]] * 2
+    assert wan.by_frame(labels, "mean").tolist() == [[0, 2.5, 6.5]] * 2
+    assert wan.by_frame(labels, "sum").tolist() == [[0, 10, 26]] * 2
+    assert wan.by_frame(labels == 5, "any").tolist() == [[False, False, True]] * 2
+    assert wan.latent_of(torch.tensor([-1, 0, 1, 4, 5, 8])).tolist() == [-1, 0, 1, 1, 2, 2]
+    assert FrameMap(4, causal=False).by_frame(labels[:, :8]).tolist() == [[3, 7]] * 2
+    assert FrameMap().by_frame(labels) is labels
+    for call, says in [
+        (lambda: wan.latent_frames(8), r"8 video frames: .* 1 \+ 4 i frames; the nearest that fit: 5 and 9"),
+        (lambda: wan.latent_frames(0), "the nearest that fit: 1"),
+        (lambda: FrameMap(4, causal=False).latent_frames(3), "the nearest that fit: 4"),
+        (lambda: FrameMap(2, causal=False).latent_frames(5), "has 2 i frames; the nearest that fit: 4 and 6"),
+        (lambda: wan.by_frame(labels, "max"), "unknown reduce 'max'"),
+        (lambda: FrameMap(0), "time_compression must be"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            call()

@@ -59,7 +59,7 @@ def _scroll(canvas: Canvas) -> None:
     heads = vd.analysis.head_table(noised, implied=crafter.implied(clips)).to_frame()
     effect = heads.pivot(index="layer", columns="head", values="effect").to_numpy()
     layer, head = (int(one) for one in np.unravel_index(effect.argmax(), effect.shape))
-    mean = vd.Ablate(("z", layer), heads=[head], mode="mean", reference=noised.mean_outputs(LEVEL))
+    mean = vd.Ablate(("z", layer), heads=[head], mode="mean", reference=noised.means(LEVEL))
     with torch.no_grad():
         intact, without = (pipe.decode(noised.x0(LEVEL, *change))[:, 0] for change in ((), (mean,)))
     harm = (without - clips.pixels[:, -1]).square().mean((1, 2, 3))
@@ -126,7 +126,7 @@ def _induction(canvas: Canvas) -> None:
         (EDGE, top + 32), "tiny-induction denoises the last frame, given as noise. A came before, followed by B: head "
         "3.3 looks at what came after A.", 15, SOFT,
     )  # fmt: skip
-    match = int(clips.match[0, -1]) if clips.match is not None else 0
+    match = int(clips.labels["match"][0, -1]) if "match" in clips.labels else 0
     names = {match - 1: "A", match: "B", noised.n_frames - 2: "A", noised.n_frames - 1: "guess: B"}
     for frame in range(noised.n_frames):
         left = EDGE + 77 * frame

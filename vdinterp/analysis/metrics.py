@@ -23,12 +23,17 @@ def x0_error(
 
     Range 0 (equal) to infinity. Chance: 1 is what the best constant frame scores if `variance` is `deviation` from the
     mean frame. Misleads: the sum of many small errors looks like a few large ones, and a blurred average of all
-    possible futures beats a sharp but wrong one, so a model that commits itself can lie above 1.
+    possible futures beats a sharp but wrong one, so a model that commits itself can lie above 1. ValueError for latents
+    that are not finite.
     """
     _same_shape(estimate, truth)
     if not variance > 0:
         raise ValueError(f"variance must be positive, got {variance}; do the clips show anything but one flat colour?")
-    return (estimate - truth).square().mean((2, 3, 4)) / variance
+    found = (estimate - truth).square().mean((2, 3, 4)) / variance
+    if not bool(found.isfinite().all()):
+        clip, frame = (~found.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"clip {clip}, frame {frame}: NaN or infinity among the latents, so there is no error to give")
+    return found
 
 
 def deviation(

@@ -52,25 +52,20 @@ def induction(
 
     if not resume:
         shutil.rmtree(out / "records", ignore_errors=True)
+    asked = {"seed": seed, "n_per_lag": clips_per_lag, "repeats": repeats, "engine": engine, "out": out / "records"}
     if checkpoints is not None:
         if len(levels) > 1:
             raise ValueError("--checkpoints searches at one noise level; give --level once")
         steps = _steps(checkpoints, vd.list_checkpoints(model))
         pipes = {step: vd.load(model, checkpoint=step) for step in steps}
         clips = given.pool(next(iter(pipes.values())))
-        along = vd.induction_over_training(
-            pipes, clips, seed=seed, level=levels[0] if levels else LEVELS[-1], n_per_lag=clips_per_lag,
-            repeats=repeats, engine=engine, out=out / "records",
-        )  # fmt: skip
+        along = vd.induction_over_training(pipes, clips, level=levels[0] if levels else LEVELS[-1], **asked)
         click.echo(plain(along.summary()))
         write_report(along, out)
         return
     pipe = vd.load(model)
     clips = given.pool(pipe)
-    result = vd.find_induction(
-        pipe, clips, seed=seed, levels=levels or LEVELS, n_per_lag=clips_per_lag, repeats=repeats, engine=engine,
-        out=out / "records",
-    )  # fmt: skip
+    result = vd.find_induction(pipe, clips, levels=levels or LEVELS, **asked)
     click.echo(plain(result.summary()))
     write_report(result, out)
 

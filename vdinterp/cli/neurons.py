@@ -30,7 +30,7 @@ def neurons(model: str, given: Given, levels: tuple[float, ...], effects: bool, 
     pipe = vd.load(model)
     held_out = given.held_out(pipe, seed)
     noised = vd.NoisedClips(pipe, held_out, noise_levels=levels, seed=seed)
-    labels, names = _labels(held_out, noised.n_frames)
+    labels, names = _labels(noised)
     result = vd.neurons.top_patches(noised, labels=labels, label_names=names)
     if effects:
         few = vd.NoisedClips(pipe, held_out[:FEW], noise_levels=noised.levels[-1:], seed=seed)
@@ -50,13 +50,14 @@ def neurons(model: str, given: Given, levels: tuple[float, ...], effects: bool, 
     click.echo(f"All neurons: {page}")
 
 
-def _labels(clips: Any, n_frames: int) -> tuple[Any, Any]:
+def _labels(noised: Any) -> tuple[Any, Any]:
     """A label a token, where the clips' own ground truth has one."""
-    if clips.semantic_map is not None:
+    labels = noised.clips.labels
+    if "semantic_map" in labels:
         from vdinterp.data.crafter import SEMANTIC
 
-        return clips.semantic_map[:, :n_frames], list(SEMANTIC)
-    for values in (clips.labels or {}).values():
+        return noised.labels("semantic_map"), list(SEMANTIC)
+    for name, values in labels.items():
         if values.ndim == 4 and not values.is_floating_point() and int(values.min()) >= 0:
-            return values[:, :n_frames].long(), [str(index) for index in range(int(values.max()) + 1)]
+            return noised.labels(name).long(), [str(index) for index in range(int(values.max()) + 1)]
     return None, None

@@ -29,10 +29,9 @@ def out_folder(default: str | None, help: str = "Folder to write.") -> Decorator
 def noise_levels(default: Sequence[float] | None = None, otherwise: str = "") -> Decorator:
     """`--level`, once or several times. Without `default` the command decides, and `otherwise` says how."""
     note = f"  [default: {otherwise}]" if otherwise else ""
-    return click.option(
-        "--level", "levels", type=float, multiple=True, default=default, show_default=default is not None,
-        help=f"Noise level in (0, 1]; may be given again.{note}",
-    )  # fmt: skip
+    shown: dict[str, Any] = {"default": default, "show_default": default is not None}
+    help = f"Noise level in (0, 1]; may be given again.{note}"
+    return click.option("--level", "levels", type=float, multiple=True, help=help, **shown)
 
 
 def random_seed(of: str) -> Decorator:

@@ -39,7 +39,7 @@ def probe(
         )
     noised = vd.NoisedClips(pipe, held_out, noise_levels=levels, seed=seed)
     name = label or known[0]
-    labels = vd.studies.labels_of(held_out, name, noised.target)
+    labels = vd.studies.labels_of(noised, name, noised.target)
     result = vd.probes.fit(
         noised, labels.values, site, names=labels.names, what=name, mask=labels.mask, max_tokens=16, seed=seed
     )

@@ -56,7 +56,7 @@ def _tensors(clips: Clips) -> dict[str, torch.Tensor]:
         value = getattr(clips, field.name)
         if isinstance(value, torch.Tensor):
             found[NAMES.get(field.name, field.name)] = value
-    found |= {f"{LABEL}{name}": value for name, value in (clips.labels or {}).items()}
+    found |= {f"{LABEL}{name}": value for name, value in clips.labels.items()}
     if clips.corrupt is not None:
         found |= {f"{TWIN}{name}": value for name, value in _tensors(clips.corrupt).items()}
     # safetensors takes no tensors that share memory, and a twin may share what is equal
@@ -77,7 +77,7 @@ def _clips(tensors: dict[str, torch.Tensor], kind: str, corrupt: Clips | None, p
     values: dict[str, Any] = {fields_of[name]: _typed(name, value, path) for name, value in tensors.items()
                               if name in known}  # fmt: skip
     try:
-        return Clips(kind=kind, labels=labels or None, corrupt=corrupt, **values)
+        return Clips(kind=kind, labels=labels, corrupt=corrupt, **values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vdinterp.checks.counts import check_count, check_seed
+from vdinterp.conditions import Conditions
 
 DIGIT_KINDS = ("loop", "snippet", "one_off", "control")
 OBJECT_KINDS = ("bounce", "occlusion")
@@ -30,71 +31,63 @@ OWN = ("kind", "labels", "corrupt", "meta")  # fields that hold no tensor
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clips:
-    """A batch of clips of one kind. A ground-truth field that means nothing for the kind is None.
+    """A batch of clips of one kind: a video, or the latents of one, and whatever is known of it, by name.
 
-    `video`: values in [0, 1].  `encoded`: what one model's `pipe.encode` makes of the video, normalised; with it the
-    video may be missing (None), and what needs pixels then decodes or says so. `corrupt`: the same clips with exactly
-    one frame changed, frame `corrupt_frame` of each, and the ground truth that then holds.
-
-    `labels`: what you know of clips of your own, by name: `[batch]`, `[batch frame]`, `[batch frame row col]` (rows and
-    columns of tokens) or `[batch frame k]`; whole numbers are classes, negative ones unknown, other numbers are values.
-
-    Repetition (digit kinds): `state_id` which image a frame shows (equal id, equal frame). `match` the most recent
-    earlier frame with the same content after the same predecessor, -1 if none: what induction copies. `lag` the
-    distance to it, 0 if none. `predictable` whether the frame follows from the ones before it. `period` that of a
-    loop, 0 for the other kinds.
-
-    Objects (bounce, occlusion): the axis after frame runs over objects. `position` centre (row, col) in pixels, pixel
-    centres at integers. `velocity` displacement to the next frame, (row, col). `depth_order` 0 is nearest.
-    `visible_fraction` share of the object's pixels that nothing nearer covers.
-
-    Crafter: `action` one-hot, the one that led to the frame (all zero at frame 0). `semantic_map` material ids of the
-    visible cells. `player_position` (row, col) in world cells.
-
-    `meta`: where the clips are from, as far as somebody said so (those of a file: its name, frames a second, starts).
+    >>> clips = Clips(kind="mine", video=video, labels={"speed": speed})  # speed [batch frame]
     """
 
     kind: str
     video: Float[torch.Tensor, "batch frame channel height width"] | None = None
+    """Values in [0, 1]."""
     encoded: Float[torch.Tensor, "batch frame _ _ _"] | None = None
-    labels: Mapping[str, torch.Tensor] | None = None
-    state_id: Int[torch.Tensor, "batch frame"] | None = None
-    match: Int[torch.Tensor, "batch frame"] | None = None
-    predictable: Bool[torch.Tensor, "batch frame"] | None = None
-    period: Int[torch.Tensor, " batch"] | None = None
-    lag: Int[torch.Tensor, "batch frame"] | None = None
-    position: Float[torch.Tensor, "batch frame _ 2"] | None = None
-    velocity: Float[torch.Tensor, "batch frame _ 2"] | None = None
-    depth_order: Int[torch.Tensor, "batch frame _"] | None = None
-    visible_fraction: Float[torch.Tensor, "batch frame _"] | None = None
+    """Latents: what one model's `pipe.encode` makes of the video, normalised; with it the video may be missing, and
+    what needs pixels then decodes or says so."""
+    labels: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What is known, by name: `[batch]`, `[batch frame]`, `[batch frame row col]` (rows and columns of tokens) or
+    `[batch frame k]`; whole numbers are classes, negative ones unknown, other numbers are values. Frames are those of
+    the video, or latent frames. The kinds of `make_clips` have names of their own: see `LABELS` in
+    `vdinterp.data.digits`, `objects` and `crafter`; `predictable` (whether a frame follows from the ones before it) is
+    what studies go by, whosever it is."""
     action: Float[torch.Tensor, "batch frame _"] | None = None
-    semantic_map: Int[torch.Tensor, "batch frame row col"] | None = None
-    player_position: Int[torch.Tensor, "batch frame 2"] | None = None
+    """What led to each frame, as the model takes it."""
+    text: Float[torch.Tensor, "batch key _"] | None = None
+    """Token embeddings, as the model takes them."""
+    text_mask: Bool[torch.Tensor, "batch key"] | None = None
+    """Which text tokens there are; None: all."""
     corrupt: Clips | None = None
+    """The same clips with exactly one frame changed, and the labels that then hold."""
     corrupt_frame: Int[torch.Tensor, " batch"] | None = None
+    """Which frame of each that is."""
     meta: dict[str, Any] = field(default_factory=dict)
+    """Where the clips are from, as far as somebody said so (of a file: its name, frames a second, starts)."""
 
     def __post_init__(self) -> None:
         if self.video is None and self.encoded is None:
             raise ValueError("clips need a video [batch frame channel height width] in [0, 1], or encoded= latents")
         for name in ("video", "encoded"):
             value = getattr(self, name)
-            if value is not None and value.ndim != 5:
+            if isinstance(value, torch.Tensor) and value.ndim != 5:
                 raise ValueError(f"{name} must be [batch frame channel height width], got shape {tuple(value.shape)}")
-        for part in fields(self):
-            value = getattr(self, part.name)
-            if part.name not in OWN and not isinstance(value, torch.Tensor | None):
-                raise ValueError(f"{part.name} is a {type(value).__name__}; a tensor with one entry a clip is wanted")
-        parts = {part.name: getattr(self, part.name) for part in fields(self)} | dict(self.labels or {})
-        for name, value in parts.items():
-            if isinstance(value, torch.Tensor | Clips) and len(value) != len(self):
+        if not isinstance(self.labels, Mapping):
+            raise ValueError(f"labels are {type(self.labels).__name__}; give a dictionary of tensors by name")
+        parts = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in OWN}
+        for name, value in (parts | dict(self.labels)).items():
+            if not isinstance(value, torch.Tensor) and (value is not None or name in self.labels):
+                raise ValueError(f"{name} is a {type(value).__name__}; a tensor with one entry a clip is wanted")
+        for name, value in (parts | {"corrupt": self.corrupt} | dict(self.labels)).items():
+            if value is not None and len(value) != len(self):
                 raise ValueError(f"{name} describes {len(value)} clips, {self._shown} has {len(self)}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("labels", ()):
+            raise AttributeError(f"{name} is a label of these clips: clips.labels[{name!r}]")
+        raise AttributeError(f"clips have no attribute {name!r}")
 
     def __repr__(self) -> str:
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         shown = [f"{name} {list(values[name].shape)}" for name in ("video", "encoded") if values[name] is not None]
         truth = [k for k, v in values.items() if isinstance(v, torch.Tensor) and k not in ("video", "encoded")]
-        truth += sorted(self.labels or {})
+        truth += sorted(self.labels)
         twin = "" if self.corrupt is None else ", with corrupt twins"
         return f"Clips({self.kind!r}, {', '.join(shown)}, {', '.join(truth) or 'no ground truth'}{twin})"
 
@@ -175,13 +168,18 @@ class Clips:
     def load(cls, path: str | Path) -> Clips:
         """Read a file that `save` wrote, or one of your own: safetensors with `video` `[batch frame channel height
         width]` (float in [0, 1], or 8-bit) or `latents` (normalised), and whatever else is known: `action`
-        `[batch frame d_action]`, any field of `Clips`, `labels.NAME`.
+        `[batch frame d_action]`, `text`, `labels.NAME`.
 
         Raises FileNotFoundError where there is no file, ValueError for one that holds something else.
         """
         from vdinterp.data.clip_files import load_clips
 
         return load_clips(path)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What steers a run on these clips besides noise, as far as it is known."""
+        return Conditions(actions=self.action, text=self.text, text_mask=self.text_mask)
 
     @property
     def _shown(self) -> str:
@@ -192,9 +190,7 @@ class Clips:
         """The clips with every tensor changed alike, those of the twin and the labels too."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         changed = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor | Clips)}
-        if self.labels is not None:
-            changed["labels"] = {name: change(value) for name, value in self.labels.items()}
-        return replace(self, **changed)
+        return replace(self, **changed, labels={name: change(value) for name, value in self.labels.items()})
 
 
 @functools.cache

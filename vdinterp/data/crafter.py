@@ -9,7 +9,7 @@ nearest patch. Source of the environment: D. Hafner, "Benchmarking the Spectrum 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ SEMANTIC = (
     "player", "cow", "zombie", "skeleton", "arrow", "plant",
 )  # fmt: skip
 
-_FIELDS = ("video", "action", "semantic_map", "player_position")  # of Clips
+LABELS = ("semantic_map", "player_position")
+"""What is known of these clips: material ids of the visible cells `[batch frame row col]`, see `SEMANTIC`; the
+player's place `[batch frame (row, col)]` in world cells."""
 _STICKY = 0.7  # chance that a move keeps the last move's direction
 _START_MATERIALS = {"grass": 0.5, "path": 0.3, "sand": 0.2}
 
@@ -303,8 +305,12 @@ def make_crafter_clips(
                 break
         clip, end = places[rng.integers(len(places))].tolist()
         picked.append(as_clips(played, torch.tensor([clip]), torch.tensor([end - n_frames + 1]), n_frames))
-    joined = {name: torch.cat([getattr(clip, name) for clip in picked]) for name in _FIELDS}
-    return replace(picked[0], **joined)
+    return Clips(
+        kind="crafter",
+        video=torch.cat([clip.pixels for clip in picked]),
+        action=torch.cat([clip.action for clip in picked if clip.action is not None]),
+        labels={name: torch.cat([clip.labels[name] for clip in picked]) for name in LABELS},
+    )
 
 
 def ends(played: Trajectories, last: str) -> Int[torch.Tensor, "place two"]:
@@ -323,8 +329,10 @@ def as_clips(played: Trajectories, clip: torch.Tensor, first: torch.Tensor, n_fr
         kind="crafter",
         video=played.video(clip, frames),
         action=one_hot(played.actions[rows, frames], drop_first=True),
-        semantic_map=played.semantic[rows, frames].long(),
-        player_position=played.positions[rows, frames],
+        labels={
+            "semantic_map": played.semantic[rows, frames].long(),
+            "player_position": played.positions[rows, frames],
+        },
     )
 
 
@@ -340,9 +348,8 @@ def one_hot(
 
 def displacement(clips: Clips) -> Int[torch.Tensor, "batch frame 2"]:
     """How far the player really went to reach each frame, (row, col): the picture scrolled by as much. 0 at frame 0."""
-    assert clips.player_position is not None
-    step = torch.zeros_like(clips.player_position)
-    step[:, 1:] = clips.player_position.diff(dim=1)
+    step = torch.zeros_like(clips.labels["player_position"])
+    step[:, 1:] = clips.labels["player_position"].diff(dim=1)
     return step
 
 

@@ -15,10 +15,9 @@ from vdinterp.data.crafter import CELL, COLS, ROWS, SEMANTIC, cut, implied
 def facing(clips: Clips) -> Int[torch.Tensor, " batch"]:
     """Semantic id (see `SEMANTIC`) of the cell that the last action leads to, in the frame before: what decides whether
     the step succeeds. That of the player's own cell where the last action is no move."""
-    assert clips.semantic_map is not None
     step = implied(clips)[:, -1]
     index = torch.arange(len(clips))
-    return clips.semantic_map[index, -2, ROWS // 2 + step[:, 0], COLS // 2 + step[:, 1]]
+    return clips.labels["semantic_map"][index, -2, ROWS // 2 + step[:, 0], COLS // 2 + step[:, 1]]
 
 
 def with_facing(clips: Clips, material: str) -> Clips:
@@ -40,22 +39,20 @@ def with_facing(clips: Clips, material: str) -> Clips:
     patch = _patch_of(clips, material)
     if patch is None and (patch := _patch_of(sample_clips("crafter"), material)) is None:
         raise ValueError(f"no cell shows {material!r}, in these clips or in the sample clips")
-    assert clips.player_position is not None and clips.semantic_map is not None
-    video, semantic = clips.pixels.clone(), clips.semantic_map.clone()
-    position = clips.player_position
+    video, semantic = clips.pixels.clone(), clips.labels["semantic_map"].clone()
+    position = clips.labels["player_position"]
     there = position[:, -2, None] - position + step[:, None] + torch.tensor([ROWS // 2, COLS // 2])
     for clip, frame in np.ndindex(len(clips), clips.n_frames - 1):
         row, col = there[clip, frame].tolist()
         if 0 <= row < ROWS and 0 <= col < COLS:
             video[clip, frame, :, CELL * row : CELL * (row + 1), CELL * col : CELL * (col + 1)] = patch
             semantic[clip, frame, row, col] = SEMANTIC.index(material)
-    return replace(clips, video=video, semantic_map=semantic)
+    return replace(clips, video=video, labels={**clips.labels, "semantic_map": semantic})
 
 
 def _patch_of(clips: Clips, material: str) -> torch.Tensor | None:
     """The pixels that cells of a material most often show."""
-    assert clips.semantic_map is not None
-    cells = cut(clips.pixels)[clips.semantic_map == SEMANTIC.index(material)]
+    cells = cut(clips.pixels)[clips.labels["semantic_map"] == SEMANTIC.index(material)]
     if not len(cells):
         return None
     shown, counts = cells.unique(dim=0, return_counts=True)

@@ -22,6 +22,11 @@ from vdinterp.checks.counts import check_between, check_count, check_seed
 from vdinterp.data.clips import DIGIT_KINDS, Clips
 
 SPLITS = {"train": range(1437), "held_out": range(1437, 1797)}  # the last fifth; images come grouped by writer
+LABELS = ("state_id", "match", "predictable", "lag", "period")
+"""What is known of these clips. `state_id` which image a frame shows (equal id, equal frame). `match` the most recent
+earlier frame with the same content after the same predecessor, -1 if none: what induction copies. `lag` the distance to
+it, 0 if none. `predictable` whether the frame follows from the ones before it. `period` that of a loop `[batch]`, 0 for
+the other kinds."""
 PERIODS = range(2, 8)
 LAGS = range(4, 11)
 SNIPPETS, SNIPPET_LENGTHS, FILLER = (2, 3), (2, 3, 4), 0.15
@@ -187,7 +192,7 @@ def make_digit_clips(
     frames = digit_images()
 
     def clips(prefix: str, **more: object) -> Clips:
-        fields = {name: arrays[prefix + name] for name in ("state_id", "match", "predictable", "lag")}
-        return Clips(kind=kind, video=frames[fields["state_id"]], period=arrays["period"], **fields, **more)  # type: ignore[arg-type]
+        labels = {name: arrays[name if name == "period" else prefix + name] for name in LABELS}
+        return Clips(kind=kind, video=frames[labels["state_id"]], labels=labels, **more)  # type: ignore[arg-type]
 
     return clips("", corrupt=clips("twin."), corrupt_frame=arrays["changed"])

@@ -14,6 +14,10 @@ BACKGROUND = (0.08, 0.08, 0.10)
 COLOURS = ((0.95, 0.35, 0.25), (0.30, 0.70, 0.95), (0.98, 0.85, 0.30), (0.45, 0.85, 0.45))
 OCCLUDER_COLOUR = (0.55, 0.55, 0.60)
 SIZES, MOST_FRAMES = (16, 4096), 10_000
+LABELS = ("position", "velocity", "depth_order", "visible_fraction", "predictable")
+"""What is known of these clips; the axis after frame runs over objects. `position` centre (row, col) in pixels, pixel
+centres at integers. `velocity` displacement to the next frame, (row, col). `depth_order` 0 is nearest.
+`visible_fraction` share of the object's pixels that nothing nearer covers. `predictable`: see `make_object_clips`."""
 RADII, SPEEDS = (2.5, 4.5), (0.8, 2.0)  # pixels, pixels a frame; drawn uniformly
 
 
@@ -139,9 +143,9 @@ def make_object_clips(
     predictable = (torch.arange(n_frames) >= 2).expand(n, -1).clone()
 
     def clips(prefix: str, predictable: torch.Tensor, **more: object) -> Clips:
-        names = ("video", "position", "velocity", "visible_fraction")
-        fields = {name: arrays[prefix + name] for name in names}
-        return Clips(kind=kind, predictable=predictable, depth_order=arrays["depth_order"], **fields, **more)  # type: ignore[arg-type]
+        labels = {name: arrays[prefix + name] for name in ("position", "velocity", "visible_fraction")}
+        labels |= {"depth_order": arrays["depth_order"], "predictable": predictable}
+        return Clips(kind=kind, video=arrays[f"{prefix}video"], labels=labels, **more)  # type: ignore[arg-type]
 
     unforeseen = predictable & (torch.arange(n_frames) != arrays["changed"][:, None])
     return clips("", predictable, corrupt=clips("twin.", unforeseen), corrupt_frame=arrays["changed"])

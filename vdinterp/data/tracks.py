@@ -21,23 +21,23 @@ def cell_tracks(clips: Clips, grid: TokenGrid, frame: int = -1) -> Int[torch.Ten
 
     Raises ValueError for clips that do not say where things are.
     """
-    if clips.kind == "crafter" and clips.player_position is not None and clips.semantic_map is not None:
+    known = set(clips.labels)
+    if clips.kind == "crafter" and {"player_position", "semantic_map"} <= known:
         check_count("frame", frame, -grid.n_frames, grid.n_frames - 1, "the model's")
         return _of_cells(clips, grid, range(grid.n_frames)[frame])
-    if clips.position is not None and clips.visible_fraction is not None:
+    if {"position", "visible_fraction"} <= known:
         return _of_objects(clips, grid)
     raise ValueError(f"clips of kind {clips.kind!r} do not say where things are; crafter, bounce and occlusion do")
 
 
 def _of_cells(clips: Clips, grid: TokenGrid, frame: int) -> torch.Tensor:
-    assert clips.player_position is not None and clips.semantic_map is not None
-    semantic = clips.semantic_map[:, : grid.n_frames]
+    semantic = clips.labels["semantic_map"][:, : grid.n_frames]
     if semantic.shape[2:] != (grid.n_rows, grid.n_cols):
         raise ValueError(
             f"crafter clips have {tuple(semantic.shape[2:])} cells a frame, the model's grid {grid.shape[1:]}"
         )
     row, col = torch.arange(grid.tokens_per_frame) // grid.n_cols, torch.arange(grid.tokens_per_frame) % grid.n_cols
-    there = clips.player_position[:, : grid.n_frames]
+    there = clips.labels["player_position"][:, : grid.n_frames]
     shift = there[:, frame, None] - there  # clip frame 2
     rows, cols = (place + shift[:, :, axis, None] for axis, place in enumerate((row, col)))  # clip frame point
     inside = (rows >= 0) & (rows < grid.n_rows) & (cols >= 0) & (cols < grid.n_cols)
@@ -48,10 +48,9 @@ def _of_cells(clips: Clips, grid: TokenGrid, frame: int) -> torch.Tensor:
 
 
 def _of_objects(clips: Clips, grid: TokenGrid) -> torch.Tensor:
-    assert clips.position is not None and clips.visible_fraction is not None
     height, width = clips.pixels.shape[-2:]
-    at = clips.position[:, : grid.n_frames].transpose(1, 2)  # clip object frame 2
+    at = clips.labels["position"][:, : grid.n_frames].transpose(1, 2)  # clip object frame 2
     row = ((at[..., 0] + 0.5) * grid.n_rows / height).long().clamp(0, grid.n_rows - 1)
     col = ((at[..., 1] + 0.5) * grid.n_cols / width).long().clamp(0, grid.n_cols - 1)
-    seen = clips.visible_fraction[:, : grid.n_frames].transpose(1, 2) >= 0.5
+    seen = clips.labels["visible_fraction"][:, : grid.n_frames].transpose(1, 2) >= 0.5
     return torch.where(seen, row * grid.n_cols + col, -1)

@@ -124,7 +124,7 @@ class AttentionExplorer:
         """
         check_noised(noised)
         clip = _index("clip", clip, len(noised.clips))
-        names, frames = ["rot_q", "rot_k"], noised.video[clip]
+        names, frames = ["rot_q", "rot_k"], noised.pictures[clip]
         caches = {
             f"noise level {level:g}": noised.cache(level, names, slice(clip, clip + 1)) for level in noised.levels
         }

@@ -14,7 +14,10 @@ from vdinterp import store
 from vdinterp.conditions import Cond, as_conditions
 from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
 from vdinterp.interventions import Intervention
-from vdinterp.models import HookedVideoDiT
+from vdinterp.models import ActivationCache, HookedVideoDiT
+from vdinterp.models.checks import asked_names, check_habits
+from vdinterp.models.hooks import HookFn, Names
+from vdinterp.models.scopes import Scope
 from vdinterp.models.spread import check_together
 from vdinterp.pipeline import windows
 from vdinterp.pipeline.checks import (
@@ -24,7 +27,7 @@ from vdinterp.pipeline.checks import (
     levels_k,
 )
 from vdinterp.pipeline.sampling import SampleResult, StepState, collect, make_plan, run_plan
-from vdinterp.vae import VAE, LatentStats
+from vdinterp.vae import VAE, FrameMap, LatentStats
 from vdinterp.vae.protocol import evaluating, vae_module
 
 
@@ -92,6 +95,11 @@ class VideoDiffusion:
     def clip_kind(self) -> str | None:
         """The kind of clips that the model was made for, as its `meta["clips"]` says; None if it does not."""
         return self.meta.get("clips")
+
+    @property
+    def frame_map(self) -> FrameMap:
+        """Which video frames a latent frame is made of: the VAE's own map, or one to one."""
+        return self.vae if isinstance(self.vae, FrameMap) else FrameMap()
 
     @property
     def device(self) -> torch.device:
@@ -211,6 +219,54 @@ class VideoDiffusion:
             pred = pred.clamp(-self.diffusion.clip, self.diffusion.clip)
         x0, _ = split_prediction(self.diffusion.objective, pred, noisy, *self.schedule.coefficients(k.clamp(min=0)))
         return torch.where((k < 0)[..., None, None, None], noisy, x0)
+
+    # As the model's own, but in noise levels and x0
+
+    def run_with_cache(
+        self,
+        noisy: Float[torch.Tensor, "batch frame channel height width"],
+        noise_levels: Shaped[torch.Tensor, "..."] | float,
+        cond: Cond = None,
+        *,
+        names: Names | None = None,
+        names_filter: Names | None = None,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+    ) -> tuple[Float[torch.Tensor, "batch frame channel height width"], ActivationCache]:
+        """`denoise`, and the activations behind it: `(x0, cache)`. `names` (or `names_filter`): what to keep, None: all
+        but the N x N tensors; `device`: where; `remove_batch_dim`: without the batch axis, of one clip.
+
+        >>> x0, cache = pipe.run_with_cache(noisy, 0.9, names=["resid_post", "rot_q", "rot_k"])
+        """
+        check_habits(None, remove_batch_dim, noisy)
+        wanted = self.model.cacheable_names(asked_names(names, names_filter))
+        with self.model.record(wanted, device) as recording:
+            x0 = self.denoise(noisy, noise_levels, cond)
+        cache = next(iter(recording.values()))  # a hook that calls the model makes further ones
+        return x0, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def run_with_hooks(
+        self,
+        noisy: Float[torch.Tensor, "batch frame channel height width"],
+        noise_levels: Shaped[torch.Tensor, "..."] | float,
+        cond: Cond = None,
+        *,
+        fwd_hooks: Sequence[tuple[Names, HookFn]] = (),
+    ) -> Float[torch.Tensor, "batch frame channel height width"]:
+        """`denoise` under hooks of your own, functions `(activation, hook) -> activation | None`.
+
+        >>> x0 = pipe.run_with_hooks(noisy, 0.9, fwd_hooks=[("blocks.2.attn.hook_z", my_hook)])
+        """
+        with self.hooks(fwd_hooks):
+            return self.denoise(noisy, noise_levels, cond)
+
+    def hooks(self, fwd_hooks: Sequence[tuple[Names, HookFn]] = (), **more: Any) -> Scope:
+        """Hooks on the model inside a `with` block: `pipe.denoise`, `pipe.sample` .. run under them."""
+        return self.model.hooks(fwd_hooks, **more)
+
+    def intervene(self, *interventions: Intervention) -> Scope:
+        """Interventions on the model inside a `with` block, each checked against it first."""
+        return self.model.intervene(*interventions)
 
     def sample(
         self,

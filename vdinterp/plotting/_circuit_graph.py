@@ -14,6 +14,14 @@ POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 WIDEST = 6.0  # shown pixels of the strongest edge
 MOST_WRITTEN = 24  # edges that have their score written on them
 
+_QUIET = {"hoverinfo": "skip", "showlegend": False}
+_FONT = {"size": 11, "color": INK}
+EDGE = {"mode": "lines", "line_shape": "spline", **_QUIET}
+HOVERED = {"mode": "markers", "marker": {"size": 9, "opacity": 0}, "showlegend": False}
+WRITTEN = {"showarrow": False, "font": _FONT, "bgcolor": "rgba(255,255,255,0.85)", "borderpad": 1}
+_DISC = {"size": 40, "color": "white", "line": {"color": INK, "width": 1.2}}
+NODE = {"mode": "markers+text", "marker": _DISC, "textfont": _FONT, **_QUIET}
+
 
 def circuit_graph(
     table: pd.DataFrame,
@@ -40,28 +48,19 @@ def circuit_graph(
         bend = min(0.45, 0.11 * (y1 - y0 - 1))  # past the rows between
         share = abs(row["score"]) / top
         middle = ((x0 + x1) / 2 + bend, (y0 + y1) / 2)
-        figure.add_scatter(
-            x=[x0, middle[0], x1], y=[y0, middle[1], y1], mode="lines", line_shape="spline", opacity=0.25 + 0.7 * share,
-            line={"color": POSITIVE if row["score"] > 0 else NEGATIVE, "width": max(0.8, WIDEST * share)},
-            hoverinfo="skip", showlegend=False,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=[middle[0]], y=[middle[1]], mode="markers", marker={"size": 9, "opacity": 0}, showlegend=False,
-            hovertemplate=f"{row['sender']} → {row['receiver']}<br>{value_title} {row['score']:.3g}<extra></extra>",
-        )  # fmt: skip
+        line = {"color": POSITIVE if row["score"] > 0 else NEGATIVE, "width": max(0.8, WIDEST * share)}
+        path = {"x": [x0, middle[0], x1], "y": [y0, middle[1], y1]}
+        figure.add_scatter(**path, **EDGE, line=line, opacity=0.25 + 0.7 * share)
+        said = f"{row['sender']} → {row['receiver']}<br>{value_title} {row['score']:.3g}<extra></extra>"
+        figure.add_scatter(x=[middle[0]], y=[middle[1]], **HOVERED, hovertemplate=said)
         if at in written:
             part = f"{row['receiver'][-1]} " if _component(row["receiver"]) != row["receiver"] else ""
             # A third of the way up, where edges to one component have not met yet.
             spot = (x0 + 0.36 * (x1 - x0) + 0.9 * bend, y0 + 0.36 * (y1 - y0))
-            figure.add_annotation(
-                x=spot[0], y=spot[1], text=f"{part}{number(row['score'], digits=2, decimals=2)}", showarrow=False,
-                font={"size": 11, "color": INK}, bgcolor="rgba(255,255,255,0.85)", borderpad=1,
-            )  # fmt: skip
-    figure.add_scatter(
-        x=[place[name][0] for name in nodes], y=[place[name][1] for name in nodes], mode="markers+text", text=nodes,
-        marker={"size": 40, "color": "white", "line": {"color": INK, "width": 1.2}}, hoverinfo="skip", showlegend=False,
-        textfont={"size": 11, "color": INK},
-    )  # fmt: skip
+            score = number(row["score"], digits=2, decimals=2)
+            figure.add_annotation(x=spot[0], y=spot[1], text=f"{part}{score}", **WRITTEN)
+    xs, ys = zip(*(place[name] for name in nodes), strict=True)
+    figure.add_scatter(x=xs, y=ys, text=nodes, **NODE)
     signs = {meaning[0]: POSITIVE} if (table["score"] > 0).any() else {}
     signs |= {meaning[1]: NEGATIVE} if (table["score"] < 0).any() else {}
     for name, color in signs.items():

@@ -141,9 +141,7 @@ def filmstrip(
         top = list(rows).index(name) * (height * factor + GAP)
         for frame in frames:
             left = frame * (width * factor + GAP)
-            corner = {"x0": left - 0.5, "y0": top - 0.5}
-            figure.add_shape(
-                type="rect", **corner, x1=corner["x0"] + width * factor, y1=corner["y0"] + height * factor,
-                line={"color": BOXED, "width": 2.5},
-            )  # fmt: skip
+            x0, y0 = left - 0.5, top - 0.5
+            box = {"x0": x0, "y0": y0, "x1": x0 + width * factor, "y1": y0 + height * factor}
+            figure.add_shape(type="rect", **box, line={"color": BOXED, "width": 2.5})
     return figure

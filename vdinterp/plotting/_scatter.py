@@ -10,6 +10,8 @@ from vdinterp.plotting.template import INK, PALETTE, finish, need_columns
 
 MOST_NAMED = 24  # points that have their name written
 ROOM = np.array([0.04, 0.06])  # of the figure's width and height that a name takes
+POINTS = {"color": PALETTE[0], "size": 8, "opacity": 0.8}
+NAMES = {"textposition": "top center", "textfont": {"size": 11, "color": INK}, "cliponaxis": False}
 
 
 def scatter(
@@ -29,20 +31,21 @@ def scatter(
     figure = go.Figure()
     if diagonal:
         both = [float(min(table[x].min(), table[y].min())), float(max(table[x].max(), table[y].max()))]
-        figure.add_scatter(
-            x=both, y=both, mode="lines", line={"dash": "dash", "color": INK, "width": 1.2}, hoverinfo="skip",
-            name="equal",
-        )  # fmt: skip
+        line = {"dash": "dash", "color": INK, "width": 1.2}
+        figure.add_scatter(x=both, y=both, mode="lines", line=line, hoverinfo="skip", name="equal")
     names = None if label is None else table[label].astype(str)
-    shown = None if names is None else [
-        name if out else "" for name, out in zip(names, _outermost(table[x], table[y]), strict=True)
-    ]  # fmt: skip
+    shown = None if names is None else list(names.where(_outermost(table[x], table[y]), ""))
     figure.add_scatter(
-        x=table[x], y=table[y], mode="markers" if shown is None else "markers+text", text=shown,
-        textposition="top center", textfont={"size": 11, "color": INK}, cliponaxis=False,
-        marker={"color": PALETTE[0], "size": 8, "opacity": 0.8}, showlegend=False, customdata=names,
+        x=table[x],
+        y=table[y],
+        **NAMES,
+        marker=POINTS,
+        showlegend=False,
+        mode="markers" if shown is None else "markers+text",
+        text=shown,
+        customdata=names,
         hovertemplate=("%{customdata}<br>" if label is not None else "") + "%{x:.3g}, %{y:.3g}<extra></extra>",
-    )  # fmt: skip
+    )
     return finish(figure, title=title, x_title=x_title, y_title=y_title, height=440)
 
 

@@ -40,8 +40,8 @@ def tiles(
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 4 or values.shape[:2] != (len(rows), len(columns)):
-        raise ValueError(f"values have shape {values.shape}; [tile row, tile column, y, x] with {len(rows)} and "
-                         f"{len(columns)} labels is needed")  # fmt: skip
+        wanted = f"[tile row, tile column, y, x] with {len(rows)} and {len(columns)} labels"
+        raise ValueError(f"values have shape {values.shape}; {wanted} is needed")
     if not np.isfinite(values).any():
         raise ValueError("no finite value to draw")
     n_rows, n_columns, height, width = values.shape

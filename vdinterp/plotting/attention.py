@@ -59,8 +59,9 @@ def attention_video(
     rows, top = overlaid(frames, {"": weights}, queries=queries, max_weight=max_weight, shown=1)
     pictures, mass = rows[""], np.asarray(weights, dtype=np.float64).sum((1, 2))
     start = 0 if query is None else query[0]
-    figure = go.Figure([go.Image(source=jpeg_uri(image), hoverinfo="skip", visible=t == start)
-                        for t, image in enumerate(pictures)])  # fmt: skip
+    figure = go.Figure()
+    for t, image in enumerate(pictures):
+        figure.add_image(source=jpeg_uri(image), hoverinfo="skip", visible=t == start)
     height, width = pictures.shape[1:3]
     shown = int(min(LARGEST_VIDEO, VIDEO_WIDTH * height / width))
     finish(figure, title=title, x_title=None, y_title=None, height=shown + 170)

@@ -44,10 +44,9 @@ def patch_strip(
         shape = beside(frames[0], (0, 0), cell, factor).shape
         blank = np.full(shape, 255, np.uint8)
         pictures.append(np.stack([*drawn, *[blank] * (n_shown - len(drawn))]))
-    return strip_figure(
-        pictures, list(rows), title=title, frame_labels=[str(rank + 1) for rank in range(n_shown)],
-        x_title="patches, most active first", largest=LARGEST_PAIR,
-    )  # fmt: skip
+    ranks = [str(rank + 1) for rank in range(n_shown)]
+    words = {"title": title, "frame_labels": ranks, "x_title": "patches, most active first"}
+    return strip_figure(pictures, list(rows), **words, largest=LARGEST_PAIR)
 
 
 def beside(

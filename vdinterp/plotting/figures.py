@@ -44,8 +44,8 @@ class Figures(dict[str, "go.Figure"]):
 
     def about(self, *words: str) -> Figures:
         """Those with one of these words (or parts of sentences) in the caption. KeyError if there are none."""
-        found = [(caption, figure) for caption, figure in self.items()
-                 if any(word.casefold() in caption.casefold() for word in words)]  # fmt: skip
+        wanted = [word.casefold() for word in words]
+        found = [item for item in self.items() if any(word in item[0].casefold() for word in wanted)]
         if not found:
             raise KeyError(f"no caption has {' or '.join(map(repr, words))} in it; there are {list(self)}")
         return Figures(found)

@@ -186,10 +186,9 @@ def _from_csv(content: bytes, dtypes: Mapping[str, str], rows: int) -> pd.DataFr
     if not dtypes:
         return pd.DataFrame(index=pd.RangeIndex(rows))
     # Text cells like "none" or "nan" are words, not gaps: only an empty cell is a gap.
-    cells = pd.read_csv(
-        io.BytesIO(content), names=list(dtypes), header=0, index_col=False, dtype=str, keep_default_na=False,
-        na_values=[""], skip_blank_lines=False, encoding="utf-8",
-    )  # fmt: skip
+    gaps: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "skip_blank_lines": False}
+    layout: dict[str, Any] = {"names": list(dtypes), "header": 0, "index_col": False, "dtype": str}
+    cells = pd.read_csv(io.BytesIO(content), **layout, **gaps, encoding="utf-8")
     return pd.DataFrame({column: _column(cells[column], dtype) for column, dtype in dtypes.items()})
 
 

@@ -193,8 +193,9 @@ def _figures(drawn: Mapping[str, go.Figure]) -> Any:
 
 # What subclasses hand to a reader: these methods return what shows itself.
 _SHOWN: dict[str, Callable[[Any], Any]] = {
-    "plot": _figures, "overview": _figures, "figures": _figures, "summary": markup.Text, "chapter": markup.Text,
-}  # fmt: skip
+    **dict.fromkeys(("plot", "overview", "figures"), _figures),
+    **dict.fromkeys(("summary", "chapter"), markup.Text),
+}
 
 
 def _returning(kind: Callable[[Any], Any], method: Callable[..., Any]) -> Callable[..., Any]:

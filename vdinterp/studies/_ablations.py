@@ -57,7 +57,7 @@ def no_transformer(bench: Bench, modes: Sequence[str]) -> list[Condition]:
     """What comes out without any model: the VAE's round trip of the truth (the best that pixels can be; not for a model
     of pixels), the noise itself, and a picture that stands still (the baseline that a video model has to beat)."""
     condition = partial(Condition, ablation="no transformer", protocol="given")
-    has_codec = not isinstance(bench.pipe.vae, IdentityVAE)
+    has_codec = bench.pipe.vae is not None and not isinstance(bench.pipe.vae, IdentityVAE)
     return [
         *([condition(variant="VAE round trip", latents=round_trip)] if has_codec else []),
         condition(variant="decoded noise", latents=pure_noise),
@@ -168,7 +168,7 @@ def frozen(moment: Moment, sites: Sequence[str], at: float) -> list[Intervention
 def swapped(moment: Moment) -> list[Intervention]:
     """The actions of the clip before; to the model's full length, to which a sampler pads, with the last one."""
     bench = moment.bench
-    action = bench.actions(bench.clips)
+    action = bench.stimulus.cond.actions
     assert action is not None
     missing = bench.pipe.model.cfg.n_frames - action.shape[1]
     action = torch.cat([action, action[:, -1:].expand(-1, missing, -1)], dim=1)

@@ -83,7 +83,7 @@ def heads(bench: Bench) -> HeadStudy:
     if bench.n_context > 1:
         asked["chunks"] = partial(chunk_mass, noised)
     if implied is not None:
-        actual = crafter.displacement(bench.clips)[:, noised.n_frames - 1]
+        actual = noised.by_frame(crafter.displacement(bench.clips), "sum")[:, -1]
         if ((actual == implied[:, -1]) & (actual != 0)).any():
             asked["scroll"] = partial(scroll_heads, noised, implied[:, -1], actual)
         else:
@@ -99,16 +99,15 @@ def _implied(noised: NoisedClips, clips: Clips) -> torch.Tensor | None:
     """Where actions lead, for clips in which they move the picture."""
     if clips.kind != "crafter" or clips.action is None or not noised.model.cfg.d_action:
         return None
-    return crafter.implied(clips)[:, : noised.n_frames]
+    return noised.by_frame(crafter.implied(clips), "sum")
 
 
 def _groups(noised: NoisedClips, implied: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
     """Clips by what their last action did: where the picture went, nothing, or a move that was blocked."""
     if implied is None:
         return None
-    last = noised.n_frames - 1
-    went = crafter.displacement(noised.clips)[:, last]
-    blocked = crafter.blocked(noised.clips)[:, last]
+    went = noised.by_frame(crafter.displacement(noised.clips), "sum")[:, -1]
+    blocked = (implied[:, -1] != 0).any(-1) & (went == 0).all(-1)
     steps = {"stay": (0, 0), "left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
     groups = {name: (went == torch.tensor(step)).all(1) & ~blocked for name, step in steps.items()}
     groups["blocked"] = blocked

@@ -42,9 +42,14 @@ class AblationResult(StudyResult):
     @property
     def round_trip(self) -> float | None:
         """PSNR (dB) of the true video encoded and decoded; None for a model of pixels."""
-        if "VAE round trip" not in set(self.table["variant"]):
+        if "VAE round trip" not in set(self.table["variant"]) or not self.in_pixels:
             return None
         return float(self.pick("PSNR", variant="VAE round trip")["value"].iloc[0])
+
+    @property
+    def in_pixels(self) -> bool:
+        """Whether pixels were compared, which takes a VAE."""
+        return "PSNR" in set(self.table["metric"])
 
     def check(self, ablation: str) -> None:
         """Raise KeyError for an ablation that is not in this result."""
@@ -78,7 +83,8 @@ class AblationResult(StudyResult):
         if ablation == "one step":
             figures |= self._step_curves(rows, model)
         elif ablation == "no transformer":
-            figures |= self._bars(rows, f"{model}, {ablation}: PSNR to the true video", metric="PSNR")
+            metric, what = ("PSNR", "PSNR to the true video") if self.in_pixels else ("x0 error", "x0 error")
+            figures |= self._bars(rows, f"{model}, {ablation}: {what}", metric=metric)
         else:
             figures |= self._bars(
                 rows.assign(condition=rows["variant"]), f"{model}, {ablation}: x0 error", reference_copy=True

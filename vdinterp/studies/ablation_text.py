@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from vdinterp.studies import wording
@@ -69,15 +70,16 @@ def steps_finding(result: AblationResult) -> str:
         return ""
     one, base = result.pick(ablation="one step", variant="1 step").iloc[0], wording.intact(result)
     sharp, full = (
-        float(result.pick("sharpness", **where)["value"].iloc[0])
+        float(result.pick("sharpness", **where)["value"].iloc[0]) if result.in_pixels else math.nan
         for where in ({"ablation": "one step", "variant": "1 step"}, {"ablation": "intact", "protocol": "sample"})
     )
     steps = plural(int(result.meta["steps"]), "step")
     lower = one["value"] < base["value"]
     text = (
-        f"A single denoising step scores {number(one['value'])}, {'lower' if lower else 'no lower'} than all {steps}, "
-        f"with a sharpness of {number(sharp)} against {number(full)} (1 is as sharp as the true frames)"
-    )
+        f"A single denoising step scores {number(one['value'])}, {'lower' if lower else 'no lower'} than all {steps}"
+        + (f", with a sharpness of {number(sharp)} against {number(full)} (1 is as sharp as the true frames)"
+           if result.in_pixels else "")
+    )  # fmt: skip
     if lower and sharp < BLURRED * min(full, 1.0):
         return f"{text}: squared error rewards a blurred average of what may come, so this is not better video."
     if lower:
@@ -158,14 +160,16 @@ def chapter(result: AblationResult, ablation: str) -> str:
     base, still = wording.intact(result), wording.copy(result)
     parts = [METHOD[ablation].format(round_trip=ROUND_TRIP if result.round_trip is not None else "")]
     if ablation == "no transformer":
-        noise = result.pick("PSNR", variant="decoded noise")["value"].iloc[0]
-        own = result.pick("PSNR", ablation="intact", protocol="sample")["value"].iloc[0]
+        metric, unit = ("PSNR", " dB") if result.in_pixels else ("x0 error", "")
+        noise = result.pick(metric, variant="decoded noise")["value"].iloc[0]
+        own = result.pick(metric, ablation="intact", protocol="sample")["value"].iloc[0]
         best = "" if result.round_trip is None else f"the round trip alone reaches {result.round_trip:.1f} dB, "
         gap = wording.only(result.pick(reference="rise", variant="copy last frame"))  # paired, clip by clip
         lead = "better than" if gap["low"] > 0 else "worse than" if gap["high"] < 0 else "not measurably unlike"
         parts.append(
             f"The model's x0 error of {wording.scored(base)} is {lead} that of a still picture, "
-            f"{wording.scored(still)}. In pixels, {best}the model {own:.1f} dB, decoded noise {noise:.1f} dB."
+            f"{wording.scored(still)}. In {'pixels' if unit else 'latents'}, {best}the model {own:.1f}{unit}, decoded "
+            f"noise {noise:.1f}{unit}."
         )
     elif ablation == "one step":
         parts.append(_steps(result, base))
@@ -192,7 +196,7 @@ def _steps(result: AblationResult, base: Any) -> str:
     if enough is not None and enough < int(table["steps"].max()):
         text += f" More than {plural(enough, 'step')} do not lower the x0 error measurably."
     lowest = table.loc[table["error"].idxmin()]
-    if lowest["high"] < 0:
+    if lowest["high"] < 0 and result.in_pixels:
         sharp = result.pick("sharpness", ablation="one step").set_index("variant")["value"]
         text += (
             f" It is lowest with {lowest['variant']}, at a sharpness of {number(sharp[lowest['variant']])} against "

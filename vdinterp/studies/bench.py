@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float
 
 from vdinterp import store
 from vdinterp.analysis import deviation, motion_error, psnr, sharpness, ssim, x0_error
-from vdinterp.analysis.stimulus.latents import latents_of, video_of
-from vdinterp.analysis.stimulus.noised_clips import check_fit, check_levels, checkpoint, weights_id
+from vdinterp.analysis.stimulus.fit import frames_seen
+from vdinterp.analysis.stimulus.latents import say_no_pixels
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips, checkpoint, weights_id
 from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
+from vdinterp.checks.counts import check_count
+from vdinterp.conditions import NO_CONDITION
 from vdinterp.data import Clips
-from vdinterp.diffusion import SeededNoise
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
 from vdinterp.store import Ledger, key_of
@@ -26,7 +28,9 @@ from vdinterp.studies.references import References
 from vdinterp.studies.trials import Trials
 from vdinterp.words.wording import plural
 
-METRICS = ("x0 error", "motion error", "sharpness", "PSNR", "SSIM")
+IN_LATENTS = ("x0 error", "motion error")
+IN_PIXELS: dict[str, Any] = {"sharpness": sharpness, "PSNR": psnr, "SSIM": ssim}
+METRICS = (*IN_LATENTS, *IN_PIXELS)
 REFERENCES = ("truth", "intact")
 
 
@@ -69,50 +73,49 @@ class Bench:
     ) -> None:
         if n_context < 1:
             raise ValueError(f"n_context={n_context}: a study continues clips, so n_context >= 1 is needed")
-        check_fit(pipe, clips, n_context, "clips")
-        check_fit(pipe, reference, n_context, "reference clips")
-        self.n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
-        if reference.n_frames < self.n_frames:
+        shared: Any = {"n_context": n_context, "batch": batch}
+        self.stimulus = NoisedClips(pipe, clips, levels, seed=seed, **shared)
+        self.n_frames = self.stimulus.n_frames
+        if frames_seen(pipe, reference) < self.n_frames:
             raise ValueError(f"reference clips have {reference.n_frames} frames, the clips {self.n_frames}: too few")
-        n_levels = pipe.diffusion.n_levels
-        if not 1 <= steps <= n_levels:
-            raise ValueError(f"steps must lie in 1..{n_levels} (the model's noise levels), got {steps}")
-        check_levels(levels, pipe)
-        if batch < 1 or seed < 0:
-            raise ValueError(f"need batch >= 1 and seed >= 0, got {batch=} and {seed=}")
+        without = None if self.stimulus.cond else NO_CONDITION
+        self.others = NoisedClips(
+            pipe, reference, levels, n_frames=self.n_frames, seed=seed + 1, cond=without, **shared
+        )
+        self.steps = check_count("steps", steps, high=pipe.diffusion.n_levels, why="the model's noise levels")
         self.pipe, self.clips, self.reference = pipe, clips, reference
-        self.n_context, self.steps, self.seed, self.batch = n_context, steps, seed, batch
-        self.levels = tuple(float(level) for level in levels)
+        self.n_context, self.seed, self.batch, self.levels = n_context, seed, batch, self.stimulus.levels
         self.ledger = Ledger(None) if ledger is None else ledger
         self.references = References(self)
         self.about: dict[str, Any] = {}
 
     # What is judged
 
-    @cached_property
-    def video(self) -> Float[torch.Tensor, "batch frame channel height width"]:
-        return video_of(self.pipe, self.clips, self.n_frames, self.batch)
-
-    @cached_property
+    @property
     def truth(self) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Normalised latents of the clips, all frames."""
-        return latents_of(self.pipe, self.clips, self.n_frames, self.batch)
+        return self.stimulus.latents
 
-    @cached_property
+    @property
     def noise(self) -> Float[torch.Tensor, "batch frame channel height width"]:
         """Standard normal noise of every clip, the same for all conditions; a function of (seed, index of the clip)."""
-        return SeededNoise(self.seed, [(index,) for index in range(len(self.clips))]).initial(self.truth.shape)
+        return self.stimulus.noise
 
     @cached_property
     def judged(self) -> Bool[torch.Tensor, "batch frame"]:
         """Which target frames follow from the context."""
-        return judged(self.clips, self.n_context)[:, : self.n_frames - self.n_context]
+        return judged(self.stimulus, self.n_context)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured: of a model without VAE nothing in pixels."""
+        return METRICS if self.pipe.vae is not None else IN_LATENTS
 
     @cached_property
     def mean_frame(self) -> Float[torch.Tensor, "channel height width"]:
         """The best constant guess: mean over the reference clips (or these clips, if they are of another kind)."""
         same = self.reference.kind == self.clips.kind
-        return (self.reference_latents if same else self.truth).mean((0, 1))
+        return (self.others.latents if same else self.truth).mean((0, 1))
 
     @cached_property
     def variance(self) -> float:
@@ -137,14 +140,9 @@ class Bench:
             model=self.pipe.model.cfg.model_name,
             errors={plural(self.steps, "denoising step"): float(scores.nanmean(1).nanmean())},
             still=float(distance.masked_fill(~self.judged, torch.nan).nanmean(1).nanmean()),
-            round_trip=round_trip(self.pipe, None if self.clips.video is None else self.video, self.truth),
+            round_trip=None if self.clips.video is None else round_trip(self.pipe, self.stimulus.video, self.truth),
             without_actions=self.pipe.model.cfg.d_action > 0 and not self.has_cond,
         )
-
-    @cached_property
-    def reference_latents(self) -> torch.Tensor:
-        """Normalised latents of the reference clips, all frames."""
-        return latents_of(self.pipe, self.reference, self.n_frames, self.batch)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents to pixels in [0, 1], on the CPU."""
@@ -153,8 +151,7 @@ class Bench:
 
     @property
     def batches(self) -> list[slice]:
-        starts = range(0, len(self.clips), self.batch)
-        return [slice(start, min(start + self.batch, len(self.clips))) for start in starts]
+        return self.stimulus.batches
 
     # Measuring
 
@@ -162,14 +159,10 @@ class Bench:
         """Every condition on every clip, with a progress bar; what is in the ledger is not computed again.
 
         What is done to the model are trials of a sweep, one a pass: they begin where they change something, and their
-        numbers are bitwise those of whole runs. Raises ValueError before any compute for a pipeline without VAE: pixels
-        are compared, too.
+        numbers are bitwise those of whole runs.
         """
         if self.pipe.vae is None:
-            raise ValueError(
-                f"this study compares pixels, and {self.pipe.model.cfg.model_name} was loaded without a VAE; load it "
-                "with vae=..., or take what needs latents only (the study 'heads', vd.activation_patch, NoisedClips)"
-            )
+            say_no_pixels(self.pipe.model.cfg.model_name)
         return self._measured(conditions, desc, progress=True)
 
     def _measured(
@@ -200,7 +193,7 @@ class Bench:
         def compute(clips: slice, intact: torch.Tensor) -> Mapping[str, torch.Tensor]:
             assert condition.latents is not None
             target = condition.latents(self, clips)[:, self.n_context :].float().cpu()
-            return {**self.scores(target, clips, intact, self.decode(intact)), "latents": target}
+            return {**self.scores(target, clips, intact, self.pixels(intact, clips)), "latents": target}
 
         return [
             self.ledger.get(
@@ -217,7 +210,7 @@ class Bench:
             (metric, reference): torch.stack(
                 [torch.cat([part[f"{metric}/{reference}"] for part in level]) for level in levels]
             ).mean(0).double()
-            for metric in METRICS
+            for metric in self.metrics
             for reference in REFERENCES
         }  # fmt: skip
         latents = torch.cat([part["latents"] for part in parts]) if "latents" in parts[0] else None
@@ -252,40 +245,39 @@ class Bench:
             **self.about,
         }
 
-    def noised(self, latents: torch.Tensor, noise: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """All target frames at one noise level, the context clean; and the levels `[batch frame]`."""
-        levels = torch.zeros(latents.shape[:2])
-        levels[:, self.n_context :] = level
-        return self.pipe.add_noise(latents, levels, noise), levels
-
-    def cond(self, clips: slice) -> dict[str, Any]:
-        """`cond` as the model takes it; empty for a model or clips without actions."""
-        action = self.actions(self.clips)
-        return {} if action is None or not self.has_cond else {"cond": action[clips]}
-
-    def actions(self, clips: Clips) -> torch.Tensor | None:
-        """One action a frame, None where the clips have none."""
-        return None if clips.action is None else clips.action[:, : self.n_frames]
-
     @property
     def has_cond(self) -> bool:
         """Whether the model takes actions and the clips have them."""
-        return self.pipe.model.cfg.d_action > 0 and self.clips.action is not None
+        return self.stimulus.has_actions
+
+    def pixels(self, target: torch.Tensor, clips: slice) -> torch.Tensor | None:
+        """The video frames of target frames `[batch video_frame ..]`; None without a VAE. One that compresses time
+        decodes them behind their context."""
+        if self.pipe.vae is None:
+            return None
+        if self.pipe.frame_map.time_compression == 1:
+            return self.decode(target)
+        return self.decode(torch.cat([self.truth[clips, : self.n_context], target], 1))[:, self._first :]
+
+    @property
+    def _first(self) -> int:
+        """The first video frame of the target."""
+        return self.pipe.frame_map.n_video(self.n_context)
 
     def scores(
-        self, target: torch.Tensor, clips: slice, intact: torch.Tensor, intact_video: torch.Tensor
+        self, target: torch.Tensor, clips: slice, intact: torch.Tensor, intact_video: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Every metric against the truth and against the intact model, NaN on frames that cannot be judged."""
-        n = self.n_context
+        """Every metric against the truth and against the intact model, NaN on frames that cannot be judged; those of
+        pixels as means over the video frames of a frame."""
+        n, rate = self.n_context, self.pipe.frame_map.time_compression
         truth, before = self.truth[clips], self.truth[clips, n - 1 : n]
-        video = self.decode(target)
-        others = {"truth": (truth[:, n:], self.video[clips, n:]), "intact": (intact, intact_video)}
+        video = self.pixels(target, clips)
+        shown = None if video is None else self.stimulus.video[clips, self._first :]
         scores = {}
-        for name, (latents, pixels) in others.items():
+        for name, latents, pixels in (("truth", truth[:, n:], shown), ("intact", intact, intact_video)):
             scores[f"x0 error/{name}"] = x0_error(target, latents, self.variance)
             scores[f"motion error/{name}"] = motion_error(target, latents, before, self.motion_scale)
-            scores[f"sharpness/{name}"] = sharpness(video, pixels)
-            scores[f"PSNR/{name}"] = psnr(video, pixels)
-            scores[f"SSIM/{name}"] = ssim(video, pixels)
+            for metric, measure in IN_PIXELS.items() if video is not None else ():
+                scores[f"{metric}/{name}"] = measure(video, pixels).unflatten(1, (-1, rate)).mean(-1)
         unknown = ~self.judged[clips]
         return {name: score.masked_fill(unknown, torch.nan) for name, score in scores.items()}

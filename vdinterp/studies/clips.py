@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
+from vdinterp.analysis.stimulus.latent_clips import LatentClips
 from vdinterp.data import KINDS, Clips, crafter, make_clips, sample_clips
 from vdinterp.data.clips import DIGIT_KINDS
 from vdinterp.pipeline import VideoDiffusion
@@ -34,6 +35,7 @@ def held_out_clips(
     Raises ValueError when the model does not say what its clips are.
     """
     kind, n_frames = kind_of(pipe), pipe.model.cfg.n_frames
+    n_video = pipe.frame_map.n_video(n_frames)
     if kind is None:
         raise ValueError(
             f"{pipe.model.cfg.model_name} does not say what clips it was made for: pass clips=vd.data.make_clips(...) "
@@ -42,15 +44,16 @@ def held_out_clips(
     if n < 1 or seed < 0:
         raise ValueError(f"need n >= 1 clips and seed >= 0, got n={n}, seed={seed}")
     if kind == "crafter":
-        return _crafter(n, seed, n_frames, part)
+        return _crafter(n, seed, n_video, part)
     seed = 2 * seed + (part == "reference")
     if n_context is None:
         n_context = default_context(n_frames, predictable=True)
     wanted = slice(0, min(2, n_frames - n_context))
     drawn = n
     while True:
-        clips = make_clips(kind, drawn, seed, n_frames=n_frames)
-        follow = judged(clips, n_context)[:, wanted].all(1).nonzero()[:, 0]
+        clips = make_clips(kind, drawn, seed, n_frames=n_video)
+        seen = clips if n_video == n_frames else LatentClips(pipe, clips)
+        follow = judged(seen, n_context)[:, wanted].all(1).nonzero()[:, 0]
         if len(follow) >= n:
             return without_twin(clips)[follow[:n]]
         if drawn > 64 * n:
@@ -71,7 +74,7 @@ def pairs_of(pipe: VideoDiffusion, n: int, seed: int = 0, clips: Clips | None = 
     """
     if clips is not None:
         return _pairs_among(clips[:n], bool(pipe.model.cfg.d_action))
-    kind, n_frames = kind_of(pipe), pipe.model.cfg.n_frames
+    kind, n_frames = kind_of(pipe), pipe.frame_map.n_video(pipe.model.cfg.n_frames)
     if kind is None:
         raise ValueError(
             f"{pipe.model.cfg.model_name} does not say what clips it was made for: give clean and corrupted clips "
@@ -133,15 +136,17 @@ def default_context(n_frames: int, predictable: bool) -> int:
     return max(1, n_frames - 1 if predictable else n_frames // 2)
 
 
-def judged(clips: Clips, n_context: int) -> Bool[torch.Tensor, "batch frame"]:
+def judged(clips: Clips | LatentClips, n_context: int) -> Bool[torch.Tensor, "batch frame"]:
     """Which target frames follow from the context: all, unless the clips say which frames are predictable.
 
     A frame that is predictable from the one before it is so from the context only if that one is, too; the chain ends
-    at the first frame that comes as a surprise.
+    at the first frame that comes as a surprise. A latent frame is predictable if all its video frames are.
     """
-    if clips.predictable is None:
-        return torch.ones(len(clips), clips.n_frames - n_context, dtype=torch.bool)
-    return clips.predictable[:, n_context:].long().cumprod(1).bool()
+    given = clips if isinstance(clips, Clips) else clips.clips
+    follows = given.labels.get("predictable", torch.ones(len(given), given.n_frames, dtype=torch.bool))
+    if isinstance(clips, LatentClips):
+        follows = ~clips.by_frame(~follows, "any")
+    return follows[:, n_context:].long().cumprod(1).bool()
 
 
 def without_twin(clips: Clips) -> Clips:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool
 
-from vdinterp.data import Clips, crafter
+from vdinterp.analysis.stimulus.latent_clips import LatentClips
+from vdinterp.data import Clips, crafter, digits, objects
 from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
-from vdinterp.data.digits import digit_labels
 
 MATERIALS = 9  # the first semantic ids of crafter: what occurs often enough to be probed for
 FEWEST = 12  # clips that a class has to occur in, for every fold to hold some of it
+_OF_WORLDS = {*crafter.LABELS, *digits.LABELS, *objects.LABELS}  # what it takes to make the labels of a kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,8 @@ class Labels:
 def label_names(clips: Clips | str | None) -> list[str]:
     """What clips, or any clips of a kind, can be labelled with, the most telling first."""
     if isinstance(clips, Clips):
-        return [*(clips.labels or {}), *(name for name in label_names(clips.kind) if name not in (clips.labels or {}))]
+        made = label_names(clips.kind)
+        return [*(name for name in clips.labels if not made or name not in _OF_WORLDS), *made]
     kind = clips
     if kind == "crafter":
         return ["material", "action", "moved"]
@@ -38,8 +40,9 @@ def label_names(clips: Clips | str | None) -> list[str]:
     return ["position", "velocity", "occluded"] if kind in OBJECT_KINDS else []
 
 
-def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
-    """One of `label_names(clips)`, masked to some frames: those that are to be probed.
+def labels_of(stimulus: LatentClips | Clips, name: str, frames: Sequence[int]) -> Labels:
+    """One of `label_names(clips)`, masked to some frames: those that are to be probed. Of clips their own frames, of
+    `NoisedClips` latent frames, each labelled as its last video frame (`by_frame`).
 
     Classes are those that occur in at least 12 clips there.
 
@@ -50,15 +53,18 @@ def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
 
     Raises ValueError for another name.
     """
+    clips = stimulus.clips if isinstance(stimulus, LatentClips) else stimulus
     if name not in label_names(clips):
         known = ", ".join(label_names(clips)) or "none"
         raise ValueError(f"{clips.kind!r} clips have no label {name!r}; they have {known}")
     makers = {
         "material": _material, "action": _action, "moved": _moved, "digit": _digit, "lag": _lag,
-        "position": lambda clips: _of_object(clips.position, clips), "velocity": lambda clips: _of_object(
-            clips.velocity, clips), "occluded": _occluded,
+        "position": _of_object, "velocity": _of_object, "occluded": _occluded,
     }  # fmt: skip
-    found = _own(clips, name) if name in (clips.labels or {}) else makers[name](clips)
+    found = _own(clips, name) if name not in label_names(clips.kind) else makers[name](clips, name)
+    if isinstance(stimulus, LatentClips):
+        mask = None if found.mask is None else stimulus.by_frame(found.mask)
+        found = Labels(stimulus.by_frame(found.values), found.names, mask)
     probed = torch.zeros(found.values.shape[:2], dtype=torch.bool)
     probed[:, list(frames)] = True
     mask = probed[:, :, None, None]
@@ -72,11 +78,11 @@ def labels_of(clips: Clips, name: str, frames: Sequence[int]) -> Labels:
 
 def _own(clips: Clips, name: str) -> Labels:
     """A label that came with the clips; one number a clip holds for all its frames."""
-    assert clips.labels is not None
     values = clips.labels[name]
+    lengths = {part.shape[1] for part in (clips.video, clips.encoded) if part is not None}
     if values.ndim == 1:
         values = values[:, None].expand(-1, clips.n_frames)
-    if values.ndim not in (2, 3, 4) or values.shape[1] != clips.n_frames:
+    if values.ndim not in (2, 3, 4) or values.shape[1] not in lengths:
         raise ValueError(
             f"label {name!r} has shape {list(values.shape)}; give [clip], [clip frame], [clip frame row col] or "
             f"[clip frame k], with {clips.n_frames} frames"
@@ -91,40 +97,36 @@ def _own(clips: Clips, name: str) -> Labels:
     return Labels(values.clamp(min=0), [str(index) for index in range(int(values.max()) + 1)], values >= 0)
 
 
-def _material(clips: Clips) -> Labels:
-    assert clips.semantic_map is not None
-    return Labels(clips.semantic_map, list(crafter.SEMANTIC), clips.semantic_map < MATERIALS)
+def _material(clips: Clips, name: str) -> Labels:
+    return Labels(clips.labels["semantic_map"], list(crafter.SEMANTIC), clips.labels["semantic_map"] < MATERIALS)
 
 
-def _action(clips: Clips) -> Labels:
+def _action(clips: Clips, name: str) -> Labels:
     assert clips.action is not None
     return Labels(clips.action.argmax(-1), list(crafter.ACTIONS), clips.action.any(-1))
 
 
-def _moved(clips: Clips) -> Labels:
+def _moved(clips: Clips, name: str) -> Labels:
     return Labels(crafter.moved(clips).long(), ["stayed", "moved"], (crafter.implied(clips) != 0).any(-1))
 
 
-def _digit(clips: Clips) -> Labels:
-    assert clips.state_id is not None
-    return Labels(digit_labels()[clips.state_id], [str(digit) for digit in range(10)])
+def _digit(clips: Clips, name: str) -> Labels:
+    return Labels(digits.digit_labels()[clips.labels["state_id"]], [str(digit) for digit in range(10)])
 
 
-def _lag(clips: Clips) -> Labels:
-    assert clips.lag is not None
-    return Labels(clips.lag.float(), None, clips.lag > 0)
+def _lag(clips: Clips, name: str) -> Labels:
+    return Labels(clips.labels["lag"].float(), None, clips.labels["lag"] > 0)
 
 
-def _of_object(values: torch.Tensor | None, clips: Clips) -> Labels:
-    assert values is not None and clips.depth_order is not None
-    nearest = clips.depth_order.argmin(-1)
+def _of_object(clips: Clips, name: str) -> Labels:
+    values = clips.labels[name]
+    nearest = clips.labels["depth_order"].argmin(-1)
     return Labels(values.gather(2, nearest[..., None, None].expand(-1, -1, 1, 2))[:, :, 0].float())
 
 
-def _occluded(clips: Clips) -> Labels:
-    assert clips.visible_fraction is not None and clips.depth_order is not None
-    farthest = clips.depth_order.argmax(-1, keepdim=True)
-    return Labels((clips.visible_fraction.gather(2, farthest)[..., 0] < 0.5).long(), ["visible", "occluded"])
+def _occluded(clips: Clips, name: str) -> Labels:
+    farthest = clips.labels["depth_order"].argmax(-1, keepdim=True)
+    return Labels((clips.labels["visible_fraction"].gather(2, farthest)[..., 0] < 0.5).long(), ["visible", "occluded"])
 
 
 def _often(values: torch.Tensor, names: list[str], counted: torch.Tensor, mask: torch.Tensor) -> Labels:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vdinterp.diffusion import SeededNoise
+from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.interventions import SAMPLE_AXES
 from vdinterp.store import key_of
 
@@ -20,7 +20,7 @@ MOST_KEPT = 8  # recordings of single batches kept in memory
 
 class References:
     """Recordings under the noise levels of a bench. `level` None: one recording for every step of an intact sample;
-    otherwise one recording, with the target frames at that noise level."""
+    otherwise one recording, with the target frames at that level."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -58,19 +58,12 @@ class References:
         """Activations on one reference clip for each of `clips`: the next one, so that it is another clip even where
         the reference is the judged clips themselves."""
         which = [(index + 1) % len(self.bench.reference) for index in range(clips.start, clips.stop)]
-        return self._keep(
-            ("other", tuple(names), level, clips.start), lambda: self._of_reference(list(names), level, which)
-        )
+        return self._keep(("other", tuple(names), level, clips.start), lambda: self._of_reference(names, level, which))
 
     def own(self, names: Sequence[str], level: float | None, clips: slice) -> list[Activations]:
         """Activations on these very clips, from the same noise."""
-        bench = self.bench
-
-        def record() -> Iterator[Activations]:
-            cond = {"cond": action} if (action := self._action(bench.clips, clips)) is not None else {}
-            return self._run(list(names), level, bench.truth[clips], bench.noise[clips], cond)
-
-        return self._keep(("own", tuple(names), level, clips.start), record)
+        stimulus = self.bench.stimulus
+        return self._keep(("own", tuple(names), level, clips.start), lambda: self._run(names, level, stimulus, clips))
 
     def _keep(self, key: Any, record: Any) -> list[Activations]:
         if key not in self._kept:
@@ -79,28 +72,22 @@ class References:
             self._kept[key] = list(record())
         return self._kept[key]
 
-    def _of_reference(self, names: list[str], level: float | None, which: list[int]) -> Iterator[Activations]:
-        bench = self.bench
-        latents = bench.reference_latents[which]
-        noise = SeededNoise(bench.seed + 1, [(index,) for index in which]).initial(latents.shape)
-        cond = {"cond": action} if (action := self._action(bench.reference, which)) is not None else {}
-        return self._run(names, level, latents, noise, cond)
-
-    def _action(self, clips: Any, which: Any) -> torch.Tensor | None:
-        action = self.bench.actions(clips)
-        return action[which] if action is not None and self.bench.has_cond else None
+    def _of_reference(self, names: Sequence[str], level: float | None, which: list[int]) -> Iterator[Activations]:
+        return self._run(names, level, self.bench.others, torch.tensor(which))
 
     def _run(
-        self, names: list[str], level: float | None, latents: torch.Tensor, noise: torch.Tensor, cond: dict[str, Any]
+        self, names: Sequence[str], level: float | None, noised: NoisedClips, which: slice | torch.Tensor
     ) -> Iterator[Activations]:
-        bench, pipe = self.bench, self.bench.pipe
+        bench, pipe, names = self.bench, self.bench.pipe, list(names)
         if level is None:
-            context = latents[:, : bench.n_context]
-            for state in pipe.iterate(context, bench.n_frames, steps=bench.steps, noise=noise, record=names, **cond):
+            context, given = (
+                noised.latents[which][:, : bench.n_context],
+                {"noise": noised.noise[which], "cond": noised.cond[which]},
+            )
+            for state in pipe.iterate(context, bench.n_frames, steps=bench.steps, record=names, **given):
                 assert state.cache is not None
                 yield state.cache
             return
-        noisy, levels = bench.noised(latents, noise, level)
         with torch.no_grad(), pipe.model.record(names) as recording:
-            pipe.denoise(noisy, levels, **cond)
+            pipe.denoise(*noised.inputs(level, which))
         yield recording[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vdinterp.analysis.stimulus.noised_clips import check_levels
+from vdinterp.analysis.stimulus.fit import check_levels, frames_seen
 from vdinterp.checks.counts import check_count
 from vdinterp.data import Clips
 from vdinterp.models.identity import identity
@@ -123,10 +123,10 @@ def run(
         raise ValueError("clips holds no clip")
     clips = without_twin(clips if n_clips is None else clips[:n_clips])
     if n_context is None:
-        n_frames = min(clips.n_frames, pipe.model.cfg.n_frames)
+        n_frames = frames_seen(pipe, clips)
         n_context = defaults.get("n_context")
         if n_context is None:
-            n_context = default_context(n_frames, clips.predictable is not None)
+            n_context = default_context(n_frames, "predictable" in clips.labels)
         n_context += n_frames if n_context < 0 else 0
     own_reference = reference is None and kind_of(pipe) is None
     if own_reference:

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from vdinterp import plotting
 from vdinterp.analysis import bootstrap_mean
+from vdinterp.analysis.stimulus.latents import pictures_of
 from vdinterp.results import Result, Section
 from vdinterp.words.wording import caution, interval
 
@@ -85,7 +86,7 @@ class StudyResult(Result):
             if len(rise):
                 ends = interval(rise["low"].iloc[0], rise["high"].iloc[0])
                 line |= {"rise": rise["value"].iloc[0], "rise, 95 %": ends or "–"}
-            for metric in ("motion error", "sharpness", "PSNR", "SSIM"):
+            for metric in dict.fromkeys(name for name in self.table["metric"] if name != "x0 error"):
                 line[metric.replace("PSNR", "PSNR (dB)")] = self.pick(metric, **same)["value"].iloc[0]
             line["to intact"] = self.pick(reference="intact", **same)["value"].iloc[0]
             rows.append(line)
@@ -176,10 +177,10 @@ def film(bench: Bench, measurements: Sequence[Measurement]) -> tuple[int, Strips
     context = bench.truth[shown : shown + 1, : bench.n_context]
 
     def picture(target: torch.Tensor) -> torch.Tensor:
-        return _bytes(bench.decode(torch.cat([context, target[shown : shown + 1]], dim=1))[0])
+        return _bytes(pictures_of(bench.pipe, torch.cat([context, target[shown : shown + 1]], dim=1))[0])
 
     drawn = [m for m in measurements if m.latents is not None]
-    first = {"truth": _bytes(bench.video[shown])}
+    first = {"truth": _bytes(bench.stimulus.pictures[shown])}
     for m in drawn:
         if m.condition.ablation == "intact" and m.latents is not None:
             first["intact"] = picture(m.latents)

@@ -12,7 +12,7 @@ import torch
 from vdinterp.interventions import Intervention
 from vdinterp.store import fingerprint, key_of
 from vdinterp.studies.conditions import Condition
-from vdinterp.sweep import Case, Inputs, Trajectory, Trial
+from vdinterp.sweep import Case, Trajectory, Trial
 from vdinterp.sweep.outcomes import Outcome, Outcomes, Unit
 from vdinterp.sweep.work import Work
 from vdinterp.words.wording import plural
@@ -26,7 +26,7 @@ INTACT_RUN = "intact"
 @dataclass(frozen=True, eq=False)
 class Moment:
     """Where interventions are about to be applied: which clips (a slice of the bench's) and, outside sampling, which
-    noise level (k) their target frames have."""
+    noise level their target frames have."""
 
     bench: Bench
     clips: slice
@@ -95,12 +95,12 @@ class Scored:
 
     def __init__(self, bench: Bench, protocol: str) -> None:
         self.bench, self.protocol = bench, protocol
-        self._intact: tuple[Case, torch.Tensor] | None = None  # of the case at hand, decoded
+        self._intact: tuple[Case, torch.Tensor | None] | None = None  # of the case at hand, decoded
 
     def __call__(self, x0: torch.Tensor, moment: Any) -> dict[str, torch.Tensor]:
         target, intact = (part[:, self.bench.n_context :].float().cpu() for part in (x0, moment.x0[INTACT_RUN]))
         if self._intact is None or self._intact[0] is not moment.case:
-            self._intact = moment.case, self.bench.decode(intact)
+            self._intact = moment.case, self.bench.pixels(intact, moment.case.about["clips"])
         scores = self.bench.scores(target, moment.case.about["clips"], intact, self._intact[1])
         return {**scores, "latents": target} if self.protocol == "sample" else scores
 
@@ -117,13 +117,12 @@ def _runs(
     if protocol == "denoise":
         for level in bench.levels:
             for clips in bench.batches:
-                noisy, levels = bench.noised(bench.truth[clips], bench.noise[clips], level)
-                yield level, clips, {INTACT_RUN: Inputs(noisy=noisy, noise_levels=levels, **bench.cond(clips))}
+                yield level, clips, {INTACT_RUN: bench.stimulus.inputs(level, clips)}
         return
     for clips in bench.batches:
         options = {
             "context": bench.truth[clips, : bench.n_context], "n_frames": bench.n_frames, "noise": bench.noise[clips],
-            **bench.cond(clips),
+            "cond": bench.stimulus.cond[clips],
         }  # fmt: skip
         yield None, clips, {name: Trajectory(options={**options, "steps": number}) for name, number in steps.items()}
 

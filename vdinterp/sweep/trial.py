@@ -12,6 +12,7 @@ from vdinterp.conditions import Cond, Conditions
 from vdinterp.interventions import Intervention
 from vdinterp.models import HookedVideoDiT
 from vdinterp.store import fingerprint
+from vdinterp.vae import FrameMap
 
 Label = Mapping[str, Any]  # columns of the table: names and plain values
 
@@ -37,6 +38,8 @@ class Denoiser(Protocol):
 
 class ModelOnly:
     """A model without its diffusion process: what it predicts is compared as it is, in place of x0."""
+
+    frame_map = FrameMap()
 
     def __init__(self, model: HookedVideoDiT) -> None:
         self.model = model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 
+from vdinterp.analysis import NoisedClips
 from vdinterp.data import Clips, make_clips
 from vdinterp.data.digits import LAGS, mean_frame
 from vdinterp.pipeline import VideoDiffusion
@@ -16,28 +17,17 @@ def last_frame_error(
 ) -> Float[torch.Tensor, "batch 2"]:
     """Squared error of the predicted last frame, and of predicting the mean training image instead; per clip.
 
-    The last frame is noised to `level`, all others are clean; the error is that of the x0
-    estimate, mean over its pixels, in latents ([-1, 1]). The ratio of the two columns' means is the **relative error**:
+    The last frame is noised to `level`, all others are clean; the error is that of the x0 estimate, mean over its
+    pixels, in latents ([-1, 1]). The ratio of the two columns' means is the **relative error**:
     0 is perfect, 1 is the best constant guess (so "variance" is that around the mean training image, pixel by pixel,
     over the very frames that are scored). Where the history says nothing a good model lies at 1 minus the little that
     the noisy frame itself gives away at this level; above 1 it guesses wrong contents with confidence.
 
     Raises ValueError for a level outside (0, 1].
     """
-    if not 0 < level <= 1:
-        raise ValueError(f"level must lie in (0, 1], got {level}")
-    clean = clips.latents
-    mean = mean_frame() * 2 - 1
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(clean.shape, generator=generator)
-    levels = torch.zeros(clean.shape[:2])
-    levels[:, -1] = level
-    estimate = torch.cat(
-        [
-            pipe.denoise(pipe.add_noise(x, q, e), q)[:, -1]
-            for x, q, e in zip(clean.split(batch), levels.split(batch), noise.split(batch), strict=True)
-        ]
-    )
+    clean, mean = clips.latents, mean_frame() * 2 - 1
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    estimate = NoisedClips(pipe, clean, level, noise=noise, batch=batch).x0(level)[:, 0]
     true = clean[:, -1]
     return torch.stack([(guess - true).square().mean((1, 2, 3)) for guess in (estimate, mean)], dim=1)
 
@@ -63,7 +53,7 @@ def digit_figures(pipe: VideoDiffusion, *, seed: int, n: int = 256, level: float
 
     loops = error(make_clips("loop", n, seed))
     drawn = make_clips("snippet", 4 * n, seed)
-    known = drawn.predictable[:, -1]  # pyright: ignore[reportOptionalSubscript]
+    known = drawn.labels["predictable"][:, -1]
     inside, starts = error(drawn[known.nonzero()[:n, 0]]), error(drawn[(~known).nonzero()[:n, 0]])
     one_off = {str(lag): relative_error(error(make_clips("one_off", n, seed, lag=lag))) for lag in LAGS}
     return {

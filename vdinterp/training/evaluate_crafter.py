@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 
+from vdinterp.analysis import NoisedClips
 from vdinterp.data import crafter as game
 from vdinterp.data.clips import Clips
 from vdinterp.diffusion import levels
@@ -65,15 +66,10 @@ class Bench:
         self, latents: torch.Tensor, actions: torch.Tensor, level: float, seed: int, hooks: Hooks | None = None
     ) -> Float[torch.Tensor, "batch channel height width"]:
         """x0 of the last frame, noised to `level`, everything before it clean."""
-        noise_levels = torch.zeros(latents.shape[:2])
-        noise_levels[:, -1] = level
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-        noisy = self.pipe.add_noise(latents, noise_levels, noise)
-        parts = []
+        noised = NoisedClips(self.pipe, latents, level, cond=actions, noise=noise, batch=_BATCH)
         with self.model.hooks(fwd_hooks=hooks or []):
-            split = (given.split(_BATCH) for given in (noisy, noise_levels, actions))
-            parts += [self.pipe.denoise(*part)[:, -1] for part in zip(*split, strict=True)]
-        return torch.cat(parts)
+            return noised.x0(level)[:, 0]
 
     @torch.no_grad()
     def roll_out(
@@ -149,8 +145,8 @@ def _middle(size: tuple[int, int] | torch.Size) -> Bool[torch.Tensor, "row col"]
 def free_cell_actions(clips: Clips, seed: int) -> tuple[Clips, torch.Tensor]:
     """The clips in which at least one neighbour of the player is free before the last step, with the last action
     replaced by a random move to such a neighbour; and the indices of those clips."""
-    assert clips.semantic_map is not None and clips.action is not None
-    before = clips.semantic_map[:, -2]
+    assert clips.action is not None
+    before = clips.labels["semantic_map"][:, -2]
     row, col = game.ROWS // 2, game.COLS // 2
     free = torch.stack(
         [torch.isin(before[:, row + dr, col + dc], torch.tensor(_FREE)) for dr, dc in game.MOVES.values()], -1
@@ -162,8 +158,7 @@ def free_cell_actions(clips: Clips, seed: int) -> tuple[Clips, torch.Tensor]:
     assert picked.action is not None
     action = picked.action.clone()
     action[:, -1] = torch.nn.functional.one_hot(chosen, action.shape[-1]).float()
-    return Clips(kind="crafter", video=picked.pixels, action=action, semantic_map=picked.semantic_map,
-                 player_position=picked.player_position), kept  # fmt: skip
+    return Clips(kind="crafter", video=picked.pixels, action=action, labels=picked.labels), kept
 
 
 def shift_accuracy(bench: Bench, clips: Clips, expected: torch.Tensor, seed: int) -> tuple[float | None, int]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from vdinterp.checks.settings import pick
 from vdinterp.vae.diffusers_vae import DiffusersVAE, check_hub_options
+from vdinterp.vae.frames import FrameMap
 from vdinterp.vae.identity import IdentityVAE
 from vdinterp.vae.protocol import VAE
 from vdinterp.vae.stats import LatentStats
 from vdinterp.vae.tiny_codec import TinyConvCodec
 
-__all__ = ["VAE", "DiffusersVAE", "IdentityVAE", "LatentStats", "TinyConvCodec", "build"]
+__all__ = ["VAE", "DiffusersVAE", "FrameMap", "IdentityVAE", "LatentStats", "TinyConvCodec", "build"]
 
 
 def build(config: Mapping[str, Any]) -> VAE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,18 +11,21 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from vdinterp.vae.frames import FrameMap
 from vdinterp.vae.protocol import MOST, check_frames, evaluating
 
 HUB_OPTIONS = ("subfolder", "revision", "variant", "use_safetensors")  # what may stand in a file about a download
 MOST_LAYERS = 100  # of a block
+BLOCKWISE = ("AutoencoderKLAllegro", "AutoencoderKLMiniMaxH3")  # not causal: every latent frame is a block of frames
 
 
-class DiffusersVAE:
+class DiffusersVAE(FrameMap):
     """Wraps an `AutoencoderKL` (frame by frame) or a video autoencoder such as `AutoencoderKLCogVideoX`,
     `AutoencoderKLWan`.
 
     Latents are the mode of the posterior, unnormalised and unscaled (`scaling_factor` belongs into `LatentStats`).
-    Video autoencoders may compress time as well, so that latents have fewer frames than pixels.
+    Video autoencoders may compress time as well, so that latents have fewer frames than pixels; by how much they say
+    themselves (`temporal_compression_ratio`, or the blocks that halve time).
 
     `vae`: the module. `source`: what `vdinterp.vae.build` needs to make it again, where it came from a hub.
     """
@@ -36,6 +40,8 @@ class DiffusersVAE:
         if first is None:
             raise ValueError(f"{type(vae).__name__} has no convolution: image and video autoencoders of diffusers do")
         self.is_video = isinstance(first, nn.Conv3d)
+        self.time_compression = _time_compression(self.vae) if self.is_video else 1
+        self.causal = type(vae).__name__ not in BLOCKWISE
         self._wants_frames = "num_frames" in inspect.signature(self.vae.decode).parameters
 
     @classmethod
@@ -83,8 +89,10 @@ class DiffusersVAE:
     def encode(
         self, video: Float[torch.Tensor, "batch frame channel height width"]
     ) -> Float[torch.Tensor, "batch _ _ _ _"]:
-        """Pixels in [0, 1] -> mode of the posterior. ValueError for another shape."""
+        """Pixels in [0, 1] -> mode of the posterior. ValueError for another shape, and for frames that make no whole
+        latent ones (diffusers would drop the last)."""
         check_frames("video", video, self.in_channels)
+        self.latent_frames(video.shape[1])
         pixels = video.to(self._dtype) * 2 - 1
         with evaluating(self.vae):
             posterior = self.vae.encode(pixels.transpose(1, 2) if self.is_video else pixels.flatten(0, 1)).latent_dist
@@ -122,6 +130,23 @@ class DiffusersVAE:
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
+
+
+def _time_compression(vae: Any) -> int:
+    """How many video frames a latent frame of a video autoencoder is made of."""
+    config = vae.config
+    for name in ("temperal_downsample", "temporal_downsample"):  # Wan and Qwen spell it so
+        if name in config:
+            return 2 ** sum(map(bool, config[name]))
+    for name in ("temporal_compression_ratio", "temporal_compress_times"):
+        found = config.get(name) or getattr(vae, name, None)
+        if found:
+            return int(found)
+    if "temporal_expansions" in config:
+        return math.prod(config["temporal_expansions"])
+    raise ValueError(
+        f"{type(vae).__name__} does not say how many frames it makes one of; set its temporal_compression_ratio"
+    )
 
 
 def _diffusers_class(name: str) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
+from vdinterp.vae.frames import FrameMap
 from vdinterp.vae.protocol import check_frames
 
 
-class IdentityVAE:
+class IdentityVAE(FrameMap):
     """Latents are the pixels. With `LatentStats(mean=(.5,), std=(.5,))` a pixel model sees values in [-1, 1]."""
 
     def __init__(self, channels: int = 1) -> None:

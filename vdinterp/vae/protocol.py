@@ -17,7 +17,8 @@ MOST = 65_536  # of anything that an autoencoder's configuration counts
 class VAE(Protocol):
     """Turns videos into latents and back. Latents are not normalised here; `LatentStats` does that.
 
-    `config` is JSON-able and rebuilds the VAE through `vdinterp.vae.build` (weights apart).
+    `config` is JSON-able and rebuilds the VAE through `vdinterp.vae.build` (weights apart). One that makes a latent
+    frame of several video frames inherits `vdinterp.vae.FrameMap` too, and says of which.
     """
 
     @property

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn
 
+from vdinterp.vae.frames import FrameMap
 from vdinterp.vae.protocol import MOST, check_frames
 
 
-class TinyConvCodec(nn.Module):
+class TinyConvCodec(nn.Module, FrameMap):
     """Convolutions only: `in_channels` x 8h x 8w pixels in [0, 1] <-> `latent_channels` x h x w latents.
 
     The latents are batch-normalised (no affine part): unit variance in every channel keeps all channels in use, and

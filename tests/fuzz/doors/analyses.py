@@ -70,7 +70,7 @@ def calls() -> st.SearchStrategy[Case]:
                 {
                     "pipe": values.of(None, "tiny", pipe.model, 5),
                     "clips": values.of(None, "one_off", 5),
-                    "levels": values.SHARES,
+                    "noise_levels": values.SHARES,
                     "n_context": values.of(-1, 4, 99, 1.5, "2", True, values.NAN),
                     "seed": values.SEEDS,
                     "batch": values.POSITIVE_COUNTS.filter(lambda v: not (isinstance(v, int) and v > 10**9)),

@@ -42,7 +42,7 @@ def correspondence(
     if not -noised.n_frames <= frame < noised.n_frames:
         raise ValueError(f"frame={frame}: the clips have {noised.n_frames} frames")
     start = range(noised.n_frames)[frame]
-    tracks = cell_tracks(noised.clips, grid, frame) if tracks is None else tracks
+    tracks = cell_tracks(noised.framed, grid, frame) if tracks is None else tracks
     if tracks.ndim != 3 or (len(tracks), tracks.shape[2]) != (len(noised.clips), noised.n_frames):
         wanted = [len(noised.clips), "point", noised.n_frames]
         raise ValueError(f"tracks must be {wanted} (clip point frame), got {list(tracks.shape)}")

@@ -132,7 +132,7 @@ def chunk_mass(noised: NoisedClips, n_first: int = 1, n_current: int = 1) -> Hea
 
     Raises ValueError if the chunks overlap in some target frame.
     """
-    first_target = max(noised.n_context, 0)
+    first_target = noised.target[0]
     check_count("n_first", n_first)
     check_count("n_current", n_current)
     if first_target - n_current + 1 < n_first:

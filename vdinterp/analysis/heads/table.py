@@ -126,10 +126,10 @@ def head_table(
 
     Scores: mean attention mass of the target frames' queries on what a role names (see `ROLES`), over the queries for
     which it exists. A head's role is the narrowest relation that holds at least half of its attention; "mixed" where
-    none does. "match" is the clips' own ground truth (`clips.match`: the frame whose content comes back), "scroll"
-    needs `implied` (where an action leads, (row, col), for example `vd.data.crafter.implied(clips)`) and counts frames
-    in which it is not (0, 0); roles of which the clips say nothing have no column. Range 0 to 1. Chance: the same of
-    uniform attention.
+    none does. "match" is the clips' own ground truth (`clips.labels["match"]`: the frame whose content comes back),
+    "scroll" needs `implied` (where an action leads, (row, col), for example `vd.data.crafter.implied(clips)`) and
+    counts frames in which it is not (0, 0); roles of which the clips say nothing have no column. Range 0 to 1. Chance:
+    the same of uniform attention.
     Effect: x0 error with the head's output (`hook_z`) at its mean over clips, frames and positions of `reference`
     (default: these clips), minus the error without. Range: any; 0 for a head that is not needed.
     Misleads: a role says where a head looks, not what it does with it; a head can be needed and have a backup, which
@@ -150,7 +150,7 @@ def head_table(
             [_scores(noised, pattern, clips, implied) for pattern in patterns]
             for clips, patterns in zip(noised.batches, noised.patterns(level), strict=True)
         ]
-        means = reference.mean_outputs(level)
+        means = reference.means(level)
         error = noised.x0_error(level)
         rises = head_effects(noised, level, means).permute(1, 2, 0)
         effects.append(rises)
@@ -202,9 +202,9 @@ def _scores(
         at["previous, same place"] = place[:, :, now - 1] if frame else nothing
         at["previous frame"] = masses[:, :, frame, frame - 1] if frame else nothing
         at["first frame"] = masses[:, :, frame, 0] if frame else nothing
-        match = None if noised.clips.match is None else noised.clips.match[list(where), frame]
-        if match is not None:
-            there, index = (match >= 0)[:, None], match.clamp(min=0)
+        if "match" in noised.clips.labels:
+            match = noised.frame_of(noised.labels("match"))[list(where), frame]
+            there, index = ((match >= 0) & (match != frame))[:, None], match.clamp(min=0)
             to = masses[:, :, frame].gather(2, index[:, None, None].expand(-1, masses.shape[1], 1))[..., 0]
             same = place.gather(2, (index - frame + now)[:, None, None].expand(-1, masses.shape[1], 1))[..., 0]
             at["match"], at["match, same place"] = torch.where(there, to, nothing), torch.where(there, same, nothing)

@@ -171,4 +171,4 @@ def untrained(pipe: VideoDiffusion, seed: int) -> VideoDiffusion:
 
 
 def _task_of(task: Task, pipe: VideoDiffusion, level: float) -> Task:
-    return Task(pipe, task.repeats, (level,), task.seed, task.batch)
+    return Task(pipe, task.repeats, (level,), task.seed, task.batch, encoded=task.encoded)

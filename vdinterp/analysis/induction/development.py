@@ -14,7 +14,7 @@ from vdinterp import plotting
 from vdinterp.analysis.induction.effects import reliance_table
 from vdinterp.analysis.induction.scores import score_table
 from vdinterp.analysis.induction.search import find_induction
-from vdinterp.analysis.induction.task import Task, pool_of
+from vdinterp.analysis.induction.task import Task, of_latents, pool_of
 from vdinterp.data import Clips
 from vdinterp.data.repeats import lags_of, make_repeats
 from vdinterp.pipeline import VideoDiffusion
@@ -145,7 +145,7 @@ def _parts(
     repeats = make_repeats(
         "one-off", pool_of(pipe, clips), n_per_lag * len(lags_of(n_frames)), n_frames=n_frames, seed=2 * seed + 1
     )
-    task = Task(pipe, repeats, (level,), seed=2 * seed + 1)
+    task = Task(pipe, repeats, (level,), seed=2 * seed + 1, encoded=of_latents(pipe, clips))
     scores = score_table(task, significance=False)
     found: dict[str, Any] = {}
     heads: dict[str, Sequence[tuple[int, int]]] = {}

@@ -16,7 +16,6 @@ from vdinterp.analysis.induction.task import Task, shares
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.patching.paths import path_patch
 from vdinterp.analysis.stimulus.cases import TargetError, cases_of
-from vdinterp.data import Clips
 from vdinterp.interventions import Ablate, MaskAttention, Patch
 from vdinterp.site import Site
 
@@ -85,7 +84,7 @@ def rises(
 ) -> dict[str, Rise]:
     """What mean ablation of each set of heads does. The mean is that of the twins without a repeat at this noise level:
     that of the repeats would put back a part of what comes back. `name`: of the sweep's records."""
-    means = task.noised("none").mean_outputs(level)
+    means = task.noised("none").means(level)
     trials = [sweep.Trial(interventions=without(one, means), label={"set": key}) for key, one in sets.items()]
     cases = [
         case
@@ -199,7 +198,7 @@ def path_table(
     if not pairs:
         return pd.DataFrame(columns=["sender", "receiver", "value", "low", "high"])
     for part, twin in seconds.items():
-        clean, corrupted = (Clips(kind="repeats", video=video[:PAIRS]) for video in _videos(task, twin))
+        clean, corrupted = (task.clips(which)[:PAIRS] for which in (None, twin))
         found = path_patch(
             task.pipe, clean, corrupted, level,
             senders=[f"{layer}.{head}" for layer, head in dict.fromkeys(s for s, _ in pairs)],
@@ -209,10 +208,6 @@ def path_table(
         table = found.table.dropna(subset=["value"]).assign(taken=twin)
         rows.append(table[["sender", "receiver", "taken", "value", "low", "high"]])
     return pd.concat(rows, ignore_index=True)
-
-
-def _videos(task: Task, twin: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return task.repeats.video, task.repeats.twins[twin]
 
 
 def reliance_table(
@@ -230,7 +225,7 @@ def reliance_table(
     pairs = [(sender, head) for sender in senders for head in heads if head[0] > sender[0]]
     if not pairs:
         return pd.DataFrame(columns=columns)
-    means, chance = task.noised("none").mean_outputs(level), float(task.chance.mean())
+    means, chance = task.noised("none").means(level), float(task.chance.mean())
     trials = [
         sweep.Trial(interventions=done, label={"sender": _name(sender), "told": told})
         for sender in dict.fromkeys(sender for sender, _ in pairs)

@@ -21,9 +21,10 @@ from vdinterp.analysis.induction.naming import again_row, chosen_heads, evidence
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
 from vdinterp.analysis.induction.stimuli import stimuli
-from vdinterp.analysis.induction.task import Task, cells_of, pool_of
+from vdinterp.analysis.induction.task import Task, cells_of, of_latents, pool_of
 from vdinterp.analysis.induction.verdict import FIXED, Evidence, Finding, findings, from_heads
-from vdinterp.analysis.stimulus.noised_clips import check_levels, checkpoint, weights_id
+from vdinterp.analysis.stimulus.fit import check_levels
+from vdinterp.analysis.stimulus.noised_clips import checkpoint, weights_id
 from vdinterp.data import Clips
 from vdinterp.data.repeats import DESIGNS, cue_of, lags_of, make_repeats
 from vdinterp.pipeline import VideoDiffusion
@@ -77,8 +78,8 @@ def find_induction(
     `repeats` further searches.
 
     Args:
-        pipe: the model. `clips`: videos in [0, 1] whose frames the stimuli are made of; default: what the model was
-            trained on, if it says so.
+        pipe: the model. `clips`: videos in [0, 1], or `Clips` of latents, whose frames the stimuli are made of;
+            default: what the model was trained on, if it says so. With a VAE that compresses time, latent frames are.
         seed: of clips, noise and permutations.
         levels: noise levels in (0, 1] of the last frame.
         n_per_lag: clips for every lag.
@@ -113,7 +114,7 @@ def find_induction(
     looks = None if folder is None else Ledger(folder / "looks", about(pipe, *CODE))
     search = _Search(
         pipe, pool, seed, tuple(levels), n_per_lag, batch, Sweeps(engine, folder and folder / "sweeps"), looks,
-        verdict_only,
+        verdict_only, of_latents(pipe, clips),
     )  # fmt: skip
     wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
     with bar(total=len(wanted) + 4 + repeats, desc="induction", show=progress) as shown:
@@ -125,7 +126,7 @@ def find_induction(
         at = tuple(levels) if found.verdict == "no behaviour" else (found.level,)
         for other in range(seed + 1, seed + 1 + repeats):
             sweeps = Sweeps(engine, folder and folder / f"sweeps-{other}")
-            once_more = _Search(pipe, pool, other, at, n_per_lag, batch, sweeps, looks, True)
+            once_more = _Search(pipe, pool, other, at, n_per_lag, batch, sweeps, looks, True, search.encoded)
             rows.append(again_row(other, once_more.run(["one-off", "loop"])))
             shown.update()
     return replace(found, again=pd.DataFrame(rows))
@@ -150,13 +151,13 @@ def check_enough(pipe: VideoDiffusion, n_levels: int, n_per_lag: int) -> None:
 class _Search:
     def __init__(
         self, pipe: VideoDiffusion, pool: torch.Tensor, seed: int, levels: tuple[float, ...], n_per_lag: int,
-        batch: int, sweeps: Sweeps, looks: Ledger | None, verdict_only: bool,
+        batch: int, sweeps: Sweeps, looks: Ledger | None, verdict_only: bool, encoded: bool,
     ) -> None:  # fmt: skip
         self.pipe, self.pool, self.seed, self.levels, self.batch = pipe, pool, seed, levels, batch
         self.n_frames, self.sweeps, self.looks = pipe.model.cfg.n_frames, sweeps, looks
         self.n_clips = n_per_lag * len(lags_of(self.n_frames))
         self.cells = cells_of(pipe, pool)
-        self.verdict_only = verdict_only
+        self.verdict_only, self.encoded = verdict_only, encoded
         self.advance: Any = lambda n=1: None
 
     def task(
@@ -169,7 +170,8 @@ class _Search:
         seed = 2 * self.seed + (part == "reported on")
         n = self.n_clips if design in PAIRS else max(48 if design == "loop" else 24, self.n_clips // 2)
         repeats = make_repeats(design, self.pool, n, n_frames=self.n_frames, cells=self.cells, seed=seed)
-        return Task(self.pipe, repeats, levels or self.levels, seed=seed, batch=self.batch, looks=self.looks)
+        options: Any = {"seed": seed, "batch": self.batch, "looks": self.looks, "encoded": self.encoded}
+        return Task(self.pipe, repeats, levels or self.levels, **options)
 
     def possible(self, design: str) -> str:
         """Why a design cannot be shown; empty where it can."""
@@ -208,7 +210,7 @@ class _Search:
         lead = shown[0]
         about: dict[str, Any] = {
             "behaviour": pd.concat(tables, ignore_index=True), "positions": positions, "skipped": skipped,
-            "stimuli": stimuli(task.repeats), "meta": self._meta(task),
+            "stimuli": stimuli(task), "meta": self._meta(task),
         }  # fmt: skip
         if lead.pairs is None:
             return InductionResult.without_heads(
@@ -361,7 +363,7 @@ def example(task: Task, level: float, heads: Sequence[effects.Head]) -> dict[str
     grid = noised.grid
     query = grid.index(grid.n_frames - 1, grid.n_rows // 2, grid.n_cols // 2)
     cache = noised.cache(level, ["rot_q", "rot_k"], slice(0, 1))
-    found = {"video": task.repeats.video[0], "query": torch.tensor(grid.coordinates(query))}
+    found = {"video": task.pictures(task.repeats.video[0]), "query": torch.tensor(grid.coordinates(query))}
     for layer, head in heads:
         row = cache["pattern", layer].heads([head]).rows([query])[0, 0, 0]
         found[f"{layer}.{head}"] = row[: grid.n_tokens].view(grid.shape).cpu()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from vdinterp import plotting
-from vdinterp.data.repeats import Repeats
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from vdinterp.analysis.induction.task import Task
 
 # What is different in a control clip, where the clip is A B .. A B? and B? is the noisy last frame.
 CONTROL_CLIPS = {
@@ -44,10 +45,11 @@ def in_plain_words(text: str) -> str:
     return re.sub(pattern, lambda match: WORDS[match.group()], text)
 
 
-def stimuli(repeats: Repeats, index: int = 0) -> dict[str, torch.Tensor]:
+def stimuli(task: Task, index: int = 0) -> dict[str, torch.Tensor]:
     """One clip and its control clips by name, `[frame channel height width]`, and its `lag`."""
-    clips = {"clip": repeats.video[index], **{name: video[index] for name, video in repeats.twins.items()}}
-    return {**{name: clip.clone() for name, clip in clips.items()}, "lag": repeats.lag[index].clone()}
+    frames = {"clip": task.repeats.video, **task.repeats.twins}
+    shown = {name: task.pictures(clips[index]).clone() for name, clips in frames.items()}
+    return {**shown, "lag": task.repeats.lag[index].clone()}
 
 
 def strip(found: Mapping[str, torch.Tensor]) -> dict[str, go.Figure]:

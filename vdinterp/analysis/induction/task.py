@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 
-from vdinterp.analysis.stimulus.latents import video_of
+from vdinterp.analysis.stimulus.latent_clips import LatentClips
+from vdinterp.analysis.stimulus.latents import pictures_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.data import Clips, make_clips, sample_clips
 from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
@@ -53,9 +54,10 @@ class Task:
         seed: int = 0,
         batch: int = 16,
         looks: Ledger | None = None,
+        encoded: bool = False,
     ) -> None:
         self.pipe, self.repeats, self.levels, self.seed, self.batch = pipe, repeats, tuple(levels), seed, batch
-        self.looks = Ledger(None) if looks is None else looks
+        self.looks, self.encoded = Ledger(None) if looks is None else looks, encoded
         self._noised: dict[str | None, NoisedClips] = {}
         self._looks: dict[Any, Look] = {}
 
@@ -69,12 +71,20 @@ class Task:
 
     def noised(self, twin: str | None = None) -> NoisedClips:
         if twin not in self._noised:
-            video = self.repeats.video if twin is None else self.repeats.twins[twin]
-            clips = Clips(kind=f"{self.design} repeats" + (f", {twin}" if twin else ""), video=video)
             self._noised[twin] = NoisedClips(
-                self.pipe, clips, noise_levels=self.levels, seed=self.seed, batch=self.batch
+                self.pipe, self.clips(twin), noise_levels=self.levels, seed=self.seed, batch=self.batch
             )
         return self._noised[twin]
+
+    def clips(self, twin: str | None = None) -> Clips:
+        """The repeats, or their twins: videos, or latents where the frames of the pool are."""
+        frames = self.repeats.video if twin is None else self.repeats.twins[twin]
+        kind = f"{self.design} repeats" + (f", {twin}" if twin else "")
+        return Clips(kind=kind, encoded=frames) if self.encoded else Clips(kind=kind, video=frames)
+
+    def pictures(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames of these clips `[frame channel height width]` as they are shown."""
+        return pictures_of(self.pipe, frames[None])[0] if self.encoded else frames
 
     @cached_property
     def truth(self) -> Float[torch.Tensor, "clip channel height width"]:
@@ -146,17 +156,31 @@ def shares(mass: torch.Tensor) -> torch.Tensor:
 
 
 def pool_of(pipe: VideoDiffusion, clips: Clips | torch.Tensor | None) -> Float[torch.Tensor, "clip frame _ _ _"]:
-    """Videos whose frames the stimuli are made of: the given ones, or what the model was trained on.
+    """Videos whose frames the stimuli are made of: the given ones, or what the model was trained on; as latents where
+    these are the frames (`of_latents`).
 
     Raises ValueError when it does not say what that is.
     """
-    if isinstance(clips, Clips):
-        return video_of(pipe, clips, clips.n_frames)
-    if clips is not None:
-        if not isinstance(clips, torch.Tensor) or clips.ndim != 5:
-            shown = list(clips.shape) if isinstance(clips, torch.Tensor) else type(clips).__name__
-            raise ValueError(f"clips is {shown}; give Clips, or videos [clip frame channel height width] in [0, 1]")
-        return clips
+    if of_latents(pipe, clips):
+        return LatentClips(pipe, Clips(kind="pool", video=_own_pool(pipe)) if clips is None else clips).latents
+    return _own_pool(pipe) if clips is None else clips.pixels if isinstance(clips, Clips) else _videos(clips)
+
+
+def of_latents(pipe: VideoDiffusion, clips: Clips | torch.Tensor | None) -> bool:
+    """Whether the frames of which stimuli are made are latents: where that is all that there is, and where a frame that
+    the model sees is several of a video, so that one of them cannot come back by itself."""
+    given = isinstance(clips, Clips) and clips.video is None
+    return given or pipe.vae is None or pipe.frame_map.time_compression > 1
+
+
+def _videos(clips: Any) -> torch.Tensor:
+    if not isinstance(clips, torch.Tensor) or clips.ndim != 5:
+        shown = list(clips.shape) if isinstance(clips, torch.Tensor) else type(clips).__name__
+        raise ValueError(f"clips is {shown}; give Clips, or videos [clip frame channel height width] in [0, 1]")
+    return clips
+
+
+def _own_pool(pipe: VideoDiffusion) -> torch.Tensor:
     kind = pipe.clip_kind
     if kind == "texture":
         return make_textures(POOL, pipe.model.cfg.height)[:, None]

@@ -33,7 +33,8 @@ def top_patches(
 ) -> NeuronResult:
     """The patches at which every MLP neuron (`hook_post`) is most active, and what it does over all clips.
 
-    >>> result = vd.neurons.top_patches(noised, labels=clips.semantic_map, label_names=vd.data.crafter.SEMANTIC)
+    >>> materials = noised.labels("semantic_map")
+    >>> result = vd.neurons.top_patches(noised, labels=materials, label_names=vd.data.crafter.SEMANTIC)
     >>> result.to_html("neurons.html")
 
     Counted are all tokens of every pass: those of the target frames at each noise level; those of clean context frames
@@ -61,7 +62,8 @@ def top_patches(
     Args:
         noised: what to look at; `n_context=0` noises every frame.
         n_patches: kept a neuron.
-        labels: of the tokens, 0, 1, ..., for example the semantic map of a game; frames beyond the model's are cut.
+        labels: of the tokens, 0, 1, ..., for example the semantic map of a game; those of video frames count for latent
+            frames as `noised.by_frame` says.
         label_names: one a label.
         layers: default all that have an MLP.
 
@@ -79,12 +81,7 @@ def top_patches(
     if len(noised.clips) * n_tokens * len(noised.levels) > MOST_PLACES:
         raise ValueError(f"{noised!r}: at most {MOST_PLACES} tokens at all levels together; give fewer clips or levels")
     given = checked_labels(noised, labels, label_names)
-    to_rgb(noised.video[:1, 0].cpu(), "clips.video")  # refuses channels that make no picture
-    if noised.latents.shape[1] != noised.n_frames:
-        raise ValueError(
-            f"{noised.model.cfg.model_name}'s VAE makes {noised.latents.shape[1]} latent frames of {noised.n_frames}: "
-            "patches of a VAE that compresses time lie in no single frame"
-        )
+    to_rgb(noised.pictures[:1, 0].cpu(), "clips.video")  # refuses channels that make no picture
     tallies = {layer: _Tally(n_patches, len(noised.levels)) for layer in chosen}
     writes = []
     for index, level in enumerate(noised.levels):
@@ -135,7 +132,7 @@ def _result(
     activations, patches, passes = (torch.stack(part) for part in zip(*(t.top.result() for t in tallies), strict=True))
     clip, token = patches // noised.grid.n_tokens, patches % noised.grid.n_tokens
     where = torch.stack([clip, *noised.grid.all_coordinates()[token].unbind(-1)], -1)
-    at = torch.where(where[..., 1] >= noised.n_context, torch.tensor(noised.levels)[passes], CLEAN)
+    at = torch.where(torch.isin(where[..., 1], torch.tensor(noised.target)), torch.tensor(noised.levels)[passes], CLEAN)
     means = torch.stack([tally.sums.means for tally in tallies]).float()
     scores = [correlation(tally.moments, tally.sums.means[:, n:], tally.sums.counts[n:]).float() for tally in tallies]
     selectivity, control = torch.stack(scores).split(n_labels, -1) if n_labels else (means[..., n:],) * 2
@@ -180,7 +177,7 @@ def _pictures(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The frames that patches lie in, best ranks first as far as they may be kept; and of each patch the index of its
     frame, -1 where that was not kept."""
-    video, n_frames = noised.video, noised.n_frames
+    video, n_frames = noised.pictures, noised.n_frames
     most = max(1, MOST_PIXELS // (video.shape[-1] * video.shape[-2] * 3))
     frame = where[..., 0] * n_frames + where[..., 1]
     in_order = frame.permute(2, 0, 1).flatten().numpy()

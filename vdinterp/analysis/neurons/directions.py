@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 
+from vdinterp.analysis.stimulus.latents import pictures_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
 from vdinterp.diffusion import split_prediction
 from vdinterp.models import HookedVideoDiT
@@ -150,7 +151,7 @@ def pixel_map(noised: NoisedClips) -> Float[torch.Tensor, "channel patch_h patch
             change = torch.zeros_like(base)
             change[0, 0, channel, row * patch_h + place // patch_w, col * patch_w + place % patch_w] = step
             both = torch.cat([base + change, base - change])
-            up, down = pipe.decode(both.to(pipe.dtype)).float().cpu()[:, 0]
+            up, down = pictures_of(pipe, both.to(pipe.dtype))[:, 0]
             found.append(_cell((up - down) / (2 * step), row, col, cfg.n_rows, cfg.n_cols))
     return torch.stack(found).unflatten(0, (cfg.in_channels, patch_h, patch_w))
 

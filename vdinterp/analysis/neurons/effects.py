@@ -156,7 +156,7 @@ def ablation_effects(
     _ = noised.variance  # refuses clips that all look the same, before anything is measured
     others = {layer: _others(model.cfg.d_mlp, layer, chosen, seed) for layer in dict.fromkeys(at for at, _ in chosen)}
     everyone = [*chosen, *((layer, neuron) for layer, group in others.items() for neuron in group)]
-    shown = given.values.unflatten(1, noised.grid.shape)[:, noised.n_context :] if given.names else None
+    shown = given.values.unflatten(1, noised.grid.shape)[:, noised.target] if given.names else None
     counts = {} if shown is None else {i: (shown == i).sum((1, 2, 3)).double() for i in shown.unique().tolist()}
     metrics = {"error": TargetError(), **{f"label {label}": LabelError(label) for label in counts}}
     options: dict[str, Any] = dict(sweep_options or {})

@@ -39,8 +39,7 @@ def checked_labels(noised: NoisedClips, labels: Any, names: Sequence[str] | None
             raise ValueError("label_names without labels: give labels [clip frame row col] as well")
         return TokenLabels(torch.zeros(n_clips, 0, dtype=torch.long), [])
     whole = isinstance(labels, torch.Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
-    lengths = (n_frames, noised.clips.n_frames)
-    if not whole or labels.ndim != 4 or labels.shape[1] not in lengths or not labels.numel():
+    if not whole or labels.ndim != 4 or not labels.numel():
         shown = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
         wanted = [n_clips, n_frames, n_rows, n_cols]
         raise ValueError(f"labels are integers [clip frame row col] = {wanted}, got {shown}")
@@ -49,7 +48,7 @@ def checked_labels(noised: NoisedClips, labels: Any, names: Sequence[str] | None
             f"labels {list(labels.shape)}: these clips have {[n_clips, n_frames, n_rows, n_cols]} (clip frame row col) "
             "tokens; give every token its label"
         )
-    labels = labels[:, :n_frames].cpu().long()
+    labels = noised.by_frame(labels).cpu().long()
     lowest, highest = int(labels.min()), int(labels.max())
     names = [str(label) for label in range(highest + 1)] if names is None else list(names)
     named = all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)

@@ -259,7 +259,7 @@ def patch_axes(
         or not set(over) <= set(AXES)
     ):
         raise ValueError(f"over={over!r}: some of {', '.join(AXES)} are needed, each once")
-    model, grid = pair.model, pair.model.grid(pair.clean.shape[1])
+    model, grid = pair.model, pair.clean.grid
     if sum(name in over for name in ("frame", "region", "token")) > 1:
         raise ValueError(f"over={tuple(over)}: frame, region and token all say where; choose one of them")
     if ("region" in over) != (regions is not None):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from vdinterp.analysis.patching.judging import Pair, PatchMetric
 from vdinterp.analysis.stimulus.contrast import Contrast
+from vdinterp.conditions import Conditions
 from vdinterp.gradient_state import of_activations_only
 from vdinterp.models import ActivationCache
 from vdinterp.sweep import Inputs
@@ -75,7 +77,7 @@ def untouched(
                 x0[run] = pair.denoiser.denoise(*inputs)
     like = x0["clean"]
     compare = Pair(
-        clean=like, corrupted=x0["corrupted"], truth=pair.clean[clips].to(like),
+        clean=like, corrupted=x0["corrupted"], truth=pair.clean.latents[clips].to(like),
         region=pair.region[clips].to(like.device), variance=pair.variance,
     )  # fmt: skip
     return runs, compare, caches
@@ -83,13 +85,16 @@ def untouched(
 
 def between(one: Inputs, other: Inputs, share: float) -> Inputs:
     """Inputs a share of the way from one run to the other."""
-    moved = {}
-    for name in ("noisy", "cond"):
-        start, end = getattr(one, name), getattr(other, name)
-        moved[name] = start if start is None or end is None else start + share * (end - start)
-    return one._replace(**moved)
+
+    def moved(start: torch.Tensor | None, end: torch.Tensor | None) -> torch.Tensor | None:
+        return start if start is None or end is None else start + share * (end - start)
+
+    cond = one.cond
+    if isinstance(cond, Conditions) and isinstance(other.cond, Conditions):
+        cond = replace(cond, actions=moved(cond.actions, other.cond.actions), text=moved(cond.text, other.cond.text))
+    return one._replace(noisy=one.noisy + share * (other.noisy - one.noisy), cond=cond)
 
 
 def batches(pair: Contrast) -> list[slice]:
     """Clips a pass."""
-    return [slice(start, min(start + pair.batch, len(pair))) for start in range(0, len(pair), pair.batch)]
+    return pair.clean.batches

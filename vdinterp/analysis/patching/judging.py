@@ -83,6 +83,7 @@ class PixelPSNR:
 
     def __call__(self, x0: torch.Tensor, pair: Pair) -> Float[torch.Tensor, " batch"]:
         scores = pixel_psnr(self.pipe.decode(x0).float(), self.pipe.decode(pair.truth).float())
+        scores = self.pipe.frame_map.by_frame(scores, "mean")
         frames = pair.region.flatten(2).any(-1).float()
         return (scores * frames).sum(1) / frames.sum(1)
 

@@ -34,7 +34,8 @@ def fit(
 ) -> ProbeResult:
     """Linear probes of `labels` on an activation, at every layer and noise level, always against baselines.
 
-    >>> found = vd.probes.fit(noised, clips.semantic_map, mask=clips.semantic_map < 9, what="material")
+    >>> materials = noised.labels("semantic_map")
+    >>> found = vd.probes.fit(noised, materials, mask=materials < 9, what="material")
     >>> found.summary(), found.plot()
 
     Classes (integers) get a multinomial logistic regression and balanced accuracy: the mean over classes of the share

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,7 +60,7 @@ def make_samples(
     chosen = frames_of(noised, frames)
     wanted = torch.zeros(n_clips, *grid.shape, dtype=torch.bool)
     wanted[:, chosen] = True
-    wanted &= _mask(mask, wanted.shape)
+    wanted &= _mask(noised, mask, wanted.shape)
     there = (wanted if per_token else wanted.flatten(2).any(-1)).flatten(1).numpy()  # clip place
     values = labels.flatten(1, -1).numpy() if per_token or labels.ndim == 2 else labels.numpy()
     _check_values(values[there], is_class)
@@ -99,7 +98,7 @@ def frames_of(noised: NoisedClips, frames: Any) -> list[int]:
     """The frames that `frames` names. Raises `ValueError` for others than "noised", "clean" or frames that exist."""
     n = noised.n_frames
     if isinstance(frames, str):
-        known = {"noised": noised.target, "clean": list(range(noised.n_context))}
+        known = {"noised": noised.target, "clean": noised.context}
         if not known.get(frames):
             what = "no frame is clean: n_context is 0" if frames in known else "give 'noised', 'clean' or a list"
             raise ValueError(f"frames={frames!r}: {what}")
@@ -118,26 +117,32 @@ def _labels(noised: NoisedClips, labels: Any) -> torch.Tensor:
     )
     if not isinstance(labels, torch.Tensor) or labels.is_complex():
         raise ValueError(f"labels are {type(labels).__name__}; give a tensor, {wanted}")
-    shape, lengths = list(labels.shape), (n_frames, noised.clips.n_frames)
-    fits = labels.ndim in (2, 3, 4) and shape[0] == n_clips and shape[1] in lengths and 0 not in shape
-    if not fits or (labels.ndim == 4 and shape[2:] != [n_rows, n_cols]):
+    shape = list(labels.shape)
+    if (
+        labels.ndim not in (2, 3, 4)
+        or shape[0] != n_clips
+        or 0 in shape
+        or (labels.ndim == 4 and shape[2:] != [n_rows, n_cols])
+    ):
         raise ValueError(f"labels of shape {shape} fit neither tokens nor frames: give {wanted}")
     if labels.ndim == 3 and not labels.is_floating_point():
         raise ValueError(
             f"labels {shape} of {labels.dtype}: k numbers a frame are floats (labels.float()); classes have one number "
             "a frame, [clip frame] (of one-hot labels: labels.argmax(-1))"
         )
-    labels = labels[:, :n_frames].detach().cpu()
+    labels = noised.by_frame(labels).detach().cpu()
     return labels if labels.is_floating_point() else labels.long()
 
 
-def _mask(mask: Any, shape: Sequence[int]) -> Bool[torch.Tensor, "clip frame row col"]:
+def _mask(noised: NoisedClips, mask: Any, shape: Sequence[int]) -> Bool[torch.Tensor, "clip frame row col"]:
     if mask is None:
         return torch.ones(tuple(shape), dtype=torch.bool)
     wanted = f"a boolean tensor that broadcasts to [clip frame row col] = {list(shape)}"
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
         given = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ValueError(f"mask is {given}; give {wanted}")
+    if mask.ndim == 4 and mask.shape[1] not in (1, shape[1]):
+        mask = noised.by_frame(mask)
     try:
         return mask.cpu().expand(tuple(shape))
     except RuntimeError as error:
@@ -229,12 +234,11 @@ def _latents(noised: NoisedClips, samples: Samples, level: float | None, seen: S
 
 def _actions(noised: NoisedClips, cond: Any) -> torch.Tensor | None:
     """`[batch frame k]`: the actions the model is given, without the numbers that are the same in all clips."""
-    if cond is None:
+    if cond is None or cond.actions is None:
         return None
-    action = noised.clips.action
-    assert action is not None
-    changes = (action[:, : noised.n_frames].flatten(0, 1).std(0) > 0).nonzero()[:, 0]
-    return cond.float()[..., changes]
+    action = cond.actions if noised.cond.actions is None else noised.cond.actions
+    changes = (action.flatten(0, 1).std(0) > 0).nonzero()[:, 0]
+    return cond.actions.float()[..., changes]
 
 
 def _told(
@@ -270,7 +274,6 @@ def untrained(noised: NoisedClips, seed: int) -> NoisedClips:
 
     A new model would start with closed gates and be the identity; shuffled weights keep their sizes.
     """
-    _ = noised.latents, noised.noise  # computed once, for both
     generator = torch.Generator().manual_seed(seed)
     model = HookedVideoDiT(noised.model.cfg)
     state = {name: value.detach().clone() for name, value in noised.model.state_dict().items()}
@@ -279,6 +282,5 @@ def untrained(noised: NoisedClips, seed: int) -> NoisedClips:
         state[name] = flat[torch.randperm(len(flat), generator=generator).to(flat.device)].view(state[name].shape)
     model.load_state_dict(state)
     pipe = noised.pipe
-    twin = copy.copy(noised)
-    twin.pipe = VideoDiffusion(model.to(pipe.device, pipe.dtype).eval(), pipe.vae, pipe.diffusion, pipe.latent_stats)
-    return twin
+    other = VideoDiffusion(model.to(pipe.device, pipe.dtype).eval(), pipe.vae, pipe.diffusion, pipe.latent_stats)
+    return noised.for_model(other)

@@ -25,7 +25,7 @@ class TargetError:
     def __call__(self, x0: torch.Tensor, moment: Moment) -> Float[torch.Tensor, " clip"]:
         about = moment.case.about
         truth = about["truth"].to(x0)
-        return (x0[:, -truth.shape[1] :] - truth).square().mean((1, 2, 3, 4)) / about["variance"]
+        return (x0[:, about["target"]] - truth).square().mean((1, 2, 3, 4)) / about["variance"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class TargetChange:
     """How far x0 of the noised frames moves: squared distance to that of the run called "base", over the variance."""
 
     def __call__(self, x0: torch.Tensor, moment: Moment) -> Float[torch.Tensor, " clip"]:
-        n = moment.case.about["truth"].shape[1]
-        moved = x0[:, -n:].float() - moment.x0["base"][:, -n:].to(x0).float()
+        target = moment.case.about["target"]
+        moved = x0[:, target].float() - moment.x0["base"][:, target].to(x0).float()
         return moved.square().mean((1, 2, 3, 4)) / moment.case.about["variance"]
 
 
@@ -49,7 +49,8 @@ def cases_of(
             first_clip=clips.start,
             label=label or {},
             about={
-                "truth": noised.latents[clips, noised.n_context :],
+                "truth": noised.latents[clips][:, noised.target],
+                "target": noised.target,
                 "variance": noised.variance if variance is None else variance,
             },
         )

@@ -103,7 +103,7 @@ def direct_effect(noised: NoisedClips) -> DirectEffect:
     cfg = noised.model.cfg
     rows, correlations = [], []
     for level in noised.levels:
-        means = noised.mean_outputs(level)
+        means = noised.means(level)
         batches = bar(noised.batches, desc=f"direct effects, noise level {level:g}", unit="batch")
         direct = torch.cat([_direct(noised, level, clips, means) for clips in batches])  # clip layer head
         total = head_effects(noised, level, means)
@@ -129,7 +129,7 @@ def _direct(noised: NoisedClips, level: float, clips: slice, means: dict[str, to
     held = {name: mean.expand_as(cache[name]) for name, mean in means.items()}
     replaced = ActivationCache({**cache.tensors, **held}, cache.grid, cache.model)
     readout = Readout(noised.pipe, cache, noised.target)
-    x0, truth = readout.total(), noised.latents[clips, noised.n_context :].to(readout.total())
+    x0, truth = readout.total(), noised.latents[clips][:, noised.target].to(readout.total())
     error = (x0 - truth).square().mean((1, 2, 3, 4))
     found = torch.zeros(len(x0), noised.model.cfg.n_layers, noised.model.cfg.n_heads)
     stacks = (one.stack_head_results(return_labels=True, pos_slice=readout.tokens) for one in (cache, replaced))

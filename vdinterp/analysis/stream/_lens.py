@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from vdinterp import plotting
 from vdinterp.analysis.intervals import bootstrap_mean
+from vdinterp.analysis.stimulus.latents import pictures_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.analysis.stream.readout import Readout
 from vdinterp.checks.counts import check_count, check_seed
@@ -176,8 +177,8 @@ def lens(
     return LensResult(
         title=f"Lens{readout.where}", x0=plain, tuned=through, table=pd.DataFrame(rows), unit=readout.unit,
         frames=readout.frames,
-        video=None if pipe is None else pipe.decode(plain[:, 0]).float().cpu(),
-        tuned_video=None if pipe is None or through is None else pipe.decode(through[:, 0]).float().cpu(),
+        video=None if pipe is None else pictures_of(pipe, plain[:, 0]),
+        tuned_video=None if pipe is None or through is None else pictures_of(pipe, through[:, 0]),
         meta={"model": readout.model.cfg.model_name, "clips": plural(int(plain.shape[1]), "clip"),
               "frames read": readout.frames},
     )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Whether clips, noise levels and a model fit together, found out before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+import torch
+
+from vdinterp.checks.counts import check_count, check_indices
+from vdinterp.conditions import Conditions, as_conditions
+from vdinterp.data import Clips
+from vdinterp.sweep import ModelOnly
+
+
+def check_levels(levels: Sequence[float], pipe: Any = None) -> None:
+    """Raise `ValueError` unless there are noise levels, in (0, 1], each once; none that is clean to the model."""
+    if not isinstance(levels, Sequence):
+        raise ValueError(f"levels is {levels!r}; give a list or tuple of noise levels, for example ({levels!r},)")
+    if any(isinstance(level, bool) or not isinstance(level, Real) for level in levels):
+        raise ValueError(f"levels are noise levels, numbers in (0, 1]; got {tuple(levels)}")
+    if not levels or not all(0 < level <= 1 for level in levels) or len(set(levels)) < len(levels):
+        whole = any(isinstance(level, int) and level > 1 for level in levels)
+        hint = "; of a model with K levels, level k is the share (k + 1) / K" if whole else ""
+        raise ValueError(f"levels are noise levels in (0, 1], at least one, each once; got {tuple(levels)}{hint}")
+    if pipe is not None and (clean := [level for level in levels if int(pipe.schedule.k(level)) < 0]):
+        raise ValueError(
+            f"noise level {clean[0]:g} is clean to {pipe.model.cfg.model_name}, of {len(pipe.schedule)} levels"
+        )
+
+
+def frames_seen(pipe: Any, clips: Clips, n_frames: int | None = None) -> int:
+    """How many latent frames of clips are used: those that they have, at most the model's; or `n_frames` of these.
+
+    Raises ValueError for a video whose frames make no whole latent ones, and says which numbers do.
+    """
+    most = pipe.model.cfg.n_frames
+    if clips.encoded is not None:
+        seen = min(clips.encoded.shape[1], most)
+    elif clips.pixels.shape[1] >= pipe.frame_map.n_video(most):
+        seen = most
+    else:
+        seen = pipe.frame_map.latent_frames(clips.pixels.shape[1])
+    return seen if n_frames is None else check_count("n_frames", n_frames, 1, seen, "as many as there are")
+
+
+def check_fit(pipe: Any, clips: Clips, what: str = "clips") -> None:
+    """Raise `ValueError` unless a model takes the latents of these clips. Encodes one frame to see."""
+    cfg = pipe.model.cfg
+    if isinstance(pipe, ModelOnly) and clips.encoded is None:
+        raise ValueError(f"{what} are a video: pass the pipeline, which turns it into latents, not its model")
+    if not len(clips):
+        raise ValueError(f"{what} hold no clip")
+    size = (cfg.in_channels, cfg.height, cfg.width)
+    if clips.encoded is None:
+        _check_video(pipe, clips.pixels, size, what)
+    elif tuple(clips.encoded.shape[2:]) != size:
+        raise ValueError(
+            f"{what} are latents of {list(clips.encoded.shape[2:])} (channel height width) and do not fit "
+            f"{cfg.model_name}: it takes {list(size)}"
+        )
+    elif not clips.encoded.is_floating_point():
+        raise ValueError(f"{what} are latents of {clips.encoded.dtype}; give floating point")
+
+
+def _check_video(pipe: Any, video: torch.Tensor, size: tuple[int, int, int], what: str) -> None:
+    cfg = pipe.model.cfg
+    if pipe.vae is None:
+        raise ValueError(
+            f"{what} are videos, but this pipeline has no VAE: load the model with vae=..., or give latents that were "
+            "made with it (Clips(kind=.., encoded=latents))"
+        )
+    with torch.no_grad():
+        try:
+            latents = pipe.encode(video[:1, : pipe.frame_map.n_video(1)])
+        except ValueError as error:
+            raise ValueError(f"{what} of shape {list(video.shape)} do not fit {cfg.model_name}: {error}") from error
+        if tuple(latents.shape[2:]) != size:
+            wanted = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
+            raise ValueError(
+                f"{what} have frames of {list(video.shape[2:])} (channel height width); {cfg.model_name} takes {wanted}"
+            )
+
+
+def conditions_for(pipe: Any, clips: Clips, cond: Any, n_frames: int, what: str = "clips") -> Conditions:
+    """What steers the model on these clips: what is given, else what the clips have and the model takes.
+
+    Actions of video frames become those of latent frames: side by side where the model's are as wide. Raises ValueError
+    for what does not fit.
+    """
+    cfg = pipe.model.cfg
+    if cond is None:
+        has_text = bool(cfg.d_text) and clips.text is not None
+        own = Conditions(
+            actions=clips.action if cfg.d_action else None,
+            text=clips.text if has_text else None,
+            text_mask=clips.text_mask if has_text else None,
+        )
+        cond = own if own else None  # of which it is said that the model runs without
+    cond = as_conditions(cond, cfg)
+    if cond.actions is not None and cfg.d_action:
+        cond = replace(cond, actions=_actions(pipe, clips, cond.actions, n_frames, what))
+    cond.check(cfg, len(clips), n_frames)
+    return cond
+
+
+def _actions(pipe: Any, clips: Clips, actions: torch.Tensor, n_frames: int, what: str) -> torch.Tensor:
+    cfg, frames = pipe.model.cfg, pipe.frame_map
+    rate = frames.time_compression
+    if rate == 1 or clips.video is None or actions.shape[1] != clips.video.shape[1]:
+        return actions[:, :n_frames]
+    if actions.shape[-1] * rate != cfg.d_action:
+        raise ValueError(
+            f"{what} have one action a video frame, {list(actions.shape)}, and {cfg.model_name} takes one of width "
+            f"{cfg.d_action} for {rate} of them: give one a latent frame, or such that {rate} side by side are one"
+        )
+    actions = actions[:, : frames.n_video(n_frames)]
+    first = actions.new_zeros(len(actions), rate - 1, actions.shape[-1])
+    return torch.cat([first, actions] if frames.causal else [actions], 1).unflatten(1, (n_frames, rate)).flatten(2)
+
+
+def frames_given(n_frames: int, n_context: Any = None, context: Any = None) -> list[int]:
+    """Which frames are clean: the first `n_context` (default: all but the last), or those that `context` lists or
+    marks. Raises ValueError for both, for frames that there are not, and where nothing is left to find."""
+    if context is None:
+        n_context = n_frames - 1 if n_context is None else check_count("n_context", n_context, 0)
+        if n_context >= n_frames:
+            raise ValueError(
+                f"n_context={n_context} of {n_frames} frames are given, and none is left to find: at least "
+                f"{n_context + 1} are needed (a model sees its own number at most, in latent frames)"
+            )
+        return list(range(n_context))
+    if n_context is not None:
+        raise ValueError("give n_context, how many frames are clean, or context, which ones; not both")
+    if isinstance(context, torch.Tensor) and context.dtype == torch.bool:
+        if tuple(context.shape) != (n_frames,):
+            raise ValueError(f"context is a mask {list(context.shape)}; give [frame] = [{n_frames}]")
+        context = context.nonzero()[:, 0].tolist()
+    check_indices("context", context, -n_frames)
+    if max(context) >= n_frames:
+        raise ValueError(f"context names frame {max(context)}: there are {n_frames} frames")
+    frames = sorted({int(frame) % n_frames for frame in context})
+    if len(frames) == n_frames:
+        raise ValueError(f"context is all {n_frames} frames: none is left to find")
+    return frames
