@@ -115,7 +115,7 @@ def test_what_is_applied_is_not_what_is_stored(how: str) -> None:
         (lambda: cache.head_results(1), attn),
         (lambda: cache.decompose_resid(), attn),
         (lambda: cache.stack_neuron_results(), mlp),
-        (lambda: vd.circuits.ov(model, 1, 0, 500), attn),
+        (lambda: vd.circuits.ov(model, 1, 0, 0.5), attn),
         (lambda: check_saves(model), mlp),
     ):
         with pytest.raises(ValueError, match=layer):
@@ -148,7 +148,7 @@ def test_patch_embedding_and_final_layer() -> None:
     whole = copy.deepcopy(model)
     model.patch_embed.proj.register_forward_hook(lambda module, given, out: out * 2)
     with pytest.raises(ValueError, match=r"patch_embed\.proj"):
-        vd.circuits.copying(pipe, 500)
+        vd.circuits.copying(pipe, 0.5)
     model.final.linear = Adapter(model.final.linear, 1.0)  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"final\.linear is a Adapter"):
         vd.direct_attribution(model, cache)
@@ -181,18 +181,18 @@ def test_products_of_weights() -> None:
             read()
     with pytest.raises(ValueError, match="choose 'Q', 'K' or 'V'"):
         model.all_composition_scores("q")  # type: ignore[arg-type]
-    circuit = vd.circuits.ov(model, 0, 1, 500)
+    circuit = vd.circuits.ov(model, 0, 1, 0.5)
     torch.testing.assert_close(circuit.AB, circuit.A @ circuit.B)
     torch.testing.assert_close(circuit.svd()[1], torch.linalg.svdvals(circuit.AB)[:12], atol=1e-5, rtol=1e-4)
     assert circuit.eigenvalues.shape == (12,)
 
 
 def test_default_composition_takes_what_weights_determine(caplog: pytest.LogCaptureFixture) -> None:
-    assert set(vd.circuits.composition(tiny_model(), 500).table["part"]) == {"q", "k", "v"} and not caplog.text
-    assert set(vd.circuits.composition(tiny_model("table"), 500).table["part"]) == {"v"}
+    assert set(vd.circuits.composition(tiny_model(), 0.5).table["part"]) == {"q", "k", "v"} and not caplog.text
+    assert set(vd.circuits.composition(tiny_model("table"), 0.5).table["part"]) == {"v"}
     assert "V-composition alone" in caplog.text
     with pytest.raises(ValueError, match=r"parts=\('v',\)"):
-        vd.circuits.composition(tiny_model("table"), 500, parts=("q",))
+        vd.circuits.composition(tiny_model("table"), 0.5, parts=("q",))
 
 
 @torch.no_grad()

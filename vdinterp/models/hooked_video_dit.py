@@ -348,7 +348,7 @@ class HookedVideoDiT(HookedModule, WeightViews, HookDescriptions):
     def _recording(self, names: Names | None, device: torch.device | str | None, incl_bwd: bool = False) -> Scope:
         """A block that gives the `Recording` of its calls, of their gradients too with `incl_bwd`."""
         recording, caches, wanted, weights = Recording(), {}, self.cacheable_names(names), marks(self)
-        if device is None and is_spread(self):
+        if device is None and is_spread((self, *self.blocks, self.final)):
             device = self.device  # one place for all
 
         def begin(call: Call, latents: torch.Tensor, timestep: torch.Tensor, cond: Conditions) -> None:

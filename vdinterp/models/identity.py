@@ -27,9 +27,11 @@ BLOCK = 2**24  # values that are hashed at a time
 
 def marks(model: nn.Module) -> Float[torch.Tensor, " _"]:
     """What tells these weights from others: the norm and a few values of every parameter that stays in memory."""
-    away = offloaded(model)  # there or not, as the hooks have it
-    held = [each.detach() for name, each in model.named_parameters() if name not in away and not each.is_meta]
-    held = [each for each in held if each.numel()]
+    held = dict(model.named_parameters())
+    if any(each.is_meta for each in held.values()):
+        for name in offloaded(model).keys() & held.keys():  # there or not, as hooks have it
+            del held[name]
+    held = [each.detach() for each in held.values() if not each.is_meta and each.numel()]
     if not held:
         return torch.zeros(0)
     held = [each if each.is_floating_point() else each.float() for each in held]

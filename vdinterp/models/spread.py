@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from operator import getitem
 from typing import Any
@@ -18,14 +18,14 @@ def hooks_of(module: nn.Module) -> Iterator[Any]:
         yield from getattr(hook, "hooks", (hook,))
 
 
-def is_spread(model: nn.Module) -> bool:
-    """Whether accelerate's hooks are around any part of a model."""
-    return any("_hf_hook" in vars(module) for module in model.modules())
+def is_spread(parts: Iterable[nn.Module]) -> bool:
+    """Whether accelerate's hooks are around any of these."""
+    return any("_hf_hook" in vars(part) for part in parts)
 
 
 def check_together(model: nn.Module, what: str) -> None:
     """Raise `ValueError` for a model that accelerate spread, where `what` would need it in one place."""
-    if is_spread(model):
+    if is_spread(model.modules()):
         raise ValueError(
             f"accelerate's hooks hold this model's weights in several places, so {what}; take them off first: "
             "accelerate.hooks.remove_hook_from_submodules(model)"
