@@ -113,8 +113,8 @@ def test_the_range_is_the_pipelines():
     [
         (LATENTS, [[0.9] * 3] * 2, "noise levels are a list: a share of noise"),
         (LATENTS, None, "noise levels are a NoneType"),
-        (None, 0.9, "must be a tensor"),
-        (LATENTS.tolist(), 0.9, "must be a tensor"),
+        (None, 0.9, "takes a tensor"),
+        (LATENTS.tolist(), 0.9, "takes a tensor"),
         (LATENTS, torch.full((2, 3), True), "torch.bool is no share"),
         (LATENTS, torch.full((2, 2), 0.9), "expected .batch frame. = .2 3."),
     ],
