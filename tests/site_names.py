@@ -18,6 +18,7 @@ ELSE = (  # what has such names for another reason, each said
     "models/components/",  # hook points are attributes there
     "models/loading/",  # keys of other people's checkpoints
     "pipeline/bundle.py",  # keys of our own
+    "models/spread.py",  # names of parameters
 )
 OF_HEADS = (  # names such as "1.0" may be split there
     "plotting/_circuit_graph.py", "analysis/induction/search.py", "analysis/circuits/_composition.py",

@@ -414,13 +414,13 @@ def test_plain_inputs_of_noised_clips() -> None:
     given = vd.NoisedClips(pipe, planted.clips(), noise_levels=(0.9,), batch=2)
     inputs_of_all = given.inputs(0.9)
     noisy, noise_levels, cond = inputs_of_all
-    assert noisy.shape == (5, 4, 1, 3, 4) and cond is None
+    assert noisy.shape == (5, 4, 1, 3, 4) and not cond
     assert torch.equal(noise_levels, torch.tensor([[0, 0, 0, 0.9]] * 5))
     with torch.no_grad():
         torch.testing.assert_close(pipe.denoise(*inputs_of_all)[:, 3:], given.x0(0.9))
         torch.testing.assert_close(given.cache(0.9)["z", 0][1:3], given.cache(0.9, "z", slice(1, 3))["z", 0])
     acting = vd.NoisedClips(planted.pipe(d_action=2), planted.clips(action=torch.randn(5, 4, 2)), noise_levels=(0.9,))
-    assert acting.inputs(0.9).cond.shape == (5, 4, 2)
+    assert acting.inputs(0.9).cond.actions.shape == (5, 4, 2)
 
 
 def test_analyses_say_what_they_take() -> None:

@@ -18,6 +18,7 @@ from time_vae import StackingVAE
 import vdinterp as vd
 from vdinterp import analysis as a
 from vdinterp.analysis import Contrast, NoisedClips
+from vdinterp.analysis.stimulus.latents import say_no_pixels
 from vdinterp.cli import main
 from vdinterp.data import Clips, write_video
 from vdinterp.studies import held_out_clips, label_names, labels_of
@@ -168,6 +169,7 @@ def test_an_analysis_gives_the_numbers_of_the_latents(both: Both, name: str) -> 
 
 
 def test_studies_run_and_give_the_numbers_of_the_latents(both: Both, caplog: pytest.LogCaptureFixture) -> None:
+    say_no_pixels.cache_clear()
     options: dict[str, Any] = {"n_context": 3, "steps": 2, "batch": 3}
     one, other = (
         vd.studies.run("ablations", pipe, clips[:3], reference=clips[3:6], **options)

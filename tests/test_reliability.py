@@ -39,7 +39,7 @@ def test_what_fails_and_why() -> None:
     assert "worse than the mean frame (1) and than a still picture (0.285)" in worst.caution
     assert "13.5 dB" in worst.caution and "means nothing" in worst.caution
     assert "not a number" in Reliability(model="m", errors={"8 steps": float("nan")}).caution
-    without = Reliability(model="m", errors={"8 steps": 0.2}, without_actions=True)
+    without = Reliability(model="m", errors={"8 steps": 0.2}, without="actions")
     assert without.failures == [] and "takes actions and ran without" in without.caution
 
 

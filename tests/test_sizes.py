@@ -173,3 +173,21 @@ def test_running_longer_than_trained_is_said_once(caplog: pytest.LogCaptureFixtu
 
 def test_kinds_are_all_here() -> None:
     assert set(ROPED) | {"table"} == set(KINDS)
+
+
+@torch.no_grad()
+def test_a_stimulus_of_any_size(size: tuple[int, int, int]) -> None:
+    model = tiny_model("causal")
+    pipe = vd.VideoDiffusion(model, None, vd.DiffusionConfig())
+    made = vd.VideoDiffusion(configured(model, size), None, vd.DiffusionConfig())
+    latents = torch.randn(3, size[0], 2, *size[1:], generator=torch.Generator().manual_seed(5))
+    noised, expected = (vd.NoisedClips(each, latents, n_frames=size[0]) for each in (pipe, made))
+    assert noised.grid == model.grid(*size) and noised.shape == latents.shape
+    found, wanted = (vd.analysis.sinks(each).table for each in (noised, expected))
+    assert found.equals(wanted)
+    found, wanted = (
+        torch.stack([pattern.mass() for pattern in next(each.patterns(0.9))]) for each in (noised, expected)
+    )
+    assert torch.equal(found, wanted)
+    changed, same = (each.x0_change(0.9, Ablate("z", heads=[0])) for each in (noised, expected))
+    assert torch.equal(changed, same)

@@ -154,13 +154,18 @@ def as_conditions(given: Any, cfg: Takes) -> Conditions:
         return given
     if given is None:
         if cfg.d_action or cfg.d_text:
-            _say_without(cfg.model_name, " and ".join(what for what, n in _taken(cfg) if n))
+            _say_without(cfg.model_name, missing(NO_CONDITION, cfg))
         return NO_CONDITION
     if isinstance(given, torch.Tensor):
         if cfg.d_action and cfg.d_text:
             raise ValueError(f"{cfg.model_name} takes actions and text: give cond=vd.Conditions(actions=.., text=..)")
         return Conditions(text=given) if cfg.d_text else Conditions(actions=given)
     raise ValueError(f"cond is {type(given).__name__}; give vd.Conditions(actions=.., text=..), a tensor, or None")
+
+
+def missing(given: Conditions, cfg: Takes) -> str:
+    """What a model takes and these lack, in words: "actions", "text", "actions and text" or ""."""
+    return " and ".join(what for what, n in _taken(cfg) if n and getattr(given, what) is None)
 
 
 def _taken(cfg: Takes) -> list[tuple[str, int]]:

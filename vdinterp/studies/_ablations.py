@@ -127,6 +127,9 @@ def no_adaln(bench: Bench, modes: Sequence[str]) -> list[Condition]:
         conditions.append(condition(variant="no action", site="condition", interventions=(no_action,)))
         if len(bench.clips) > 1:
             conditions.append(condition(variant="another clip's action", site="condition", interventions=swapped))
+    if bench.stimulus.cond.text is not None:
+        no_text = SetCondition(text=None)
+        conditions.append(condition(variant="no text", site="condition", interventions=(no_text,)))
     return conditions
 
 

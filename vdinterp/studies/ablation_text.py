@@ -25,7 +25,8 @@ METHOD = {
     "- `same at every step`: each frame's own modulation, averaged over the steps: only the progress of the denoising "
     "is taken away. `frozen at the first step`, `frozen half-way`: held at that step's noise level.\n"
     "- `gates only`: shift and scale constant, gates vary; `shift and scale only`: the reverse.\n"
-    "- `no action`: the action's embedding is left out; `another clip's action`: actions of the next clip.",
+    "- `no action`: the action's embedding is left out; `another clip's action`: actions of the next clip; "
+    "`no text`: zeros in place of the text.",
     "no attention": "`all off`: the output of every attention is 0; `all at their mean`: its mean over the reference "
     "clips. `own frame only` and `same position only` forbid attention to other frames, or to other places. `context "
     "to target cut`: target frames do not see the context (context frames still see everything).",

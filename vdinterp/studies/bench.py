@@ -17,7 +17,7 @@ from vdinterp.analysis.stimulus.latents import say_no_pixels
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, checkpoint, weights_id
 from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.checks.counts import check_count
-from vdinterp.conditions import NO_CONDITION
+from vdinterp.conditions import NO_CONDITION, missing
 from vdinterp.data import Clips
 from vdinterp.pipeline import VideoDiffusion
 from vdinterp.results import Result
@@ -141,7 +141,7 @@ class Bench:
             errors={plural(self.steps, "denoising step"): float(scores.nanmean(1).nanmean())},
             still=float(distance.masked_fill(~self.judged, torch.nan).nanmean(1).nanmean()),
             round_trip=None if self.clips.video is None else round_trip(self.pipe, self.stimulus.video, self.truth),
-            without_actions=self.pipe.model.cfg.d_action > 0 and not self.has_cond,
+            without=missing(self.stimulus.cond, self.pipe.model.cfg),
         )
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

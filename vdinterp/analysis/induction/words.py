@@ -102,7 +102,7 @@ def caution(found: InductionResult) -> str:
         least = rows.sort_values("error").iloc[0]
         asked[f"noise level {least['level']:g}, its best,"] = float(least["error"])
     name = str(found.meta.get("model", "the model"))
-    text = Reliability(model=name, errors=asked, without_actions="actions" in found.meta).caution
+    text = Reliability(model=name, errors=asked, without="actions" if "actions" in found.meta else "").caution
     return f"{text}\n\n" if text else ""
 
 

@@ -12,6 +12,7 @@ import torch
 from vdinterp.checks.counts import check_count, check_indices
 from vdinterp.conditions import Conditions, as_conditions
 from vdinterp.data import Clips
+from vdinterp.models.checks import check_sizes
 from vdinterp.sweep import ModelOnly
 
 
@@ -32,41 +33,46 @@ def check_levels(levels: Sequence[float], pipe: Any = None) -> None:
 
 
 def frames_seen(pipe: Any, clips: Clips, n_frames: int | None = None) -> int:
-    """How many latent frames of clips are used: those that they have, at most the model's; or `n_frames` of these.
+    """How many latent frames of clips are used: those that they have, at most as many as the model was trained on; or
+    `n_frames` of those that they have.
 
     Raises ValueError for a video whose frames make no whole latent ones, and says which numbers do.
     """
-    most = pipe.model.cfg.n_frames
+    most, frames = pipe.model.cfg.n_frames, pipe.frame_map
+    if n_frames is not None:
+        there = clips.encoded.shape[1] if clips.encoded is not None else _whole(frames, clips.pixels.shape[1])
+        return check_count("n_frames", n_frames, 1, there, "as many as there are")
     if clips.encoded is not None:
-        seen = min(clips.encoded.shape[1], most)
-    elif clips.pixels.shape[1] >= pipe.frame_map.n_video(most):
-        seen = most
-    else:
-        seen = pipe.frame_map.latent_frames(clips.pixels.shape[1])
-    return seen if n_frames is None else check_count("n_frames", n_frames, 1, seen, "as many as there are")
+        return min(clips.encoded.shape[1], most)
+    n_video = clips.pixels.shape[1]
+    return most if n_video >= frames.n_video(most) else frames.latent_frames(n_video)
 
 
-def check_fit(pipe: Any, clips: Clips, what: str = "clips") -> None:
-    """Raise `ValueError` unless a model takes the latents of these clips. Encodes one frame to see."""
-    cfg = pipe.model.cfg
+def _whole(frames: Any, n_video: int) -> int:
+    """How many latent frames so many video frames make, those left over aside."""
+    there = int(frames.latent_of(torch.tensor(n_video - 1))) + 1
+    return there if frames.n_video(there) <= n_video else there - 1
+
+
+def check_fit(pipe: Any, clips: Clips, what: str = "clips") -> tuple[int, int, int]:
+    """Channels, height and width of the latents of clips. Raises `ValueError` unless a model takes such. Encodes one
+    frame to see."""
     if isinstance(pipe, ModelOnly) and clips.encoded is None:
         raise ValueError(f"{what} are a video: pass the pipeline, which turns it into latents, not its model")
     if not len(clips):
         raise ValueError(f"{what} hold no clip")
-    size = (cfg.in_channels, cfg.height, cfg.width)
-    if clips.encoded is None:
-        _check_video(pipe, clips.pixels, size, what)
-    elif tuple(clips.encoded.shape[2:]) != size:
-        raise ValueError(
-            f"{what} are latents of {list(clips.encoded.shape[2:])} (channel height width) and do not fit "
-            f"{cfg.model_name}: it takes {list(size)}"
-        )
-    elif not clips.encoded.is_floating_point():
-        raise ValueError(f"{what} are latents of {clips.encoded.dtype}; give floating point")
+    latents = clips.encoded
+    if latents is None:
+        latents = _latents(pipe, clips.pixels, what)
+    check_sizes(pipe.model.cfg, latents, what if clips.encoded is None else f"{what}: latents")
+    if not latents.is_floating_point():
+        raise ValueError(f"{what} are latents of {latents.dtype}; give floating point")
+    _, _, channels, height, width = latents.shape
+    return channels, height, width
 
 
-def _check_video(pipe: Any, video: torch.Tensor, size: tuple[int, int, int], what: str) -> None:
-    cfg = pipe.model.cfg
+def _latents(pipe: Any, video: torch.Tensor, what: str) -> torch.Tensor:
+    """The first latent frame of a video."""
     if pipe.vae is None:
         raise ValueError(
             f"{what} are videos, but this pipeline has no VAE: load the model with vae=..., or give latents that were "
@@ -74,14 +80,10 @@ def _check_video(pipe: Any, video: torch.Tensor, size: tuple[int, int, int], wha
         )
     with torch.no_grad():
         try:
-            latents = pipe.encode(video[:1, : pipe.frame_map.n_video(1)])
+            return pipe.encode(video[:1, : pipe.frame_map.n_video(1)])
         except ValueError as error:
-            raise ValueError(f"{what} of shape {list(video.shape)} do not fit {cfg.model_name}: {error}") from error
-        if tuple(latents.shape[2:]) != size:
-            wanted = list(pipe.decode(torch.zeros(1, 1, *size)).shape[2:])
-            raise ValueError(
-                f"{what} have frames of {list(video.shape[2:])} (channel height width); {cfg.model_name} takes {wanted}"
-            )
+            name = pipe.model.cfg.model_name
+            raise ValueError(f"{what} of shape {list(video.shape)} do not fit {name}: {error}") from error
 
 
 def conditions_for(pipe: Any, clips: Clips, cond: Any, n_frames: int, what: str = "clips") -> Conditions:

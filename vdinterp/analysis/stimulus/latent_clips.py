@@ -36,7 +36,7 @@ class LatentClips:
     ) -> None:
         self.clips = _as_clips(pipe, clips)
         self.pipe: VideoDiffusion = pipe  # type: ignore[assignment]  # a bare model only where nothing is noised
-        check_fit(pipe, self.clips)
+        self.size = check_fit(pipe, self.clips)
         self.n_frames, self.batch = frames_seen(pipe, self.clips, n_frames), check_count("batch", batch)
         say_cut(self._lengths[0], self.n_frames, self.model.cfg.model_name)
         self.cond = conditions_for(pipe, self.clips, cond, self.n_frames)
@@ -51,7 +51,7 @@ class LatentClips:
     @property
     def grid(self) -> Any:
         """How the tokens of these clips lie."""
-        return self.model.grid(self.n_frames)
+        return self.model.grid(self.n_frames, *self.size[1:])
 
     @property
     def has_actions(self) -> bool:
@@ -61,8 +61,7 @@ class LatentClips:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the latents: (clip, frame, channel, height, width)."""
-        cfg = self.model.cfg
-        return (len(self), self.n_frames, cfg.in_channels, cfg.height, cfg.width)
+        return (len(self), self.n_frames, *self.size)
 
     @property
     def batches(self) -> list[slice]:

@@ -16,7 +16,7 @@ from vdinterp.analysis.stimulus.latent_clips import LatentClips
 from vdinterp.analysis.stimulus.region import Region, mask_of
 from vdinterp.analysis.stimulus.reliability import Reliability, round_trip
 from vdinterp.checks.counts import check_seed
-from vdinterp.conditions import Cond
+from vdinterp.conditions import Cond, missing
 from vdinterp.data import Clips
 from vdinterp.diffusion import SeededNoise
 from vdinterp.interventions import Intervention
@@ -155,7 +155,7 @@ class NoisedClips(LatentClips):
             errors=errors,
             still=still,
             round_trip=round_trip(self.pipe, self.video[few], latents) if has_video else None,
-            without_actions=self.model.cfg.d_action > 0 and not self.has_actions,
+            without=missing(self.cond, self.model.cfg),
         )
 
     @cached_property

@@ -31,14 +31,14 @@ class Reliability:
 
     `errors`: of the model, by what it was asked ("noise level 0.9", "8 steps"). `still`: of a still picture, None
     without a frame to copy. `round_trip`: PSNR (dB) of encoding and decoding, None for a model of pixels.
-    `without_actions`: the model takes actions and got none.
+    `without`: what the model takes and got none of ("actions", "text").
     """
 
     model: str
     errors: Mapping[str, float] = field(default_factory=dict)
     still: float | None = None
     round_trip: float | None = None
-    without_actions: bool = False
+    without: str = ""
 
     @property
     def failures(self) -> list[str]:
@@ -67,8 +67,10 @@ class Reliability:
                 f"**`{self.model}` fails on these clips, so what follows means nothing**: {'; '.join(self.failures)}. "
                 "Give clips of the kind that it was trained on."
             )
-        if self.without_actions:
-            parts.append(f"`{self.model}` takes actions and ran without any: this is not how it was trained to work.")
+        if self.without:
+            parts.append(
+                f"`{self.model}` takes {self.without} and ran without any: this is not how it was trained to work."
+            )
         return " ".join(parts)
 
     def meta(self) -> dict[str, Any]:
@@ -78,8 +80,8 @@ class Reliability:
             found["x0 error of a still picture"] = self.still
         if self.round_trip is not None:
             found["round trip of the codec (dB)"] = self.round_trip
-        if self.without_actions:
-            found["actions"] = "none: the model ran without"
+        if self.without:
+            found[self.without] = "none: the model ran without"
         if self.failures:
             found[FAILS] = True
         return {**found, **({"caution": self.caution} if self.caution else {})}
