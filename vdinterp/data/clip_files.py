@@ -74,8 +74,8 @@ def _clips(tensors: dict[str, torch.Tensor], kind: str, corrupt: Clips | None, p
             f"{path} holds {given}: clips are `video` in [0, 1] or `latents`, [batch frame channel height width], with "
             f"{', '.join(sorted(known - {'video', 'latents'}))} or labels.NAME where they are known"
         )
-    values: dict[str, Any] = {fields_of[name]: _typed(name, value, path) for name, value in tensors.items()
-                              if name in known}  # fmt: skip
+    named = {name: value for name, value in tensors.items() if name in known}
+    values: dict[str, Any] = {fields_of[name]: _typed(name, value, path) for name, value in named.items()}
     try:
         return Clips(kind=kind, labels=labels, corrupt=corrupt, **values)
     except ValueError as error:
@@ -88,8 +88,8 @@ def _typed(name: str, value: torch.Tensor, path: Path) -> torch.Tensor:
         if name == "video" and value.dtype == torch.uint8:
             return value.float() / 255
         if not value.is_floating_point():
-            raise ValueError(f"{path}: {name} is {value.dtype}; give floating point" + (
-                " in [0, 1], or 8-bit (torch.uint8)" if name == "video" else ""))  # fmt: skip
+            or_else = " in [0, 1], or 8-bit (torch.uint8)" if name == "video" else ""
+            raise ValueError(f"{path}: {name} is {value.dtype}; give floating point{or_else}")
         if not bool(value.isfinite().all()):
             raise ValueError(f"{path}: {name} holds NaN or infinity")
         return value.float()

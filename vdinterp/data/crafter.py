@@ -25,17 +25,15 @@ from vdinterp.progress import bar
 
 ROWS, COLS, CELL = 7, 9, 8
 STEPS, STARTS = 40, 6
-ACTIONS = (
-    "noop", "move_left", "move_right", "move_up", "move_down", "do", "place_stone", "place_table", "place_plant",
-)  # fmt: skip
+_MOVES, _PLACES = ("move_left", "move_right", "move_up", "move_down"), ("place_stone", "place_table", "place_plant")
+ACTIONS = ("noop", *_MOVES, "do", *_PLACES)
 MOVES = {1: (0, -1), 2: (0, 1), 3: (-1, 0), 4: (1, 0)}  # action -> (row, col) the player wants to go
 TRAIN_WORLDS = tuple(range(200))
 TEST_WORLDS = tuple(range(1000, 1024))
 # Names of the semantic ids: 0 is outside the map, 1-12 materials, 13-18 things that stand on them.
-SEMANTIC = (
-    "outside", "water", "grass", "stone", "path", "sand", "tree", "lava", "coal", "iron", "diamond", "table", "furnace",
-    "player", "cow", "zombie", "skeleton", "arrow", "plant",
-)  # fmt: skip
+_MATERIALS = "water grass stone path sand tree lava coal iron diamond table furnace"
+_THINGS = "player cow zombie skeleton arrow plant"
+SEMANTIC = ("outside", *_MATERIALS.split(), *_THINGS.split())
 
 LABELS = ("semantic_map", "player_position")
 """What is known of these clips: material ids of the visible cells `[batch frame row col]`, see `SEMANTIC`; the

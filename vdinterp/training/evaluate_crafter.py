@@ -249,10 +249,8 @@ def ablation_effects(
     name = Site(layer, "attn", "z")
     seen: list[torch.Tensor] = []
     assert reference.action is not None
-    bench.last_x0(
-        bench.encode(reference), reference.action, level, seed + 1,
-        [(name, lambda z, hook: seen.append(z))],
-    )  # fmt: skip
+    watch = [(name, lambda z, hook: seen.append(z))]
+    bench.last_x0(bench.encode(reference), reference.action, level, seed + 1, watch)
     replaced = Ablate(name, "mean", {name: torch.cat(seen)}, heads=[index]).hooks(bench.model)
     rises = {}
     for key, clips in sets.items():
@@ -320,9 +318,8 @@ def crafter_figures(
         relative_error(bench.last_x0(there, action, 0.9, seed), there[:, -1], variance).mean()
         for action in (moved.action, wrong)
     )
-    result["action_moved"] = {
-        "true": right_error.item(), "shuffled": wrong_error.item(), "ratio": (wrong_error / right_error).item()
-    }  # fmt: skip
+    ratio = (wrong_error / right_error).item()
+    result["action_moved"] = {"true": right_error.item(), "shuffled": wrong_error.item(), "ratio": ratio}
     shifts = {last: shift_accuracy(bench, sets[last], game.displacement(sets[last])[:, -1], seed) for last in sets}
     forced, _ = free_cell_actions(natural, seed)
     shifts["forced_free"] = shift_accuracy(bench, forced, game.implied(forced)[:, -1], seed)
