@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 
 from vdinterp.checks.counts import check_between, check_count, check_seed
-from vdinterp.conditions import Cond, Conditions, as_conditions
+from vdinterp.conditions import Conditions, as_conditions
 from vdinterp.diffusion import (
     GivenNoise,
     Guidance,
@@ -34,6 +34,7 @@ from vdinterp.pipeline.checks import (
     check_mask,
     check_steps_used,
 )
+from vdinterp.pipeline.options import SamplingOptions
 
 if TYPE_CHECKING:
     from vdinterp.pipeline.video_diffusion import VideoDiffusion
@@ -162,29 +163,20 @@ def lay_out(
     context: Float[torch.Tensor, "batch frame channel height width"] | None,
     n_frames: int | None = None,
     *,
-    steps: int = 50,
-    guidance: Guidance | Sequence[Guidance] | None = None,
-    cond: Cond = None,
-    seed: int = 0,
-    noise: torch.Tensor | NoiseSource | None = None,
-    interventions: Sequence[Intervention] = (),
-    at_steps: Iterable[int] | None = None,
-    record: Any = None,
-    matrix: str | Float[torch.Tensor, "step _"] = "full_sequence",
-    uncertainty: float = 1.0,
-    eta: float = 0.0,
-    mask: Shaped[torch.Tensor, "... frame"] | Sequence[int] | None = None,
-    batch: int | None = None,
-    first_index: int = 0,
     keys: Sequence[tuple[int, ...]] | None = None,
     shown: Int[torch.Tensor, "_ frame"] | None = None,
-    pad: bool | None = None,
+    **options: Any,
 ) -> SamplingPlan:
-    """`make_plan` without the question whether every intervention acts, which several windows answer together."""
+    """`make_plan` without the question whether every intervention acts, which several windows answer together.
+
+    `keys`: what the noise of each clip is drawn by; `shown`: which frames of the user's clip these are.
+    """
+    given = SamplingOptions(**options)
     cfg, device, dtype = pipe.model.cfg, pipe.device, pipe.dtype
     n_levels = pipe.diffusion.n_levels
-    steps = check_count("steps", steps, high=n_levels, why="the model's noise levels")
-    seed, first_index = check_seed(seed), check_seed(first_index, "first_index")
+    steps = check_count("steps", given.steps, high=n_levels, why="the model's noise levels")
+    seed, first_index = check_seed(given.seed), check_seed(given.first_index, "first_index")
+    noise, mask, batch, pad = given.noise, given.mask, given.batch, given.pad
     frames = cfg.n_frames if n_frames is None else check_count("n_frames", n_frames)
     if isinstance(noise, torch.Tensor):
         check_latents(noise, cfg, "noise")
@@ -228,13 +220,14 @@ def lay_out(
         known = torch.cat([known, known.new_full((batch, padding), -1)], dim=1)
         full = torch.cat([full, full.new_zeros(batch, padding, *full.shape[2:])], dim=1)
 
-    cond = as_conditions(cond, cfg)
+    cond = as_conditions(given.cond, cfg)
     cond.check(cfg, batch, frames, horizon)
     if cond.actions is not None:  # the last one goes on through the padding
         cond = cond.frames(torch.arange(horizon).clamp(max=cond.actions.shape[1] - 1))
     cond = cond.to(device, dtype)
 
-    uncertainty = check_between("uncertainty", uncertainty, 0, n_levels, "steps per frame")
+    uncertainty = check_between("uncertainty", given.uncertainty, 0, n_levels, "steps per frame")
+    matrix = given.matrix
     if isinstance(matrix, str):
         rows = make_matrix(matrix, frames, steps, n_levels, uncertainty)
     else:
@@ -249,16 +242,16 @@ def lay_out(
         rows = torch.cat([rows, rows.new_full((rows.shape[0], padding), n_levels - 1)], dim=1)
     known = known.to(device)
     rows = with_mask(rows, known, n_levels)
-    eta = check_between("eta", eta, 0, 1, "0 DDIM, 1 DDPM")
+    eta = check_between("eta", given.eta, 0, 1, "0 DDIM, 1 DDPM")
 
-    guidances = as_guidances(guidance, has_cond=bool(cond))
+    guidances = as_guidances(given.guidance, has_cond=bool(cond))
     make_branches(guidances, known, n_levels, has_cond=bool(cond))  # raises for history frames that do not exist
-    interventions = check_interventions(interventions)
+    interventions = check_interventions(given.interventions)
     for intervention in interventions:
         intervention.hooks(pipe.model)
         check_steps_used(intervention.steps, len(rows) - 1, f"{type(intervention).__name__}(steps=...)")
-    if record is not None:
-        pipe.model.resolve_names(record)
+    if given.record is not None:
+        pipe.model.resolve_names(given.record)
     source: NoiseSource = SeededNoise(seed, keys or [(first_index + i,) for i in range(batch)])
     if isinstance(noise, torch.Tensor):
         if noise.shape[0] != batch or noise.shape[1] not in (frames, horizon) or noise.shape[2:] != full.shape[2:]:
@@ -284,8 +277,8 @@ def lay_out(
         cond=cond,
         eta=eta,
         interventions=interventions,
-        at_steps=check_steps_used(at_steps, len(rows) - 1),
-        record=record,
+        at_steps=check_steps_used(given.at_steps, len(rows) - 1),
+        record=given.record,
     )
 
 

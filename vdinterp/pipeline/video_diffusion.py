@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from vdinterp import store
 from vdinterp.conditions import Cond, as_conditions
-from vdinterp.diffusion import DiffusionConfig, Guidance, NoiseSource, make_schedule, split_prediction
+from vdinterp.diffusion import DiffusionConfig, make_schedule, split_prediction
 from vdinterp.interventions import Intervention
 from vdinterp.models import ActivationCache, HookedVideoDiT
 from vdinterp.models.checks import asked_names, check_habits
@@ -26,6 +26,7 @@ from vdinterp.pipeline.checks import (
     check_parts,
     levels_k,
 )
+from vdinterp.pipeline.options import SamplingOptions, with_options
 from vdinterp.pipeline.sampling import SampleResult, StepState, collect, make_plan, run_plan
 from vdinterp.vae import VAE, FrameMap, LatentStats
 from vdinterp.vae.protocol import evaluating, vae_module
@@ -268,76 +269,26 @@ class VideoDiffusion:
         """Interventions on the model inside a `with` block, each checked against it first."""
         return self.model.intervene(*interventions)
 
+    @with_options(SamplingOptions)
     def sample(
         self,
         context: Float[torch.Tensor, "batch frame channel height width"] | None = None,
         n_frames: int | None = None,
         *,
-        steps: int = 50,
-        guidance: Guidance | Sequence[Guidance] | None = None,
-        cond: Cond = None,
-        seed: int = 0,
-        noise: torch.Tensor | NoiseSource | None = None,
-        interventions: Sequence[Intervention] = (),
-        at_steps: Iterable[int] | None = None,
-        record: Any = None,
-        matrix: str | Float[torch.Tensor, "step _"] = "full_sequence",
-        uncertainty: float = 1.0,
-        eta: float = 0.0,
-        mask: Shaped[torch.Tensor, "... frame"] | Sequence[int] | None = None,
-        batch: int | None = None,
-        first_index: int = 0,
-        pad: bool | None = None,
         keep_states: bool = False,
+        **options: Any,
     ) -> SampleResult:
         """Generate the frames that `context` does not give.
 
-        Args:
-            context: clean latents the clip starts with; with `mask` all `n_frames` frames, of which the known ones
-                are used; None generates `batch` clips from nothing.
-            n_frames: length of the clip, context included; default `model.cfg.n_frames`. A longer one is run at once,
-                as the model was not trained; `rollout` continues a clip in windows of the length it was trained at.
-            steps: denoising steps a frame, at most the number of noise levels.
-            guidance: a guidance or a list of them, see `vdinterp.diffusion.guidance`. Branches follow one
-                another in the batch: clip `i` of branch `j` is entry `j * n_clips + i`.
-            cond: `vd.Conditions`, or the one tensor that the model takes (one action a frame; text).
-            seed: a clip's noise depends on `(seed, first_index + its place in the batch)` and on nothing else.
-            noise: the initial state itself (to share one noise between conditions), or a NoiseSource.
-            interventions: applied at `at_steps` (step 0 is the noisiest; None: at all steps) to every branch.
-            record: names of activations to keep, a cache a step (as `names` of `run_with_cache`).
-            matrix: `full_sequence`, `autoregressive`, `pyramid`, `trapezoid` (the last two with `uncertainty`
-                steps between neighbouring frames), or noise levels `[step frame]` of your own.
-            eta: 0 DDIM, 1 DDPM (with `steps` equal to the number of levels exactly its ancestral sampler).
-            mask: `[frame]` or `[batch frame]`: -1 padding, 0 generate, 1 ground truth, 2 generated history.
-            pad: fill clips shorter than those of training with frames of pure noise, as the model was trained. Default:
-                yes, unless its attention is causal.
-            keep_states: also return the state before every step.
-
-        Raises:
-            ValueError, KeyError: anything that does not fit, before any compute.
+        `context`: clean latents the clip starts with; with `mask` all `n_frames` frames, of which the known ones are
+        used; None generates `batch` clips from nothing. `n_frames`: length of the clip, context included; default
+        `model.cfg.n_frames`. A longer one is run at once, as the model was not trained; `rollout` continues a clip in
+        windows of the length it was trained at. `keep_states`: also return the state before every step.
+        Raises ValueError or KeyError for anything that does not fit, before any compute.
         """
-        plan = make_plan(
-            self,
-            context,
-            n_frames,
-            steps=steps,
-            guidance=guidance,
-            cond=cond,
-            seed=seed,
-            noise=noise,
-            interventions=interventions,
-            at_steps=at_steps,
-            record=record,
-            matrix=matrix,
-            uncertainty=uncertainty,
-            eta=eta,
-            mask=mask,
-            batch=batch,
-            first_index=first_index,
-            pad=pad,
-        )
-        return collect(self, plan, keep_states)
+        return collect(self, make_plan(self, context, n_frames, **options), keep_states)
 
+    @with_options(SamplingOptions)
     def iterate(
         self,
         context: Float[torch.Tensor, "batch frame channel height width"] | None = None,
@@ -346,7 +297,7 @@ class VideoDiffusion:
     ) -> Iterator[StepState]:
         """`sample`, step by step: at any time only one step's activations are held.
 
-        Arguments as `sample` without `keep_states`; they are checked at once, not at the first step.
+        Everything is checked at once, not at the first step.
         """
         return run_plan(self, make_plan(self, context, n_frames, **options))
 
