@@ -26,10 +26,20 @@ ROWS = {"plain": None, "frame mass, riding along": "frame_mass", "frame mass, ma
 def build(tokens: int, layers: int) -> tuple[HookedVideoDiT, torch.Tensor, torch.Tensor]:
     frames, side = SIZES[tokens]
     cfg = VideoDiTConfig(
-        model_name="benchmark", d_model=384, n_layers=layers, n_heads=6, d_head=64, d_mlp=1536, in_channels=4,
-        out_channels=4, patch_size=(1, 2, 2), n_frames=frames, height=side, width=side,
+        model_name="benchmark",
+        d_model=384,
+        n_layers=layers,
+        n_heads=6,
+        d_head=64,
+        d_mlp=1536,
+        in_channels=4,
+        out_channels=4,
+        patch_size=(1, 2, 2),
+        n_frames=frames,
+        height=side,
+        width=side,
         rope={"3d": Rope(dims=(20, 22, 22))},
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     model = HookedVideoDiT(cfg).eval()
     for parameter in model.parameters():

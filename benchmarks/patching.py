@@ -135,10 +135,16 @@ class Task:
         found = {}
         for site in self.sites:
             result = vd.activation_patch(
-                self.ours, self.clean, self.corrupted, self.ours.schedule.level(self.levels),
-                site=site, over=("layer", "region"), regions={str(token): [token] for token in tokens},
-                region=self.region, sweep_options={"trials_per_pass": trials_per_pass, "progress": False},
-            )  # fmt: skip
+                self.ours,
+                self.clean,
+                self.corrupted,
+                self.ours.schedule.level(self.levels),
+                site=site,
+                over=("layer", "region"),
+                regions={str(token): [token] for token in tokens},
+                region=self.region,
+                sweep_options={"trials_per_pass": trials_per_pass, "progress": False},
+            )
             for layer in range(self.ours.cfg.n_layers):
                 found |= {(site, layer, token): float(result.values[layer, i]) for i, token in enumerate(tokens)}
         return found
@@ -160,9 +166,14 @@ def lens_loop(task: Task, pair: Pair, explicit: bool) -> Way:
             index = pd.DataFrame([place[1:] for place in here], columns=["layer", "pos"])
             with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
                 effects = generic_activation_patch(
-                    model, torch.zeros(1, 1, dtype=torch.long), cache, lambda pred: recovered(pred, pair)[0],
-                    layer_pos_patch_setter, site, index_df=index,
-                )  # fmt: skip
+                    model,
+                    torch.zeros(1, 1, dtype=torch.long),
+                    cache,
+                    lambda pred: recovered(pred, pair)[0],
+                    layer_pos_patch_setter,
+                    site,
+                    index_df=index,
+                )
             found |= dict(zip(here, effects.tolist(), strict=True))
         return found
 
@@ -274,9 +285,16 @@ def trajectories(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[s
 
     def sweep(trials_per_pass: Any) -> dict[tuple[int, int], float]:
         result = vd.activation_patch(
-            pipe, clean, corrupted, steps=steps, n_context=n_context, noise=noise, site=site, over=("step", "layer"),
+            pipe,
+            clean,
+            corrupted,
+            steps=steps,
+            n_context=n_context,
+            noise=noise,
+            site=site,
+            over=("step", "layer"),
             sweep_options={"trials_per_pass": trials_per_pass, "progress": False},
-        )  # fmt: skip
+        )
         return {(s, layer): float(result.values[s, layer]) for s in range(steps) for layer in range(layers)}
 
     def restart(places: Places) -> dict[tuple[int, int], float]:

@@ -14,10 +14,20 @@ from vdinterp.models import HookedVideoDiT, Rope, VideoDiTConfig
 def random_model(width: int, layers: int, side: int = 32) -> HookedVideoDiT:
     """Ours for 5 frames of `side` x `side` latents in patches of 2 x 2, with heads of 64 channels."""
     cfg = VideoDiTConfig(
-        model_name="benchmark", d_model=width, n_layers=layers, n_heads=width // 64, d_head=64, d_mlp=4 * width,
-        in_channels=4, out_channels=4, patch_size=(1, 2, 2), n_frames=5, height=side, width=side,
+        model_name="benchmark",
+        d_model=width,
+        n_layers=layers,
+        n_heads=width // 64,
+        d_head=64,
+        d_mlp=4 * width,
+        in_channels=4,
+        out_channels=4,
+        patch_size=(1, 2, 2),
+        n_frames=5,
+        height=side,
+        width=side,
         rope={"3d": Rope(dims=(20, 22, 22))},
-    )  # fmt: skip
+    )
     model = HookedVideoDiT(cfg).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
@@ -96,9 +106,12 @@ class PlainDiT(nn.Module):
     def copy_from(self, ours: HookedVideoDiT) -> None:
         state = ours.state_dict()
         renamed = {
-            "noise_1": "noise_embed.linear_1", "noise_2": "noise_embed.linear_2", "patch_embed": "patch_embed.proj",
-            "final_modulation": "final.modulation.linear", "final": "final.linear",
-        }  # fmt: skip
+            "noise_1": "noise_embed.linear_1",
+            "noise_2": "noise_embed.linear_2",
+            "patch_embed": "patch_embed.proj",
+            "final_modulation": "final.modulation.linear",
+            "final": "final.linear",
+        }
         inner = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
         inner["modulation"] = "modulation.linear"
         for layer in range(self.cfg.n_layers):

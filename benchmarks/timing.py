@@ -40,9 +40,16 @@ def report(times: dict[str, list[float]], base: str, over: str) -> list[dict[str
         median, fastest = statistics.median(seconds), min(seconds)
         over_median, over_fastest = median / statistics.median(times[base]), fastest / min(times[base])
         table.append(
-            {"row": name, "median_s": median, "over_base": over_median, "fastest_s": fastest,
-             "fastest_over_base": over_fastest, "ratio_quartiles": [low, middle, high], "seconds": seconds}
-        )  # fmt: skip
+            {
+                "row": name,
+                "median_s": median,
+                "over_base": over_median,
+                "fastest_s": fastest,
+                "fastest_over_base": over_fastest,
+                "ratio_quartiles": [low, middle, high],
+                "seconds": seconds,
+            }
+        )
         times_of = f"{median * 1e3:8.1f}ms{over_median:9.3f}{fastest * 1e3:9.1f}ms{over_fastest:9.3f}"
         print(f"{name:36}{times_of}   {low:.3f} {middle:.3f} {high:.3f}")
     return table

@@ -37,9 +37,9 @@ from vdinterp.data.textures import make_textures
 from vdinterp.organisms import KINDS
 from vdinterp.results import rows_of
 
-LIGHT = {"levels": (0.4, 0.95), "n_per_lag": 6, "designs": (), "repeats": 0, "progress": False}
-QUICK = {"levels": (0.95,), "n_per_lag": 4, "designs": (), "repeats": 0, "progress": False}
-VERDICT: Any = {**LIGHT, "levels": (0.4, 0.95), "verdict_only": True}
+LIGHT = {"noise_levels": (0.4, 0.95), "n_per_lag": 6, "designs": (), "repeats": 0, "progress": False}
+QUICK = {"noise_levels": (0.95,), "n_per_lag": 4, "designs": (), "repeats": 0, "progress": False}
+VERDICT: Any = {**LIGHT, "noise_levels": (0.4, 0.95), "verdict_only": True}
 BRIEF: Any = {**QUICK, "verdict_only": True}
 TRAINED = sorted((Path(__file__).parent / "trained").glob("seed-*"))
 
@@ -555,7 +555,7 @@ def test_development(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"levels": (1.5,)}, "noise levels in"),
+        ({"noise_levels": (1.5,)}, "noise levels in"),
         ({"designs": ("palindrome",)}, "unknown designs"),
         ({"designs": "loop"}, "give a list"),
         ({"n_per_lag": 1}, "n_per_lag >= 2"),

@@ -135,10 +135,10 @@ ANALYSES: dict[str, Callable[[NoisedClips], Any]] = {
     "probes": lambda n: vd.probes.fit(n, n.labels("lit"), folds=2),
     "circuits": lambda n: vd.circuits.copying(n.pipe, 0.9),
     "qk_activations": lambda n: vd.circuits.qk_activations(n.model, n.cache(0.9), 0, 0),
-    "find_induction": lambda n: a.find_induction(n.pipe, n.clips, levels=(0.9,), n_per_lag=16, designs=(), repeats=0,
-                                                 progress=False),
+    "find_induction": lambda n: a.find_induction(n.pipe, n.clips, noise_levels=(0.9,), n_per_lag=16, designs=(),
+                                                 repeats=0, progress=False),
     "induction_over_training": lambda n: a.induction_over_training(
-        {0: n.pipe}, n.clips, level=0.9, n_per_lag=16, repeats=0, progress=False),
+        {0: n.pipe}, n.clips, noise_level=0.9, n_per_lag=16, repeats=0, progress=False),
 }  # fmt: skip
 MANY = ("find_induction", "induction_over_training", "probes")  # clips
 OF_NUMBERS = {"bootstrap_mean", "deviation", "motion_error", "psnr", "sharpness", "ssim", "x0_error"}

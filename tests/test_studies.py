@@ -419,7 +419,7 @@ def by_itself(bench: Bench, condition: Condition) -> torch.Tensor:
 def test_conditions_are_trials_of_a_sweep_with_the_numbers_of_a_loop(kind: str, modes: Any) -> None:
     """Bitwise, for every condition of the five ablations and every mode; with fewer blocks."""
     blocks: list[int] = []
-    bench = small_bench(small_pipe(kind, n_layers=4), levels=(0.9,), batch=2)
+    bench = small_bench(small_pipe(kind, n_layers=4), noise_levels=(0.9,), batch=2)
     for block in bench.pipe.model.blocks:
         block.register_forward_hook(lambda *_: blocks.append(0))
     conditions = [INTACT, INTACT_DENOISE]
@@ -601,7 +601,7 @@ def test_unknown_study_setting_or_mode() -> None:
         ({"clips": None}, "does not say what clips"),
         ({"reference": small_clips(n_frames=3)}, "reference clips have 3 frames"),
         ({"steps": 0}, "steps must be a whole number in 1"),
-        ({"levels": (0.0, 0.5)}, "noise levels in"),
+        ({"noise_levels": (0.0, 0.5)}, "noise levels in"),
         ({"n_clips": 0}, "n_clips must be a whole number in 1"),
         ({"batch": 0}, "batch must be a whole number in 1"),
     ],

@@ -109,7 +109,7 @@ def test_analyses_take_it() -> None:
 
 @pytest.mark.parametrize("name", ["heads", "ablations"])
 def test_studies_take_it(name: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"n_context": 2, "levels": (0.8,), "out": tmp_path}
+    options: dict[str, Any] = {"n_context": 2, "noise_levels": (0.8,), "out": tmp_path}
     options |= {"steps": 2} if name == "ablations" else {}
     told = vd.studies.run(name, PIPE, clips=clips(), reference=clips(), **options)
     assert told.summary() and "without" not in told.meta

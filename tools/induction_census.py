@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "induction.md"
 INDUCTION = ("induction", "half_induction", "long_cue")  # kinds that have a head called so
 NUMBERS = dict.fromkeys((*KINDS, "untrained"), 16)
-SETTINGS = {"levels": (0.4, 0.8, 0.95), "n_per_lag": 8, "designs": ()}  # a lighter search than the default
+SETTINGS = {"noise_levels": (0.4, 0.8, 0.95), "n_per_lag": 8, "designs": ()}  # a lighter search than the default
 # Other training seeds of tiny-induction's recipe, and those of the package; searched as by default.
 TRAINED = ("tiny-induction", *(str(folder) for folder in sorted((ROOT / "tests" / "trained").glob("seed-*"))))
 REPEATS = 4  # searches of each trained network after the first
@@ -58,14 +58,19 @@ def census(out: Path, shard: tuple[int, int], trained: list[str]) -> None:
         planted = getattr(pipe, "heads", {}).get("induction")
         Records(out / f"census-{shard[0]}-of-{shard[1]}.jsonl").append(
             {
-                "kind": Path(kind).name, "seed": seed, "verdict": found.verdict,
-                "heads": [list(head) for head in found.heads], "trained": kind in trained,
-                "planted": None if planted is None else list(planted), "reason": found.reason,
+                "kind": Path(kind).name,
+                "seed": seed,
+                "verdict": found.verdict,
+                "heads": [list(head) for head in found.heads],
+                "trained": kind in trained,
+                "planted": None if planted is None else list(planted),
+                "reason": found.reason,
                 "carried": None if pd.isna(found.carried) else found.carried,
-                "judged": found.judged.to_dict("records"), "again": found.again.to_dict("records"),
+                "judged": found.judged.to_dict("records"),
+                "again": found.again.to_dict("records"),
                 "seconds": round(time.process_time() - start, 1),
             }
-        )  # fmt: skip
+        )
 
 
 def recorded(out: Path) -> list[dict]:
@@ -95,13 +100,16 @@ def trained_table(records: list[dict]) -> pd.DataFrame:
             verdicts = Counter(search["verdict"] for search in one["again"])
             heads = Counter(search["heads"].replace(" ", ", ") for search in one["again"])
             losses = [head["lost"] for head in one["judged"] if head["named"]]
-            rows.append({
-                "network": one["kind"], "searches": len(one["again"]),
-                "verdict": ", ".join(f"{verdict} {n}" for verdict, n in verdicts.most_common()),
-                "heads": "; ".join(f"{named} ({n})" for named, n in heads.most_common()),
-                "carried": "-" if one["carried"] is None else f"{one['carried']:.2f}",
-                "lost without one of them": f"{min(losses):.3f} to {max(losses):.3f}" if losses else "-",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "network": one["kind"],
+                    "searches": len(one["again"]),
+                    "verdict": ", ".join(f"{verdict} {n}" for verdict, n in verdicts.most_common()),
+                    "heads": "; ".join(f"{named} ({n})" for named, n in heads.most_common()),
+                    "carried": "-" if one["carried"] is None else f"{one['carried']:.2f}",
+                    "lost without one of them": f"{min(losses):.3f} to {max(losses):.3f}" if losses else "-",
+                }
+            )
     return pd.DataFrame(rows)
 
 

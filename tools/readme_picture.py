@@ -73,9 +73,12 @@ def _scroll(canvas: Canvas) -> None:
     row = looks.rows([noised.grid.index(*query)])[0, head, 0].reshape(noised.grid.shape)[-2].numpy()
     canvas.text((EDGE, 18), "Which head moves the picture when the player walks?", 24)
     canvas.text(
-        (EDGE, 50), f"tiny-crafter, a world model: next frame from noise, after the action \"{way}\". Removed: head "
-        f"{layer}.{head}, at its mean over clips.", 15, SOFT,
-    )  # fmt: skip
+        (EDGE, 50),
+        f'tiny-crafter, a world model: next frame from noise, after the action "{way}". Removed: head '
+        f"{layer}.{head}, at its mean over clips.",
+        15,
+        SOFT,
+    )
     marked = (8 * query[1], 8 * query[2], 8)
     pictures = [
         ("the frame before", before, ()),
@@ -123,9 +126,12 @@ def _induction(canvas: Canvas) -> None:
     top = 312
     canvas.text((EDGE, top), "How does it know what comes next?", 24)
     canvas.text(
-        (EDGE, top + 32), "tiny-induction denoises the last frame, given as noise. A came before, followed by B: head "
-        "3.3 looks at what came after A.", 15, SOFT,
-    )  # fmt: skip
+        (EDGE, top + 32),
+        "tiny-induction denoises the last frame, given as noise. A came before, followed by B: head "
+        "3.3 looks at what came after A.",
+        15,
+        SOFT,
+    )
     match = int(clips.labels["match"][0, -1]) if "match" in clips.labels else 0
     names = {match - 1: "A", match: "B", noised.n_frames - 2: "A", noised.n_frames - 1: "guess: B"}
     for frame in range(noised.n_frames):

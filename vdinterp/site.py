@@ -12,21 +12,50 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ATTENTION = (
-    "q", "k", "v", "rot_q", "rot_k", "z", "result", "pattern", "attn_scores", "mask", "frame_mass", "mass", "sinks",
-    "entropy", "displacement_kernel",
-)  # fmt: skip
+    "q",
+    "k",
+    "v",
+    "rot_q",
+    "rot_k",
+    "z",
+    "result",
+    "pattern",
+    "attn_scores",
+    "mask",
+    "frame_mass",
+    "mass",
+    "sinks",
+    "entropy",
+    "displacement_kernel",
+)
 MLP = ("pre", "post")
 SUBLAYER = ("in", "out", "mod.shift", "mod.scale", "mod.gate", "ln.scale", "ln.normalized")
 BLOCK = ("resid_pre", "resid_mid", "resid_post", "attn_out", "cross_attn_out", "mlp_out")
 WHOLE = ("patch_embed", "pos_embed", "noise_embed", "cond", "pred")
 FINAL = ("in", "mod.shift", "mod.scale", "ln.scale", "ln.normalized")
-SUBLAYERS = {"attn": "attn", "a": "attn", "ln1": "attn", "mlp": "mlp", "m": "mlp", "ln2": "mlp",
-             "cross_attn": "cross_attn"}  # fmt: skip
+SUBLAYERS = {
+    "attn": "attn",
+    "a": "attn",
+    "ln1": "attn",
+    "mlp": "mlp",
+    "m": "mlp",
+    "ln2": "mlp",
+    "cross_attn": "cross_attn",
+}
 ALSO = {  # what TransformerLens calls otherwise, or takes besides
-    "embed": "patch_embed", "attn_logits": "attn_scores", "attn": "pattern", "query": "q", "key": "k", "value": "v",
-    "mlp_pre": "pre", "mlp_post": "post", "scale": "ln.scale", "normalized": "ln.normalized", "gate": "mod.gate",
+    "embed": "patch_embed",
+    "attn_logits": "attn_scores",
+    "attn": "pattern",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_post": "post",
+    "scale": "ln.scale",
+    "normalized": "ln.normalized",
+    "gate": "mod.gate",
     "shift": "mod.shift",
-}  # fmt: skip
+}
 
 
 class Site(str):

@@ -44,9 +44,12 @@ class Agreement(Result):
 
 
 def agreement(
-    exact: Float[np.ndarray, "clip entry"], estimate: Float[np.ndarray, "clip entry"], top_k: int, signed: bool = True,
+    exact: Float[np.ndarray, "clip entry"],
+    estimate: Float[np.ndarray, "clip entry"],
+    top_k: int,
+    signed: bool = True,
     seed: int = 0,
-) -> Agreement:  # fmt: skip
+) -> Agreement:
     """Of the means over clips; entries that are NaN in either are left out. Unsigned estimates are compared with the
     sizes of exact values."""
     known = ~np.isnan(exact.mean(0) + estimate.mean(0))

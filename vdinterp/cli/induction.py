@@ -59,13 +59,13 @@ def induction(
         steps = _steps(checkpoints, vd.list_checkpoints(model))
         pipes = {step: vd.load(model, checkpoint=step) for step in steps}
         clips = given.pool(next(iter(pipes.values())))
-        along = vd.induction_over_training(pipes, clips, level=levels[0] if levels else LEVELS[-1], **asked)
+        along = vd.induction_over_training(pipes, clips, noise_level=levels[0] if levels else LEVELS[-1], **asked)
         click.echo(plain(along.summary()))
         write_report(along, out)
         return
     pipe = vd.load(model)
     clips = given.pool(pipe)
-    result = vd.find_induction(pipe, clips, levels=levels or LEVELS, **asked)
+    result = vd.find_induction(pipe, clips, noise_levels=levels or LEVELS, **asked)
     click.echo(plain(result.summary()))
     write_report(result, out)
 

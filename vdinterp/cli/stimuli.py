@@ -125,9 +125,14 @@ class Given:
         frame = pipe.decode(torch.zeros(1, 1, cfg.in_channels, cfg.height, cfg.width))
         channels, height, width = frame.shape[2:]
         return read_clips(
-            self.video, n or CLIPS_OF_A_FILE, pipe.frame_map.n_video(n_frames), (height, width), self.stride, channels,
+            self.video,
+            n or CLIPS_OF_A_FILE,
+            pipe.frame_map.n_video(n_frames),
+            (height, width),
+            self.stride,
+            channels,
             self.fps,
-        )  # fmt: skip
+        )
 
     @staticmethod
     def _nothing_for(pipe: VideoDiffusion) -> str:

@@ -156,8 +156,10 @@ class AttentionExplorer:
     @torch.no_grad()
     def _first(self) -> tuple[int, int]:
         """Layer and head: as asked for, else of those that are open the one that looks elsewhere most sharply."""
-        layers, heads = ([one] if one is not None else list(range(n)) for one, n in zip(
-            self._asked, (self.n_layers, self.n_heads), strict=True))  # fmt: skip
+        layers, heads = (
+            [one] if one is not None else list(range(n))
+            for one, n in zip(self._asked, (self.n_layers, self.n_heads), strict=True)
+        )
         if len(layers) == len(heads) == 1:
             return layers[0], heads[0]
         frame = self.grid.coordinates(self.token)[0]

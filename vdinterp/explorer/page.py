@@ -102,9 +102,13 @@ def _page(explorer: AttentionExplorer, data: dict[str, Any]) -> str:
         '</p></header>\n<main id="explorer"></main>\n</div>'
     )
     return offline_page(
-        title="Attention explorer", style=STYLE + script("explorer.css"), body=body, data_id="explorer-data", data=data,
+        title="Attention explorer",
+        style=STYLE + script("explorer.css"),
+        body=body,
+        data_id="explorer-data",
+        data=data,
         script=f"{front_end()}\nopenPage();\n",
-    )  # fmt: skip
+    )
 
 
 def front_end() -> str:

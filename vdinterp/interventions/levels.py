@@ -44,9 +44,12 @@ def check_share(name: str, value: Any) -> None:
     """Raise `ValueError` unless this is a share of noise."""
     whole = isinstance(value, Real) and not isinstance(value, bool) and (float(value) > 1 or float(value) == -1)
     check_between(
-        name, value, 0, 1,
+        name,
+        value,
+        0,
+        1,
         "shares of noise, 0 clean" + ("; level k of a model with K levels is (k + 1) / K" if whole else ""),
-    )  # fmt: skip
+    )
 
 
 def check_noise_levels(given: Any) -> None:

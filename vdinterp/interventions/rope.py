@@ -69,11 +69,14 @@ class RotateRope(Intervention):
         sides = ("rot_q",) if self.way == "shifted" else ("rot_q", "rot_k")
         parts = [
             Computed(
-                [(side, layer) for side in sides], partial(self._turned, model=model, layer=layer),
-                heads=self.heads, frames=self.frames, **self.when,
+                [(side, layer) for side in sides],
+                partial(self._turned, model=model, layer=layer),
+                heads=self.heads,
+                frames=self.frames,
+                **self.when,
             )
             for layer in turning
-        ]  # fmt: skip
+        ]
         return [pair for part in parts for pair in part.hooks(model)]
 
     def _turned(self, x: torch.Tensor, hook: Any, model: Any, layer: int) -> torch.Tensor:

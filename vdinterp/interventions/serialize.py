@@ -24,16 +24,34 @@ from vdinterp.interventions.rope import RotateRope
 _KINDS: dict[str, type[Intervention]] = {
     kind.__name__: kind
     for kind in (
-        Ablate, Freeze, MaskAttention, Patch, RotateRope, SetCondition, SetNoiseLevel, Steer, TransferAttention,
+        Ablate,
+        Freeze,
+        MaskAttention,
+        Patch,
+        RotateRope,
+        SetCondition,
+        SetNoiseLevel,
+        Steer,
+        TransferAttention,
     )
-}  # fmt: skip
+}
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
-        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
-        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.complex64,
+        torch.complex128,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
     )
-}  # fmt: skip
+}
 
 
 def to_json(interventions: Sequence[Intervention]) -> str:

@@ -59,7 +59,7 @@ class ActivationCache(Decomposition, Habits):
     @classmethod
     def of_run(
         cls,
-        model: HookedVideoDiT,
+        model: Any,
         latents: torch.Tensor,
         timestep: torch.Tensor,
         cond: Conditions,

@@ -81,8 +81,10 @@ def say_longer(cfg: VideoDiTConfig, n_frames: int) -> None:
 def _say_longer(model_name: str, trained: int, n_frames: int) -> None:
     log.warning(
         "%s runs on %d frames at once; it was trained on %d (pipe.rollout continues clips in windows of that)",
-        model_name, n_frames, trained,
-    )  # fmt: skip
+        model_name,
+        n_frames,
+        trained,
+    )
 
 
 OLD = {

@@ -89,13 +89,25 @@ class HookDescriptions:
         axis = getattr(parent, "axis", "3d")
         group = {"space": grid.tokens_per_frame, "time": grid.n_frames, "3d": grid.n_tokens}[axis]
         sizes = {
-            "1": 1, "batch": batch, "frame": grid.n_frames, "pos": grid.n_tokens, "row*col": grid.tokens_per_frame,
-            "query": group, "key": n_text if getattr(parent, "cross", False) else group,
-            "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
-            "2T-1": 2 * grid.n_frames - 1, "2H-1": 2 * grid.n_rows - 1, "2W-1": 2 * grid.n_cols - 1,
-            "part": grid.n_frames, "channel": cfg.out_channels,
-            "height": grid.n_rows * patch_h, "width": grid.n_cols * patch_w,
-        }  # fmt: skip
+            "1": 1,
+            "batch": batch,
+            "frame": grid.n_frames,
+            "pos": grid.n_tokens,
+            "row*col": grid.tokens_per_frame,
+            "query": group,
+            "key": n_text if getattr(parent, "cross", False) else group,
+            "head": cfg.n_heads,
+            "d_head": cfg.d_head,
+            "d_model": cfg.d_model,
+            "d_mlp": cfg.d_mlp,
+            "2T-1": 2 * grid.n_frames - 1,
+            "2H-1": 2 * grid.n_rows - 1,
+            "2W-1": 2 * grid.n_cols - 1,
+            "part": grid.n_frames,
+            "channel": cfg.out_channels,
+            "height": grid.n_rows * patch_h,
+            "width": grid.n_cols * patch_w,
+        }
         return tuple(sizes[dim] for dim in self.hook_dict[name].dims)
 
     def names_before(self, stop: int | None, names: list[str]) -> list[str]:

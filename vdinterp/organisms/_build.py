@@ -75,9 +75,13 @@ def _first_frame(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
 
 def _motion(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:
     wiring.head(
-        *at["tracking"], copies=("content", "found"), match=("content", {"content": 1.0}), displacement=-1, sharp=40.0,
+        *at["tracking"],
+        copies=("content", "found"),
+        match=("content", {"content": 1.0}),
+        displacement=-1,
+        sharp=40.0,
         same_cell=False,
-    )  # fmt: skip
+    )
 
 
 def _symmetric(wiring: Wiring, at: Mapping[str, Place], _: int) -> None:

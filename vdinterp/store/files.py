@@ -149,8 +149,10 @@ def settle(folder: str | Path) -> None:
     with contextlib.suppress(OSError):
         _move(folder)
     if (folder / SAVED).is_dir():
-        raise ValueError(f"a save into {folder} was stopped before its end, and this user may not finish it (the new "
-                         f"files are in {SAVED}); make the folder writable, or save again")  # fmt: skip
+        raise ValueError(
+            f"a save into {folder} was stopped before its end, and this user may not finish it (the new "
+            f"files are in {SAVED}); make the folder writable, or save again"
+        )
 
 
 def digest(content: bytes) -> str:

@@ -67,8 +67,10 @@ def parse(text: bytes, path: Path) -> list[dict[str, Any]]:
     if len(found) < len(lines):
         log.warning(
             "%s: %d of %d lines are damaged or without a checksum; what they recorded is computed again",
-            path, len(lines) - len(found), len(lines),
-        )  # fmt: skip
+            path,
+            len(lines) - len(found),
+            len(lines),
+        )
     return found
 
 

@@ -68,8 +68,11 @@ def heads(bench: Bench) -> HeadStudy:
     """Head table, attention from frame to frame and by displacement, chunks of history, patch crossing; with actions
     also which heads follow the scroll. The clips' last frame is noisy, the ones before it are clean."""
     options: dict[str, Any] = {
-        "noise_levels": bench.levels, "n_context": bench.n_context, "seed": bench.seed, "batch": bench.batch
-    }  # fmt: skip
+        "noise_levels": bench.levels,
+        "n_context": bench.n_context,
+        "seed": bench.seed,
+        "batch": bench.batch,
+    }
     noised = NoisedClips(bench.pipe, bench.clips, **options)
     implied = _implied(noised, bench.clips)
     asked: dict[str, Callable[[], Result]] = {

@@ -110,9 +110,16 @@ class AblationResult(StudyResult):
             lines["copy last frame"] = wording.copy(self)["value"]
         title += ", 95 % interval over clips"
         figure = plotting.bars(
-            rows, x="condition", y="value", low="low", high="high", title=title, y_title=UNITS[metric],
-            x_title="condition", reference=lines,
-        )  # fmt: skip
+            rows,
+            x="condition",
+            y="value",
+            low="low",
+            high="high",
+            title=title,
+            y_title=UNITS[metric],
+            x_title="condition",
+            reference=lines,
+        )
         return {title: figure}
 
     def _step_curves(self, rows: pd.DataFrame, model: str) -> dict[str, go.Figure]:
@@ -127,10 +134,18 @@ class AblationResult(StudyResult):
             curves.append(part.assign(steps=steps, score=label))
         title = f"{model}, one step: error over the number of denoising steps, band: 95 % interval over clips"
         figure = plotting.lines(
-            pd.concat(curves).dropna(subset=["value"]), x="steps", y="value", low="low", high="high", color="score",
-            title=title, x_title="denoising steps", y_title="squared error over variance (or over motion)", log_x=True,
+            pd.concat(curves).dropna(subset=["value"]),
+            x="steps",
+            y="value",
+            low="low",
+            high="high",
+            color="score",
+            title=title,
+            x_title="denoising steps",
+            y_title="squared error over variance (or over motion)",
+            log_x=True,
             reference={"copy last frame (x0 error)": wording.copy(self)["value"]},
-        )  # fmt: skip
+        )
         return {title: figure}
 
     def _per_frame(self, ablation: str, model: str) -> dict[str, go.Figure]:
@@ -148,9 +163,15 @@ class AblationResult(StudyResult):
         values = rows.pivot(index="variant", columns="frame", values="value").loc[variants, frames]
         title = f"{model}, {ablation}: x0 error by target frame"
         figure = plotting.heatmap(
-            values, x=frames, y=variants, title=title, x_title="frame of the clip", y_title="condition",
-            value_title="x0 error (over variance)", zmin=0.0,
-        )  # fmt: skip
+            values,
+            x=frames,
+            y=variants,
+            title=title,
+            x_title="frame of the clip",
+            y_title="condition",
+            value_title="x0 error (over variance)",
+            zmin=0.0,
+        )
         return {title: figure}
 
     def _heads(self, model: str) -> dict[str, go.Figure]:
@@ -178,9 +199,16 @@ class AblationResult(StudyResult):
             f"{model}: rise of the one-pass x0 error when the {what} of one layer is replaced, 95 % interval over clips"
         )
         figure = plotting.bars(
-            rows, x="variant", y="value", low="low", high="high", color="mode", title=title, x_title="layer",
+            rows,
+            x="variant",
+            y="value",
+            low="low",
+            high="high",
+            color="mode",
+            title=title,
+            x_title="layer",
             y_title="rise of x0 error (squared error over variance)",
-        )  # fmt: skip
+        )
         return {title: figure}
 
     # Text
@@ -274,10 +302,11 @@ def compared(results: Sequence[AblationResult]) -> dict[str, go.Figure]:
     for ablation in results[0].ablations[1:]:
         variants = dict.fromkeys(results[0].pick(ablation=ablation, protocol="sample")["variant"])
         shared = [
-            name for name in variants
+            name
+            for name in variants
             if all(len(one.pick(ablation=ablation, variant=name, protocol="sample")) for one in results)
             and (ablation != "one step" or name == "1 step")
-        ]  # fmt: skip
+        ]
         if shared:
             chosen.append((ablation, max(shared, key=lambda name: _mean_error(results, ablation, name))))
     models = [one.model for one in results]
@@ -292,9 +321,18 @@ def compared(results: Sequence[AblationResult]) -> dict[str, go.Figure]:
         ]
     title = "x0 error of every model: intact, a still picture, and the most costly variant of every ablation"
     figure = plotting.bars(
-        pd.DataFrame(rows), x="condition", y="value", low="low", high="high", color="model", title=title,
-        y_title=UNITS["x0 error"], x_title="condition", reference={"mean frame": 1.0}, log=True,
-    )  # fmt: skip
+        pd.DataFrame(rows),
+        x="condition",
+        y="value",
+        low="low",
+        high="high",
+        color="model",
+        title=title,
+        y_title=UNITS["x0 error"],
+        x_title="condition",
+        reference={"mean frame": 1.0},
+        log=True,
+    )
     return {f"{title}. Lines: 95 % intervals over clips": figure}
 
 
@@ -308,9 +346,7 @@ def _named(ablation: str, variant: str) -> str:
 
 def _mean_error(results: Sequence[AblationResult], ablation: str, variant: str) -> float:
     """Of one variant over the models, each in units of its still picture's error."""
-    errors = [
-        wording.only(_sampled(one, ablation, variant))["value"] / wording.copy(one)["value"] for one in results
-    ]  # fmt: skip
+    errors = [wording.only(_sampled(one, ablation, variant))["value"] / wording.copy(one)["value"] for one in results]
     return float(np.mean(errors))
 
 

@@ -78,9 +78,12 @@ def steps_finding(result: AblationResult) -> str:
     lower = one["value"] < base["value"]
     text = (
         f"A single denoising step scores {number(one['value'])}, {'lower' if lower else 'no lower'} than all {steps}"
-        + (f", with a sharpness of {number(sharp)} against {number(full)} (1 is as sharp as the true frames)"
-           if result.in_pixels else "")
-    )  # fmt: skip
+        + (
+            f", with a sharpness of {number(sharp)} against {number(full)} (1 is as sharp as the true frames)"
+            if result.in_pixels
+            else ""
+        )
+    )
     if lower and sharp < BLURRED * min(full, 1.0):
         return f"{text}: squared error rewards a blurred average of what may come, so this is not better video."
     if lower:

@@ -49,7 +49,7 @@ class Bench:
 
     Args:
         pipe: the model. `clips`: what it is judged on. `reference`: other clips, over which means are taken.
-        n_context: clean frames given. `steps`: denoising steps of an intact sample. `levels`: noise levels in (0, 1]
+        n_context: clean frames given. `steps`: denoising steps of an intact sample. `noise_levels`: shares in (0, 1]
             of protocol "denoise".
         seed: of the noise; clip `i` has the same noise under every condition.
         batch: clips a forward pass.
@@ -66,7 +66,7 @@ class Bench:
         *,
         n_context: int,
         steps: int = 8,
-        levels: Sequence[float] = (0.6, 0.9),
+        noise_levels: Sequence[float] = (0.6, 0.9),
         seed: int = 0,
         batch: int = 16,
         ledger: Ledger | None = None,
@@ -74,13 +74,13 @@ class Bench:
         if n_context < 1:
             raise ValueError(f"n_context={n_context}: a study continues clips, so n_context >= 1 is needed")
         shared: Any = {"n_context": n_context, "batch": batch}
-        self.stimulus = NoisedClips(pipe, clips, levels, seed=seed, **shared)
+        self.stimulus = NoisedClips(pipe, clips, noise_levels, seed=seed, **shared)
         self.n_frames = self.stimulus.n_frames
         if frames_seen(pipe, reference) < self.n_frames:
             raise ValueError(f"reference clips have {reference.n_frames} frames, the clips {self.n_frames}: too few")
         without = None if self.stimulus.cond else NO_CONDITION
         self.others = NoisedClips(
-            pipe, reference, levels, n_frames=self.n_frames, seed=seed + 1, cond=without, **shared
+            pipe, reference, noise_levels, n_frames=self.n_frames, seed=seed + 1, cond=without, **shared
         )
         self.steps = check_count("steps", steps, high=pipe.diffusion.n_levels, why="the model's noise levels")
         self.pipe, self.clips, self.reference = pipe, clips, reference
@@ -209,10 +209,12 @@ class Bench:
         scores = {
             (metric, reference): torch.stack(
                 [torch.cat([part[f"{metric}/{reference}"] for part in level]) for level in levels]
-            ).mean(0).double()
+            )
+            .mean(0)
+            .double()
             for metric in self.metrics
             for reference in REFERENCES
-        }  # fmt: skip
+        }
         latents = torch.cat([part["latents"] for part in parts]) if "latents" in parts[0] else None
         return Measurement(condition, scores, latents)
 

@@ -114,8 +114,12 @@ def _opposite_moves(n: int, seed: int, n_frames: int) -> tuple[Clips, Clips]:
     clean = everything[last[torch.from_numpy(np.random.default_rng(seed).permutation(len(last))[:n])]]
     assert clean.action is not None
     action = clean.action.clone()
-    opposite = {move: other for move, step in crafter.MOVES.items() for other, back in crafter.MOVES.items()
-                if (back[0], back[1]) == (-step[0], -step[1])}  # fmt: skip
+    opposite = {
+        move: other
+        for move, step in crafter.MOVES.items()
+        for other, back in crafter.MOVES.items()
+        if (back[0], back[1]) == (-step[0], -step[1])
+    }
     moves = action[:, -1].argmax(-1).tolist()
     action[:, -1] = torch.eye(action.shape[-1])[[opposite[move] for move in moves]]
     return clean, replace(clean, action=action)

@@ -58,9 +58,15 @@ def labels_of(stimulus: LatentClips | Clips, name: str, frames: Sequence[int]) -
         known = ", ".join(label_names(clips)) or "none"
         raise ValueError(f"{clips.kind!r} clips have no label {name!r}; they have {known}")
     makers = {
-        "material": _material, "action": _action, "moved": _moved, "digit": _digit, "lag": _lag,
-        "position": _of_object, "velocity": _of_object, "occluded": _occluded,
-    }  # fmt: skip
+        "material": _material,
+        "action": _action,
+        "moved": _moved,
+        "digit": _digit,
+        "lag": _lag,
+        "position": _of_object,
+        "velocity": _of_object,
+        "occluded": _occluded,
+    }
     found = _own(clips, name) if name not in label_names(clips.kind) else makers[name](clips, name)
     if isinstance(stimulus, LatentClips):
         mask = None if found.mask is None else stimulus.by_frame(found.mask)

@@ -72,7 +72,7 @@ def run(
     reference: Clips | None = None,
     n_context: int | None = None,
     steps: int | None = None,
-    levels: Sequence[float] = (0.6, 0.9),
+    noise_levels: Sequence[float] = (0.6, 0.9),
     seed: int = 0,
     batch: int = 16,
     out: str | Path | None = None,
@@ -89,7 +89,7 @@ def run(
             for a model that does not say its kind, the judged clips themselves.
         n_context: frames given (default: half; all but the last of clips that say which frames are predictable).
         steps: denoising steps of an intact sample (default 8, or 16 for models with few tokens).
-        levels: noise levels, in (0, 1], of what is judged in single forward passes.
+        noise_levels: shares in (0, 1], of what is judged in single forward passes.
         seed: of clips and noise. `batch`: clips a forward pass.
         out: folder in which finished work is recorded; a run that was stopped continues from there. None: nowhere.
         resume: False starts over.
@@ -112,7 +112,7 @@ def run(
     if n_context is not None:
         check_count("n_context", n_context, 0)
     check_count("batch", batch)
-    check_levels(levels)
+    check_levels(noise_levels)
     if clips is not None and not isinstance(clips, Clips):
         raise ValueError(f"clips is {type(clips).__name__}; give clips, for example vd.data.Clips(kind=.., video=..)")
     if clips is None:
@@ -135,7 +135,13 @@ def run(
         reference = held_out_clips(pipe, len(clips), seed, part="reference", n_context=None)
     assert reference is not None
     steps = (16 if small else 8) if steps is None else steps
-    options = {"n_context": n_context, "steps": steps, "levels": tuple(levels), "seed": seed, "batch": batch}
+    options = {
+        "n_context": n_context,
+        "steps": steps,
+        "noise_levels": tuple(noise_levels),
+        "seed": seed,
+        "batch": batch,
+    }
     bench = Bench(pipe, clips, without_twin(reference), **options)  # checks everything; nothing is hashed before
     if out is not None:
         made_by = about(pipe, *CODE)

@@ -48,12 +48,13 @@ class Trials:
         ]
         trials = [
             Trial(
-                interventions=partial(_made, bench, one.interventions) if callable(one.interventions)
+                interventions=partial(_made, bench, one.interventions)
+                if callable(one.interventions)
                 else tuple(one.interventions),
                 label={"condition": one.label},
             )
             for one in self.changing
-        ]  # fmt: skip
+        ]
         self.known = Measured(bench, self)
         self.work = Work(bench.pipe, self.cases, trials, Scored(bench, protocol))
 
@@ -121,9 +122,11 @@ def _runs(
         return
     for clips in bench.batches:
         options = {
-            "context": bench.truth[clips, : bench.n_context], "n_frames": bench.n_frames, "noise": bench.noise[clips],
+            "context": bench.truth[clips, : bench.n_context],
+            "n_frames": bench.n_frames,
+            "noise": bench.noise[clips],
             "cond": bench.stimulus.cond[clips],
-        }  # fmt: skip
+        }
         yield None, clips, {name: Trajectory(options={**options, "steps": number}) for name, number in steps.items()}
 
 

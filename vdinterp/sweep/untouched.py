@@ -50,8 +50,11 @@ class Wanted:
             self.said = True
             log.info(
                 "sweep: %s hold the stream at %d of the %d places where trials start; what lies between is computed "
-                "again (keep_bytes= sets how much is kept)", readable(n_bytes), len(found), len(every),
-            )  # fmt: skip
+                "again (keep_bytes= sets how much is kept)",
+                readable(n_bytes),
+                len(found),
+                len(every),
+            )
         return found
 
 
@@ -189,9 +192,11 @@ class Walks(_Runs):
             if names
         )
         check_fits(
-            bytes_needed, self.model.device, "The activations of all steps that this sweep keeps",
+            bytes_needed,
+            self.model.device,
+            "The activations of all steps that this sweep keeps",
             "Use fewer clips a batch, or fewer steps at a time.",
-        )  # fmt: skip
+        )
         x0, caches, states = {}, {}, []
         for name, plan in self.plans.items():
             record = sorted(self.needed.get(name, ())) or None

@@ -63,9 +63,16 @@ class CompositionScores(Result):
             title = f"{NAMES[part]} beyond chance{where}"
             if np.isfinite(wide.to_numpy()).any():
                 figures[title] = plotting.heatmap(
-                    wide.to_numpy(), x=list(wide.columns), y=list(wide.index), title=title, x_title="receiver",
-                    y_title="sender", value_title="score minus chance", diverging=True, number_format=".2f",
-                )  # fmt: skip
+                    wide.to_numpy(),
+                    x=list(wide.columns),
+                    y=list(wide.index),
+                    title=title,
+                    x_title="receiver",
+                    y_title="sender",
+                    value_title="score minus chance",
+                    diverging=True,
+                    number_format=".2f",
+                )
         return figures
 
     def summary(self) -> str:
@@ -74,10 +81,11 @@ class CompositionScores(Result):
         for part in dict.fromkeys(self.table["part"]):
             top = rows_of(self.table, part=part).nlargest(3, "beyond")
             named = [
-                f"{row.sender} → {row.receiver}" + (f" at {row.displacement}" if row.displacement != ANY else "")
+                f"{row.sender} → {row.receiver}"
+                + (f" at {row.displacement}" if row.displacement != ANY else "")
                 + f" ({row.score:.2f}, z {row.z:.0f})"
                 for row in top.itertuples()
-            ]  # fmt: skip
+            ]
             lines.append(f"- **{NAMES[part]}** (chance {self.table['baseline'].iloc[0]:.2f}): {'; '.join(named)}.")
         return "Strongest pairs (score, standard deviations above random rotations):\n\n" + "\n".join(lines)
 
@@ -152,13 +160,18 @@ def _rows(
     """Rows of the chosen pairs of two layers, for one part."""
     senders, receivers = torch.tensor(heads).T
     score, z = (values[:, senders, receivers].flatten().numpy() for values in (found.score, found.z))
-    return pd.DataFrame({
-        "part": part,
-        "displacement": np.repeat(np.array(names, dtype=object), len(heads)),
-        "sender": [f"{layers[0]}.{head}" for head, _ in heads] * len(names),
-        "receiver": [f"{layers[1]}.{head}" for _, head in heads] * len(names),
-        "score": score, "baseline": found.baseline, "beyond": score - found.baseline, "z": z,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "part": part,
+            "displacement": np.repeat(np.array(names, dtype=object), len(heads)),
+            "sender": [f"{layers[0]}.{head}" for head, _ in heads] * len(names),
+            "receiver": [f"{layers[1]}.{head}" for _, head in heads] * len(names),
+            "score": score,
+            "baseline": found.baseline,
+            "beyond": score - found.baseline,
+            "z": z,
+        }
+    )
 
 
 def _pairs(model: HookedVideoDiT, pairs: Sequence[tuple[Head, Head]] | None) -> list[tuple[Head, Head]]:

@@ -62,9 +62,16 @@ class QKActivations(Result):
         x, y = ([f"{step:+d}" if step else "0" for step in range(-reach, reach + 1)] for reach in (cols, rows))
         slices = [f"frame {step:+d}" if step else "same frame" for step in range(-frames, frames + 1)]
         figure = plotting.sliced_heatmap(
-            self.kernel.numpy(), slices=slices, x=x, y=y, title=title, x_title="columns (key minus query)",
-            y_title="rows (key minus query)", value_title="score over the mean", diverging=True,
-        )  # fmt: skip
+            self.kernel.numpy(),
+            slices=slices,
+            x=x,
+            y=y,
+            title=title,
+            x_title="columns (key minus query)",
+            y_title="rows (key minus query)",
+            value_title="score over the mean",
+            diverging=True,
+        )
         return {title: figure}
 
     def summary(self) -> str:
@@ -127,12 +134,15 @@ def qk_activations(model: HookedVideoDiT, cache: ActivationCache, layer: int, he
     kernel = torch.where(count > 0, kernel - (kernel * count).sum() / count.sum(), torch.nan)
     n_pairs, n_rows = float(count.sum()), pattern.q.shape[:-1].numel()
     return QKActivations(
-        layer=layer, head=head, kernel=kernel.reshape(shape).float().cpu(),
-        sd=(square / count).sqrt().reshape(shape).float().cpu(), count=count.reshape(shape).long().cpu(),
+        layer=layer,
+        head=head,
+        kernel=kernel.reshape(shape).float().cpu(),
+        sd=(square / count).sqrt().reshape(shape).float().cpu(),
+        count=count.reshape(shape).long().cpu(),
         position=1 - float(square.sum()) / of_scores if of_scores else float("nan"),
         chance=(int((count > 0).sum()) - 1) / max(n_pairs - n_rows, 1.0),
         meta={"model": model.cfg.model_name, "clips": n_clips},
-    )  # fmt: skip
+    )
 
 
 def _pairs(pattern: AttentionPattern) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:

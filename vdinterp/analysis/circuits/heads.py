@@ -65,10 +65,14 @@ class _Circuit(Result):
         values = torch.linalg.eigvals(self.B.double() @ self.A.double())
         values = values[values.abs().argsort(descending=True)]
         singular = self.matrix.svd()[1].double()
-        return pd.DataFrame({
-            "rank": range(len(values)), "singular_value": singular.cpu().numpy(), "real": values.real.cpu().numpy(),
-            "imaginary": values.imag.cpu().numpy(),
-        })  # fmt: skip
+        return pd.DataFrame(
+            {
+                "rank": range(len(values)),
+                "singular_value": singular.cpu().numpy(),
+                "real": values.real.cpu().numpy(),
+                "imaginary": values.imag.cpu().numpy(),
+            }
+        )
 
     def plot(self) -> dict[str, go.Figure]:
         """Singular values, and eigenvalues in the complex plane."""
@@ -148,15 +152,23 @@ def ov(model: HookedVideoDiT, layer: int, head: int, noise_level: Any, query_lev
     folded = FoldedWeights(model, noise_level, query_level)
     write = folded.write(layer)[head]
     return OVCircuit(
-        A=_given(model, folded.read(layer, "v")[head]), B=_given(model, write), layer=layer, head=head,
-        constant=_given(model, folded.constant(layer, "v")[head] @ write), meta=folded.meta,
-    )  # fmt: skip
+        A=_given(model, folded.read(layer, "v")[head]),
+        B=_given(model, write),
+        layer=layer,
+        head=head,
+        constant=_given(model, folded.constant(layer, "v")[head] @ write),
+        meta=folded.meta,
+    )
 
 
 def qk(
-    model: HookedVideoDiT, layer: int, head: int, noise_level: Any, displacement: tuple[int, int, int],
+    model: HookedVideoDiT,
+    layer: int,
+    head: int,
+    noise_level: Any,
+    displacement: tuple[int, int, int],
     query_level: Any = None,
-) -> QKCircuit:  # fmt: skip
+) -> QKCircuit:
     """The QK circuit of a head of self-attention, for keys that lie at `displacement` from their query.
 
     `A = C diag(1 + scale) W_Q / sqrt(d_head)`, `B = R(displacement) (C diag(1 + scale) W_K)^T`, with R the rotation of
@@ -188,11 +200,15 @@ def qk(
     w_q, w_k = (folded.read(layer, part)[head] for part in ("q", "k"))
     b_q, b_k = (folded.constant(layer, part)[head] for part in ("q", "k"))
     return QKCircuit(
-        A=_given(model, w_q * scale), B=_given(model, turned @ w_k.T), layer=layer, head=head,
-        query_bias=_given(model, w_q @ turned @ b_k * scale), key_bias=_given(model, b_q @ turned @ w_k.T * scale),
+        A=_given(model, w_q * scale),
+        B=_given(model, turned @ w_k.T),
+        layer=layer,
+        head=head,
+        query_bias=_given(model, w_q @ turned @ b_k * scale),
+        key_bias=_given(model, b_q @ turned @ w_k.T * scale),
         constant=float(b_q @ turned @ b_k) * scale,
         meta=folded.meta | {"displacement": list(displacement)},
-    )  # fmt: skip
+    )
 
 
 def _given(model: HookedVideoDiT, weight: torch.Tensor) -> torch.Tensor:

@@ -49,9 +49,9 @@ class PatchCircuit(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a direction: `rank singular_value agreement`, the last the cosine of what is read and written."""
         agreement = (self.reads * self.writes).sum((1, 2, 3))
-        return pd.DataFrame({
-            "rank": range(len(self.singular)), "singular_value": self.singular.numpy(), "agreement": agreement.numpy()
-        })  # fmt: skip
+        return pd.DataFrame(
+            {"rank": range(len(self.singular)), "singular_value": self.singular.numpy(), "agreement": agreement.numpy()}
+        )
 
     def plot(self) -> dict[str, go.Figure]:
         """The matrix, where it is small, and the strongest directions as patches."""
@@ -60,19 +60,28 @@ class PatchCircuit(Result):
             labels = [f"{c}:{row},{col}" for c, row, col in np.ndindex(*self.reads.shape[1:])]
             title = f"From patch (across) to x0 of a patch (down) through {name}"
             figures[title] = plotting.heatmap(
-                self.matrix.numpy(), x=labels, y=labels, title=title, x_title="value that is read (channel:row,col)",
-                y_title="value of x0 (channel:row,col)", value_title="x0 per value read", diverging=True,
+                self.matrix.numpy(),
+                x=labels,
+                y=labels,
+                title=title,
+                x_title="value that is read (channel:row,col)",
+                y_title="value of x0 (channel:row,col)",
+                value_title="x0 per value read",
+                diverging=True,
                 number_format=".2f",
-            )  # fmt: skip
+            )
         shown = min(MOST_SHOWN, len(self.singular))
         title = f"Strongest directions of {name}: what is read, and what of x0 is written for it"
         both = torch.cat([self.reads[:shown], self.writes[:shown]], 1).transpose(0, 1).numpy()
         rows = [f"{what} {channel}" for what in ("read", "write") for channel in range(self.reads.shape[1])]
         columns = [f"{rank}: {number(value)}" for rank, value in enumerate(self.singular[:shown].tolist())]
         labels = {
-            "title": title, "x_title": "direction: singular value", "y_title": "channel", "value_title": "value",
+            "title": title,
+            "x_title": "direction: singular value",
+            "y_title": "channel",
+            "value_title": "value",
             "diverging": True,
-        }  # fmt: skip
+        }
         if both[0, 0].size == 1:
             figures[title] = plotting.heatmap(both[..., 0, 0], x=columns, y=rows, number_format=".2f", **labels)
         else:
@@ -105,8 +114,11 @@ class CopyingScores(Result):
         """A layer x head grid."""
         title = f"Copying score, from level {self.meta['noise_level']:g} to level {self.meta['query_level']:g}"
         unit = "copying score, -1 to 1"
-        return {title: plotting.layer_head(self.values(), title=title, value_title=unit, zmin=-1.0, zmax=1.0,
-                                           diverging=True)}  # fmt: skip
+        return {
+            title: plotting.layer_head(
+                self.values(), title=title, value_title=unit, zmin=-1.0, zmax=1.0, diverging=True
+            )
+        }
 
     def summary(self) -> str:
         """The heads beyond chance that copy most, and those that take away most."""
@@ -159,10 +171,16 @@ def patch_circuit(
     reads, writes = right[:rank], left.T[:rank]
     sign = torch.where(reads.gather(1, reads.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)  # an svd leaves it open
     return PatchCircuit(
-        layer=layer, head=head, matrix=matrix.float(), singular=singular[:rank].float(),
-        reads=(reads * sign).float().reshape(shape), writes=(writes * sign).float().reshape(shape),
-        copying=eigenvalue_score(into, out), chance=_chance(into, out), meta=ends.meta,
-    )  # fmt: skip
+        layer=layer,
+        head=head,
+        matrix=matrix.float(),
+        singular=singular[:rank].float(),
+        reads=(reads * sign).float().reshape(shape),
+        writes=(writes * sign).float().reshape(shape),
+        copying=eigenvalue_score(into, out),
+        chance=_chance(into, out),
+        meta=ends.meta,
+    )
 
 
 def copying(pipe: VideoDiffusion, noise_level: float, query_level: float | None = None) -> CopyingScores:
@@ -171,10 +189,15 @@ def copying(pipe: VideoDiffusion, noise_level: float, query_level: float | None 
     ends, rows = _Ends(pipe, noise_level, query_level), []
     for layer in range(pipe.model.cfg.n_layers):
         for head, (into, out) in enumerate(zip(*ends.of_layer(layer), strict=True)):
-            rows.append({
-                "layer": layer, "head": head, "value": eigenvalue_score(into, out), "chance": _chance(into, out),
-                "size": float((into @ out).norm()),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "layer": layer,
+                    "head": head,
+                    "value": eigenvalue_score(into, out),
+                    "chance": _chance(into, out),
+                    "size": float((into @ out).norm()),
+                }
+            )
     return CopyingScores(table=pd.DataFrame(rows), meta=ends.meta)
 
 

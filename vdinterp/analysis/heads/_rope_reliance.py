@@ -49,18 +49,30 @@ class RopeReliance(Result):
             if "head" in rows:
                 grid = rows.pivot(index="layer", columns=["way", "axis", "head"], values="x0_change").reindex(layers)
                 figures[title] = plotting.tiles(
-                    np.array([[grid[way][axis].to_numpy() for axis in axes] for way in ways]), rows=ways, columns=axes,
-                    title=title, x_title="axis (in a tile: head)", y_title="alteration (in a tile: layer)",
-                    value_title=unit, cell_names=("layer", "head"), zmax=top,
-                )  # fmt: skip
+                    np.array([[grid[way][axis].to_numpy() for axis in axes] for way in ways]),
+                    rows=ways,
+                    columns=axes,
+                    title=title,
+                    x_title="axis (in a tile: head)",
+                    y_title="alteration (in a tile: layer)",
+                    value_title=unit,
+                    cell_names=("layer", "head"),
+                    zmax=top,
+                )
                 continue
             columns = list(product(axes, ways))
             grid = rows.pivot(index="layer", columns=["axis", "way"], values="x0_change").reindex(layers)
             figures[title] = plotting.heatmap(
-                grid[columns].to_numpy(), x=[" ".join(column) for column in columns],
-                y=[str(layer) for layer in layers], title=title, x_title="axis and alteration", y_title="layer",
-                value_title=unit, zmin=0.0, zmax=top,
-            )  # fmt: skip
+                grid[columns].to_numpy(),
+                x=[" ".join(column) for column in columns],
+                y=[str(layer) for layer in layers],
+                title=title,
+                x_title="axis and alteration",
+                y_title="layer",
+                value_title=unit,
+                zmin=0.0,
+                zmax=top,
+            )
         return figures
 
     def summary(self) -> str:

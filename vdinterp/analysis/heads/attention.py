@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from vdinterp import plotting
 from vdinterp.analysis.heads.statistic import HeadStatistic, head_rows, head_statistic
+from vdinterp.analysis.heads.tables import head_names, largest, tidy
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.checks.counts import check_count
 from vdinterp.results import Result, Section
@@ -25,26 +26,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 DUMMY = 0.8  # mass on the current chunk above which a head is called dummy (2601.20499)
-
-
-def head_names(n_layers: int, n_heads: int) -> list[str]:
-    """`layer.head`, layer by layer."""
-    return [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
-
-
-def tidy(values: torch.Tensor, **axes: Sequence[Any] | None) -> pd.DataFrame:
-    """A table with one row a number (`value`), and for each axis, in order, its label there (None: the index)."""
-    index = np.indices(values.shape).reshape(values.ndim, -1)
-    columns = {
-        name: at if labels is None else np.asarray(labels, dtype=object if isinstance(labels[0], str) else None)[at]
-        for (name, labels), at in zip(axes.items(), index, strict=True)
-    }
-    return pd.DataFrame({**columns, "value": values.flatten().numpy()})
-
-
-def largest(result: Result) -> pd.DataFrame:
-    """The table of a result, the largest values first."""
-    return result.to_frame().sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
 # Frame to frame
@@ -74,10 +55,18 @@ class FrameMass(Result):
         for level, values in zip(self.levels, self.mass, strict=True):
             title = f"Attention from frame (down) to frame (across) of every head, noise level {level:g}"
             figures[title] = plotting.tiles(
-                values, rows=[str(i) for i in range(n_layers)], columns=[str(i) for i in range(n_heads)], title=title,
-                x_title="head", y_title="layer", value_title="attention mass, 0 to 1", zmax=1.0,
-                cell_names=("from frame", "to frame"), cell_x=range(n_frames), cell_y=range(n_frames),
-            )  # fmt: skip
+                values,
+                rows=[str(i) for i in range(n_layers)],
+                columns=[str(i) for i in range(n_heads)],
+                title=title,
+                x_title="head",
+                y_title="layer",
+                value_title="attention mass, 0 to 1",
+                zmax=1.0,
+                cell_names=("from frame", "to frame"),
+                cell_x=range(n_frames),
+                cell_y=range(n_frames),
+            )
         return figures
 
     def summary(self) -> str:
@@ -234,10 +223,14 @@ class DisplacementKernels(Result):
                 shown[0, index] if single else shown[:, index].flatten(1, 2),
                 rows=[str(i) for i in range(n_layers)] if single else self.groups,
                 columns=[str(i) for i in range(n_heads)] if single else head_names(n_layers, n_heads),
-                title=title, x_title="head", y_title="layer" if single else "clips",
-                value_title="mean attention, 0 to 1", cell_names=("rows down", "columns right"), cell_x=cols,
+                title=title,
+                x_title="head",
+                y_title="layer" if single else "clips",
+                value_title="mean attention, 0 to 1",
+                cell_names=("rows down", "columns right"),
+                cell_x=cols,
                 cell_y=rows,
-            )  # fmt: skip
+            )
         return figures
 
     def summary(self) -> str:
@@ -301,9 +294,12 @@ def displacement_kernel(
         kernels = torch.cat(parts)  # clip layer head frame row col
         found.append(torch.stack([kernels[chosen].mean(0) for chosen in groups.values()]))
     return DisplacementKernels(
-        kernel=torch.stack(found, 1), groups=tuple(groups), levels=noised.levels,
-        chance=chance, meta=noised.meta(query_frames=list(frames)),
-    )  # fmt: skip
+        kernel=torch.stack(found, 1),
+        groups=tuple(groups),
+        levels=noised.levels,
+        chance=chance,
+        meta=noised.meta(query_frames=list(frames)),
+    )
 
 
 # Regions
@@ -334,11 +330,18 @@ class Synopsis(Result):
         for level, values in zip(self.levels, self.mass, strict=True):
             title = f"Attention from region (down) to region (across) beyond uniform attention, noise level {level:g}"
             figures[title] = plotting.tiles(
-                values - self.chance[:, None], rows=[str(i) for i in range(n_layers)],
-                columns=[str(i) for i in range(n_heads)], title=title, x_title="head", y_title="layer",
-                value_title="mass beyond chance, -1 to 1", diverging=True, cell_names=("from", "to"),
-                cell_x=self.regions, cell_y=self.regions,
-            )  # fmt: skip
+                values - self.chance[:, None],
+                rows=[str(i) for i in range(n_layers)],
+                columns=[str(i) for i in range(n_heads)],
+                title=title,
+                x_title="head",
+                y_title="layer",
+                value_title="mass beyond chance, -1 to 1",
+                diverging=True,
+                cell_names=("from", "to"),
+                cell_x=self.regions,
+                cell_y=self.regions,
+            )
         return figures
 
 

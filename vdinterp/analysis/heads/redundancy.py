@@ -49,11 +49,16 @@ class HeadConsensus(Result):
         """A head x head matrix for every layer and noise level; then the mean over the other heads."""
         title = "Cosine between the attention maps of two heads of a layer"
         matrices = plotting.tiles(
-            self.cosine, rows=[f"{level:g}" for level in self.levels],
-            columns=[str(layer) for layer in range(self.cosine.shape[1])], title=title,
-            x_title="layer (in a tile: head)", y_title="noise level (in a tile: head)", value_title="cosine, 0 to 1",
-            cell_names=("head", "head"), zmax=1.0,
-        )  # fmt: skip
+            self.cosine,
+            rows=[f"{level:g}" for level in self.levels],
+            columns=[str(layer) for layer in range(self.cosine.shape[1])],
+            title=title,
+            x_title="layer (in a tile: head)",
+            y_title="noise level (in a tile: head)",
+            value_title="cosine, 0 to 1",
+            cell_names=("head", "head"),
+            zmax=1.0,
+        )
         return {title: matrices, **self.scores.plot()}
 
     def summary(self) -> str:
@@ -95,9 +100,12 @@ def head_consensus(noised: NoisedClips) -> HeadConsensus:
     cosine, unrelated = torch.stack(matrices, 1)
     meta = noised.meta()
     return HeadConsensus(
-        cosine=cosine, unrelated=unrelated, levels=noised.levels, meta=meta,
+        cosine=cosine,
+        unrelated=unrelated,
+        levels=noised.levels,
+        meta=meta,
         scores=head_statistic("Cosine to the other heads of the layer", rows, units, meta),
-    )  # fmt: skip
+    )
 
 
 def map_cosines(pattern: AttentionPattern) -> Float[torch.Tensor, "2 batch head head"]:
@@ -146,11 +154,19 @@ class StepRedundancy(Result):
             both = np.stack([self.values(score, column) for column in kinds])
             title = f"{what} of the stream after a layer at two noise levels"
             figures[title] = plotting.tiles(
-                both, rows=list(kinds.values()), columns=[str(layer) for layer in range(both.shape[1])], title=title,
-                x_title="layer (in a tile: noise level)", y_title="compared with (in a tile: noise level)",
-                value_title="cosine, -1 to 1", cell_names=("level", "level"), cell_x=names, cell_y=names,
-                diverging=True, zmax=1.0,
-            )  # fmt: skip
+                both,
+                rows=list(kinds.values()),
+                columns=[str(layer) for layer in range(both.shape[1])],
+                title=title,
+                x_title="layer (in a tile: noise level)",
+                y_title="compared with (in a tile: noise level)",
+                value_title="cosine, -1 to 1",
+                cell_names=("level", "level"),
+                cell_x=names,
+                cell_y=names,
+                diverging=True,
+                zmax=1.0,
+            )
         return figures
 
     def summary(self) -> str:

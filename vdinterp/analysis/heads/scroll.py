@@ -53,11 +53,16 @@ class ScrollHeads(Result):
             title = f"Attention of the last frame's cells to the frame before, noise level {level:g}"
             shown = [place for place in PLACES if rows[place].notna().any()]
             figures[title] = plotting.heatmap(
-                rows[shown].to_numpy(), x=["<br>".join(wrap(PLACES[place], 18)) for place in shown],
-                y=[f"{row.layer}.{row.head}" for row in rows.itertuples()], title=title,
-                x_title="where, one frame back", y_title="head",
-                value_title="attention mass, 0 to 1", zmin=0.0, zmax=1.0,
-            )  # fmt: skip
+                rows[shown].to_numpy(),
+                x=["<br>".join(wrap(PLACES[place], 18)) for place in shown],
+                y=[f"{row.layer}.{row.head}" for row in rows.itertuples()],
+                title=title,
+                x_title="where, one frame back",
+                y_title="head",
+                value_title="attention mass, 0 to 1",
+                zmin=0.0,
+                zmax=1.0,
+            )
         return figures
 
     def summary(self) -> str:

@@ -77,9 +77,16 @@ class HeadTable(Result):
             roles = [role for role in ROLES if role in rows and rows[role].notna().any()]
             title = f"Attention of every head on what makes its role, noise level {level:g}"
             figures[title] = plotting.heatmap(
-                rows[roles].to_numpy(), x=roles, y=[f"{row.layer}.{row.head}" for row in rows.itertuples()],
-                title=title, x_title="role", y_title="head", value_title="attention mass, 0 to 1", zmin=0.0, zmax=1.0,
-            )  # fmt: skip
+                rows[roles].to_numpy(),
+                x=roles,
+                y=[f"{row.layer}.{row.head}" for row in rows.itertuples()],
+                title=title,
+                x_title="role",
+                y_title="head",
+                value_title="attention mass, 0 to 1",
+                zmin=0.0,
+                zmax=1.0,
+            )
         return figures
 
     def summary(self) -> str:
@@ -162,24 +169,37 @@ def head_table(
     table: Any = pd.DataFrame(rows)
     known = [column for column in table if column not in ROLES or table[column].notna().any()]
     return HeadTable(
-        table=table[known], effects=torch.stack(effects), error=torch.stack(errors),
+        table=table[known],
+        effects=torch.stack(effects),
+        error=torch.stack(errors),
         meta=noised.meta(reference=f"{len(reference.clips)} clips"),
-    )  # fmt: skip
+    )
 
 
 def _row(
-    level: float, layer: int, head: int, scores: dict[str, torch.Tensor], chance: dict[str, torch.Tensor],
+    level: float,
+    layer: int,
+    head: int,
+    scores: dict[str, torch.Tensor],
+    chance: dict[str, torch.Tensor],
     rise: torch.Tensor,
-) -> dict[str, object]:  # fmt: skip
+) -> dict[str, object]:
     known = {role: float(values[head]) for role, values in scores.items()}
     role = next((name for name, value in known.items() if value >= HOLDS), MIXED)
     best = role if role != MIXED else max(known, key=lambda name: -1.0 if np.isnan(known[name]) else known[name])
     interval = bootstrap_mean(rise)
     return {
-        "level": level, "layer": layer, "head": head, "role": role, "score": known[best],
-        "chance": float(chance[best].nanmean()), "effect": float(interval.value), "low": float(interval.low),
-        "high": float(interval.high), **known,
-    }  # fmt: skip
+        "level": level,
+        "layer": layer,
+        "head": head,
+        "role": role,
+        "score": known[best],
+        "chance": float(chance[best].nanmean()),
+        "effect": float(interval.value),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        **known,
+    }
 
 
 def _scores(

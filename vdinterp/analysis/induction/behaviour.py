@@ -56,11 +56,21 @@ def _gains(task: Task, name: str, level: float, repeat: str | None, twin: str, l
         chosen = torch.isin(task.repeats.lag, torch.tensor([lag] if lag else lags))
         value, low, high = (float(x) for x in bootstrap_mean((other - error)[chosen]))
         without = float(other[chosen].mean())
-        rows.append({
-            "design": name, "level": level, "twin": twin, "lag": lag, "gain": value, "low": low, "high": high,
-            "error": float(error[chosen].mean()), "twin_error": without,
-            "found": bool(low > 0 and value >= WORTH * without), "n_clips": int(chosen.sum()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "design": name,
+                "level": level,
+                "twin": twin,
+                "lag": lag,
+                "gain": value,
+                "low": low,
+                "high": high,
+                "error": float(error[chosen].mean()),
+                "twin_error": without,
+                "found": bool(low > 0 and value >= WORTH * without),
+                "n_clips": int(chosen.sum()),
+            }
+        )
     return rows
 
 
@@ -79,9 +89,10 @@ def position_table(one_off: Task, loop: Task) -> pd.DataFrame:
         for distance in range(1, one_off.n_frames):
             other, loops = one_off.repeats.lag != distance, distance % loop.repeats.lag != 0
             kinds = [
-                (one_off.look(level, "none").apart, other), (one_off.look(level).apart, other),
+                (one_off.look(level, "none").apart, other),
+                (one_off.look(level).apart, other),
                 (loop.look(level).apart, loops),
-            ]  # fmt: skip
+            ]
             found = [_nearness(apart[chosen], distance) for apart, chosen in kinds if bool(chosen.any())]
             rows.append({"level": level, "distance": distance, **min(found, key=lambda one: one["nearness"])})
     return pd.DataFrame(rows)
@@ -201,7 +212,9 @@ def behaviours(table: pd.DataFrame, positions: pd.DataFrame, at_least: float) ->
         back: Any = here[(here["lag"] == 0) & here["twin"].isin(["none", "no content"])]
         found.append(
             Behaviour(
-                level=float(level), one_off=one_off, long_cue=long_cue,
+                level=float(level),
+                one_off=one_off,
+                long_cue=long_cue,
                 turned=(float(turned[turned["lag"] == 0]["gain"].min()), _share(turned)),
                 loops=(float(rows_of(loops, lag=0, twin="none")["gain"].iloc[0]), _share(order)),
                 uncued=_uncued(uncued, loops),
@@ -210,7 +223,7 @@ def behaviours(table: pd.DataFrame, positions: pd.DataFrame, at_least: float) ->
                 saved=float(near["saved"].iloc[0]) if len(near) else 0.0,
                 gains=bool(back["found"].any()),
             )
-        )  # fmt: skip
+        )
     return found
 
 

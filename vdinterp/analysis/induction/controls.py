@@ -58,17 +58,41 @@ def controls(task: Task, level: float, scores: pd.DataFrame, heads: Sequence[Hea
         contrast, q = (float(row[name]) for name in ("contrast_low", "q"))
         beyond = float(row["beyond_position"])
         found += [
-            Control(head, "position", "What is left beyond what the displacement alone gets?", beyond,
-                    "above half of the prefix matching", beyond > 0.5 * matching),
+            Control(
+                head,
+                "position",
+                "What is left beyond what the displacement alone gets?",
+                beyond,
+                "above half of the prefix matching",
+                beyond > 0.5 * matching,
+            ),
             _followed(task, level, head),
-            Control(head, "foils", f"Does it prefer the successor to the best foil ({row['best_foil']})?", contrast,
-                    "surely above 0", contrast > 0),
+            Control(
+                head,
+                "foils",
+                f"Does it prefer the successor to the best foil ({row['best_foil']})?",
+                contrast,
+                "surely above 0",
+                contrast > 0,
+            ),
             _turned(head, with_it, permuted.get(head), note),
-            Control(head, "untrained weights", f"What does the best head of {UNTRAINED} untrained networks get?", top,
-                    "at most half of its prefix matching", top <= 0.5 * matching),
-            Control(head, "other clips", "Does a head chosen on some clips score on others?", matching,
-                    "significant there, q < 0.01", None if math.isnan(q) else q < 0.01),
-        ]  # fmt: skip
+            Control(
+                head,
+                "untrained weights",
+                f"What does the best head of {UNTRAINED} untrained networks get?",
+                top,
+                "at most half of its prefix matching",
+                top <= 0.5 * matching,
+            ),
+            Control(
+                head,
+                "other clips",
+                "Does a head chosen on some clips score on others?",
+                matching,
+                "significant there, q < 0.01",
+                None if math.isnan(q) else q < 0.01,
+            ),
+        ]
     return found
 
 
@@ -152,10 +176,13 @@ def _turned(head: Head, with_it: torch.Tensor, other: torch.Tensor | None, note:
 def _untrained(task: Task, level: float, seed: int) -> float:
     """The best score of any head of the same network with random weights."""
     return max(
-        float(score_table(_task_of(task, untrained(task.pipe, seed + i), level), significance=False)[
-            "prefix_matching"].max())
+        float(
+            score_table(_task_of(task, untrained(task.pipe, seed + i), level), significance=False)[
+                "prefix_matching"
+            ].max()
+        )
         for i in range(UNTRAINED)
-    )  # fmt: skip
+    )
 
 
 def untrained(pipe: VideoDiffusion, seed: int) -> VideoDiffusion:

@@ -57,14 +57,24 @@ class DevelopmentResult(Result):
         second = f"Parts of the circuit over training, noise level {self.level:g}"
         return {
             first: plotting.lines(
-                errors.assign(clips=errors["clips"].map(names)), x="step", y="x0 error", color="clips", title=first,
-                x_title="training step", y_title="x0 error over variance",
+                errors.assign(clips=errors["clips"].map(names)),
+                x="step",
+                y="x0 error",
+                color="clips",
+                title=first,
+                x_title="training step",
+                y_title="x0 error over variance",
             ),
             second: plotting.lines(
-                scores.assign(part=scores["part"].map({k: v.split(":")[0] for k, v in CURVES.items()})), x="step",
-                y="score", color="part", title=second, x_title="training step", y_title="score (see the text)",
+                scores.assign(part=scores["part"].map({k: v.split(":")[0] for k, v in CURVES.items()})),
+                x="step",
+                y="score",
+                color="part",
+                title=second,
+                x_title="training step",
+                y_title="score (see the text)",
             ),
-        }  # fmt: skip
+        }
 
     def summary(self) -> str:
         """When each part is half of what it becomes, and the verdicts."""
@@ -73,8 +83,12 @@ class DevelopmentResult(Result):
             largest = float(self.table[name].max())
             reached: Any = self.table[self.table[name] >= largest / 2]
             if largest > 0.05 and len(reached):
-                formed.append((int(reached["step"].iloc[0]), f"- step {int(reached['step'].iloc[0])}: {meaning} "
-                               f"(half of its largest value, {largest:.2f})."))  # fmt: skip
+                formed.append(
+                    (
+                        int(reached["step"].iloc[0]),
+                        f"- step {int(reached['step'].iloc[0])}: {meaning} (half of its largest value, {largest:.2f}).",
+                    )
+                )
         order = "\n".join(text for _, text in sorted(formed))
         verdicts = "\n".join(
             f"- step {row['step']}: {row['verdict']} ({row['same']} of {row['searches']} searches)."
@@ -88,7 +102,7 @@ def induction_over_training(
     clips: Clips | torch.Tensor | None = None,
     *,
     seed: int = 0,
-    level: float = 0.95,
+    noise_level: float = 0.95,
     n_per_lag: int = 8,
     repeats: int = 2,
     engine: Literal["inline", "ray"] = "inline",
@@ -115,18 +129,29 @@ def induction_over_training(
     for step, pipe in bar(sorted(checkpoints.items()), desc="checkpoints", show=progress):
         folder = None if out is None else Path(out) / f"step-{step}"
         options: Any = {
-            "levels": (level,), "n_per_lag": n_per_lag, "designs": (), "repeats": repeats, "verdict_only": True,
+            "noise_levels": (noise_level,),
+            "n_per_lag": n_per_lag,
+            "designs": (),
+            "repeats": repeats,
+            "verdict_only": True,
             "progress": False,
-        }  # fmt: skip
+        }
         found = find_induction(pipe, clips, seed=seed, engine=engine, out=folder, **options)
         same, searches = found.reproduced
-        rows.append({
-            "step": step, "verdict": found.verdict, "reason": found.reason, "same": same, "searches": searches,
-            **_errors(found.behaviour), **_parts(pipe, clips, seed, level, n_per_lag),
-        })  # fmt: skip
+        rows.append(
+            {
+                "step": step,
+                "verdict": found.verdict,
+                "reason": found.reason,
+                "same": same,
+                "searches": searches,
+                **_errors(found.behaviour),
+                **_parts(pipe, clips, seed, noise_level, n_per_lag),
+            }
+        )
     some = next(iter(checkpoints.values()))
-    meta = {"model": some.model.cfg.model_name, "level": level, "seed": seed, "checkpoints": len(rows)}
-    return DevelopmentResult(table=pd.DataFrame(rows), level=level, meta=meta)
+    meta = {"model": some.model.cfg.model_name, "level": noise_level, "seed": seed, "checkpoints": len(rows)}
+    return DevelopmentResult(table=pd.DataFrame(rows), level=noise_level, meta=meta)
 
 
 def _errors(behaviour: pd.DataFrame) -> dict[str, float]:

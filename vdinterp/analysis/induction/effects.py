@@ -105,12 +105,17 @@ def ablation_table(found: Mapping[str, Rise]) -> pd.DataFrame:
         interval, lost = bootstrap_mean(one.repeats), bootstrap_mean(one.lost)
         rows.append(
             {
-                "set": name, "heads": " ".join(f"{layer}.{head}" for layer, head in one.heads),
-                "repeats": float(interval.value), "low": float(interval.low), "high": float(interval.high),
-                "others": float(one.others.mean()), "lost": float(lost.value), "lost_low": float(lost.low),
+                "set": name,
+                "heads": " ".join(f"{layer}.{head}" for layer, head in one.heads),
+                "repeats": float(interval.value),
+                "low": float(interval.low),
+                "high": float(interval.high),
+                "others": float(one.others.mean()),
+                "lost": float(lost.value),
+                "lost_low": float(lost.low),
                 "lost_high": float(lost.high),
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 
@@ -151,10 +156,14 @@ def copy_table(task: Task, levels: Sequence[float], heads: Sequence[Head], sweep
             interval = bootstrap_mean(torch.cat([part[head] for part in parts]))
             rows.append(
                 {
-                    "level": level, "layer": head[0], "head": head[1], "copy_gain": float(interval.value),
-                    "low": float(interval.low), "high": float(interval.high),
+                    "level": level,
+                    "layer": head[0],
+                    "head": head[1],
+                    "copy_gain": float(interval.value),
+                    "low": float(interval.low),
+                    "high": float(interval.high),
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows, columns=["level", "layer", "head", "copy_gain", "low", "high"])
 
 
@@ -200,11 +209,16 @@ def path_table(
     for part, twin in seconds.items():
         clean, corrupted = (task.clips(which)[:PAIRS] for which in (None, twin))
         found = path_patch(
-            task.pipe, clean, corrupted, level,
+            task.pipe,
+            clean,
+            corrupted,
+            level,
             senders=[f"{layer}.{head}" for layer, head in dict.fromkeys(s for s, _ in pairs)],
             receivers=[f"{layer}.{head}.{part}" for layer, head in dict.fromkeys(r for _, r in pairs)],
-            seed=task.seed, engine=sweeps.engine, sweep_options=sweeps.options(f"paths-{part}"),
-        )  # fmt: skip
+            seed=task.seed,
+            engine=sweeps.engine,
+            sweep_options=sweeps.options(f"paths-{part}"),
+        )
         table = found.table.dropna(subset=["value"]).assign(taken=twin)
         rows.append(table[["sender", "receiver", "taken", "value", "low", "high"]])
     return pd.concat(rows, ignore_index=True)
@@ -243,19 +257,30 @@ def reliance_table(
         drop = bootstrap_mean(max((before - no_match, before - no_cue), key=lambda one: float(one.mean())))
         rows.append(
             {
-                "sender": _name(sender), "head": _name(head), "prefix_matching": float(before.mean()) - chance,
-                "no_match": float(no_match.mean()) - chance, "no_cue": float(no_cue.mean()) - chance,
-                "drop": float(drop.value), "low": float(drop.low), "high": float(drop.high),
+                "sender": _name(sender),
+                "head": _name(head),
+                "prefix_matching": float(before.mean()) - chance,
+                "no_match": float(no_match.mean()) - chance,
+                "no_cue": float(no_cue.mean()) - chance,
+                "drop": float(drop.value),
+                "low": float(drop.low),
+                "high": float(drop.high),
                 "ablated": float(ablated.mean()) - chance,
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows, columns=columns)
 
 
 def on_successor(
-    task: Task, level: float, trials: Sequence[sweep.Trial], heads: Sequence[Head], twins: Sequence[str] = (),
-    sweeps: Sweeps = IN_MEMORY, name: str = "attention", n_clips: int | None = None,
-) -> sweep.SweepResult:  # fmt: skip
+    task: Task,
+    level: float,
+    trials: Sequence[sweep.Trial],
+    heads: Sequence[Head],
+    twins: Sequence[str] = (),
+    sweeps: Sweeps = IN_MEMORY,
+    name: str = "attention",
+    n_clips: int | None = None,
+) -> sweep.SweepResult:
     """Trials judged by the attention of some heads to what comes next (`OnSuccessor`, by the heads' names): on the
     batches of clips that hold the first `n_clips`, with some of their twins as further runs."""
     cases = [

@@ -47,19 +47,45 @@ def behaviour_figures(found: InductionResult) -> dict[str, go.Figure]:
     by_design = "Share of the error that a repeat saves, by kind of repeat and noise level"
     return {
         by_level: plotting.lines(
-            overall, x="level", y="gain", color="control", color_title="control clip", low="low", high="high",
-            title=by_level, x_title="noise level", y_title=gain, reference={"no gain": 0.0},
+            overall,
+            x="level",
+            y="gain",
+            color="control",
+            color_title="control clip",
+            low="low",
+            high="high",
+            title=by_level,
+            x_title="noise level",
+            y_title=gain,
+            reference={"no gain": 0.0},
         ),
         by_lag: plotting.lines(
-            lags, x="lag", y="gain", color="control", color_title="control clip", low="low", high="high",
-            title=by_lag, x_title="lag (frames)", y_title=gain, reference={"no gain": 0.0},
+            lags,
+            x="lag",
+            y="gain",
+            color="control",
+            color_title="control clip",
+            low="low",
+            high="high",
+            title=by_lag,
+            x_title="lag (frames)",
+            y_title=gain,
+            reference={"no gain": 0.0},
         ),
         by_design: plotting.heatmap(
-            grid.to_numpy(), x=[f"{level:g}" for level in grid.columns], y=list(grid.index), title=by_design,
-            x_title="noise level", y_title="kind of repeat", value_title="share saved", zmin=-1.0, zmax=1.0,
-            diverging=True, number_format=".2f",
+            grid.to_numpy(),
+            x=[f"{level:g}" for level in grid.columns],
+            y=list(grid.index),
+            title=by_design,
+            x_title="noise level",
+            y_title="kind of repeat",
+            value_title="share saved",
+            zmin=-1.0,
+            zmax=1.0,
+            diverging=True,
+            number_format=".2f",
         ),
-    }  # fmt: skip
+    }
 
 
 def _mosaic(found: InductionResult) -> dict[str, go.Figure]:
@@ -72,11 +98,19 @@ def _mosaic(found: InductionResult) -> dict[str, go.Figure]:
         grid = grid.loc[grid.max(axis=1).nlargest(MOST_ROWS).index]
     return {
         title: plotting.heatmap(
-            grid.to_numpy(), x=[f"{level:g}" for level in grid.columns], y=list(grid.index), title=title,
-            x_title="noise level", y_title="head", value_title="prefix matching (share minus chance)", zmin=-1.0,
-            zmax=1.0, diverging=True, number_format=".2f",
+            grid.to_numpy(),
+            x=[f"{level:g}" for level in grid.columns],
+            y=list(grid.index),
+            title=title,
+            x_title="noise level",
+            y_title="head",
+            value_title="prefix matching (share minus chance)",
+            zmin=-1.0,
+            zmax=1.0,
+            diverging=True,
+            number_format=".2f",
         )
-    }  # fmt: skip
+    }
 
 
 def _candidates(found: InductionResult) -> dict[str, go.Figure]:
@@ -97,24 +131,37 @@ def _candidates(found: InductionResult) -> dict[str, go.Figure]:
     ablation["clips"] = ablation["clips"].map({"repeats": "where B came back", "others": "where nothing came back"})
     mean = "Rise of the x0 error when heads are replaced by their mean (95 % interval where B came back)"
     figures = {
-        over: plotting.attention_strip(
-            video, weights, title=over, queries={name: query for name in weights}
-        ),
+        over: plotting.attention_strip(video, weights, title=over, queries={name: query for name in weights}),
         follow: plotting.lines(
-            pd.concat([line, apart(found.lags)]), x="lag", y="preferred", color="head", title=follow,
-            x_title="true lag (frames)", y_title="preferred lag (frames)", color_title="head",
+            pd.concat([line, apart(found.lags)]),
+            x="lag",
+            y="preferred",
+            color="head",
+            title=follow,
+            x_title="true lag (frames)",
+            y_title="preferred lag (frames)",
+            color_title="head",
         ),
         mean: plotting.bars(
-            ablation, x="set", y="value", color="clips", low="low", high="high", title=mean,
-            x_title="heads", y_title="rise of x0 error over variance",
+            ablation,
+            x="set",
+            y="value",
+            color="clips",
+            low="low",
+            high="high",
+            title=mean,
+            x_title="heads",
+            y_title="rise of x0 error over variance",
         ),
-    }  # fmt: skip
+    }
     if len(edges := circuit(found)):
         title = "The circuit: which earlier heads the candidates rely on, and what they copy into the prediction"
         figures[f"{title}. Numbers: drop of prefix matching, or copy gain"] = plotting.circuit_graph(
-            edges, title=title, value_title="drop of prefix matching, or copy gain",
+            edges,
+            title=title,
+            value_title="drop of prefix matching, or copy gain",
             meaning=("needed to find the earlier B, or copies it", "hinders"),
-        )  # fmt: skip
+        )
     return figures
 
 

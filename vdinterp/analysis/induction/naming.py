@@ -58,10 +58,16 @@ def evidence_of(
     compared = torch.stack(others or [one.others for one in mine]).mean(0)
     alone = torch.stack([one.repeats if not others else one.lost for one in mine])
     return Evidence(
-        named=named, gain=gain, lost=float(whole.value), lost_low=float(whole.low), alone=float(alone.mean()),
-        random=float(bootstrap_mean(compared).high), lonely=not others,
-        copying=sum(one.copy_gain for one in judged if one.head in named), against=against,
-    )  # fmt: skip
+        named=named,
+        gain=gain,
+        lost=float(whole.value),
+        lost_low=float(whole.low),
+        alone=float(alone.mean()),
+        random=float(bootstrap_mean(compared).high),
+        lonely=not others,
+        copying=sum(one.copy_gain for one in judged if one.head in named),
+        against=against,
+    )
 
 
 def judged_table(judged: Sequence[HeadEvidence], named: Sequence[Head]) -> pd.DataFrame:

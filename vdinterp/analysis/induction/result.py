@@ -41,9 +41,13 @@ RELIANCE = (
 )
 # Column names of the tables, as a report says them.
 PLAIN = {
-    "twin": "control clip", "twin_error": "error on control", "no_match": "earlier A replaced",
-    "no_cue": "last A replaced", "best_foil": "best distractor", "taken": "control clip",
-}  # fmt: skip
+    "twin": "control clip",
+    "twin_error": "error on control",
+    "no_match": "earlier A replaced",
+    "no_cue": "last A replaced",
+    "best_foil": "best distractor",
+    "taken": "control clip",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,7 +182,7 @@ class InductionResult(Result):
             f"Paths from earlier heads. {PATHS}": self.paths,
             f"Which earlier heads say where to look. {RELIANCE}": self.reliance,
             "Composition of weights. `beyond`: score minus that of random matrices": self.composition,
-        }  # fmt: skip
+        }
         if tables := {name: table for name, table in effects.items() if len(table)}:
             plain = {name: _plainly(table) for name, table in tables.items()}
             found.append(Section(title="Effects", tables=plain))
@@ -191,6 +195,9 @@ def _plainly(table: pd.DataFrame) -> pd.DataFrame:
     if "control clip" in shown:
         shown = shown.assign(**{"control clip": shown["control clip"].map(lambda name: CONTROL_CLIPS.get(name, name))})
     texts = [column for column in shown if not is_numeric_dtype(shown[column].dtype)]
-    return shown.assign(**{
-        column: [in_plain_words(cell) if isinstance(cell, str) else cell for cell in shown[column]] for column in texts
-    })  # fmt: skip
+    return shown.assign(
+        **{
+            column: [in_plain_words(cell) if isinstance(cell, str) else cell for cell in shown[column]]
+            for column in texts
+        }
+    )

@@ -105,17 +105,23 @@ def _scores(task: Task, look: Look, plain: Look, layer: int, head: int) -> dict[
     copies = where.at - 1
     return {
         "share": float(successor.mean()),
-        "prefix_matching": float(interval.value), "low": float(interval.low), "high": float(interval.high),
-        "contrast": float(contrast.value), "contrast_low": float(contrast.low), "best_foil": best,
+        "prefix_matching": float(interval.value),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "contrast": float(contrast.value),
+        "contrast_low": float(contrast.low),
+        "best_foil": best,
         "beyond_position": float((successor - kernel[where.at]).mean()),
-        "auc": float(more[others].mean()), "rank": float(rank.mean()), "slope": slope,
+        "auc": float(more[others].mean()),
+        "rank": float(rank.mean()),
+        "slope": slope,
         "slope_low": slope_low,
         "clean_mass": float(look.mass[layer, :, head].mean()),
         "previous_frame": float(look.previous[layer, :, head].mean()),
         "duplicate": float(look.cue[layer, where.clip, head, copies].mean()),
         "first_frame": float(share[:, 0].mean()),
         "offset_matching": float((look.cue[layer, where.clip, head, where.at] - 1 / (where.n_clean - 1)).mean()),
-    }  # fmt: skip
+    }
 
 
 def _slope(share: Float[torch.Tensor, "clip frame"], where: _Geometry) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from vdinterp.analysis.induction import effects
 from vdinterp.analysis.induction.behaviour import PAIRS, Pairs, behaviour_table, behaviours, position_table
 from vdinterp.analysis.induction.controls import control_table, controls
 from vdinterp.analysis.induction.effects import Sweeps
+from vdinterp.analysis.induction.looks import example, lag_table
 from vdinterp.analysis.induction.naming import again_row, chosen_heads, evidence_of, finding_table, judge, judged_table
 from vdinterp.analysis.induction.result import InductionResult
 from vdinterp.analysis.induction.scores import candidates, same_position, score_table
@@ -46,7 +47,7 @@ def find_induction(
     clips: Clips | torch.Tensor | None = None,
     *,
     seed: int = 0,
-    levels: Sequence[float] = LEVELS,
+    noise_levels: Sequence[float] = LEVELS,
     n_per_lag: int = 16,
     designs: Sequence[str] = DESIGNS,
     repeats: int = 2,
@@ -81,7 +82,7 @@ def find_induction(
         pipe: the model. `clips`: videos in [0, 1], or `Clips` of latents, whose frames the stimuli are made of;
             default: what the model was trained on, if it says so. With a VAE that compresses time, latent frames are.
         seed: of clips, noise and permutations.
-        levels: noise levels in (0, 1] of the last frame.
+        noise_levels: shares in (0, 1], of the last frame.
         n_per_lag: clips for every lag.
         designs: kinds of repeats (`vdinterp.data.repeats.MEANING`) whose behaviour is measured; "one-off" and "loop"
             are always among them, and "long cue" where loops are foretold and one-offs are not.
@@ -100,22 +101,30 @@ def find_induction(
         raise ValueError(
             f"find_induction takes a pipeline (vd.load(..), vd.organisms.build(..)), got {type(pipe).__name__}"
         )
-    check_levels(levels)
+    check_levels(noise_levels)
     if isinstance(designs, str):
         raise ValueError(f"designs={designs!r}: give a list, ({designs!r},)")
     if unknown := [name for name in designs if name not in DESIGNS]:
         raise ValueError(f"unknown designs {unknown}; there are {', '.join(DESIGNS)}")
     if not (isinstance(n_per_lag, int) and isinstance(seed, int)) or n_per_lag < 2 or seed < 0:
         raise ValueError(f"need whole numbers n_per_lag >= 2 and seed >= 0, got {n_per_lag=}, {seed=}")
-    check_enough(pipe, len(levels), n_per_lag)
+    check_enough(pipe, len(noise_levels), n_per_lag)
     if not isinstance(repeats, int) or repeats < 0:
         raise ValueError(f"repeats={repeats!r}: how many further searches, a whole number, 0 for none")
     folder, pool = None if out is None else Path(out), pool_of(pipe, clips)
     looks = None if folder is None else Ledger(folder / "looks", about(pipe, *CODE))
     search = _Search(
-        pipe, pool, seed, tuple(levels), n_per_lag, batch, Sweeps(engine, folder and folder / "sweeps"), looks,
-        verdict_only, of_latents(pipe, clips),
-    )  # fmt: skip
+        pipe,
+        pool,
+        seed,
+        tuple(noise_levels),
+        n_per_lag,
+        batch,
+        Sweeps(engine, folder and folder / "sweeps"),
+        looks,
+        verdict_only,
+        of_latents(pipe, clips),
+    )
     wanted = [name for name in DESIGNS if name in ("one-off", "loop", *designs)]
     with bar(total=len(wanted) + 4 + repeats, desc="induction", show=progress) as shown:
         search.advance = shown.update
@@ -123,7 +132,7 @@ def find_induction(
         shown.update(len(wanted) + 4 - shown.n)
         rows = [again_row(seed, found)]
         # Where the model does nothing with what came back, it has to do so at every level.
-        at = tuple(levels) if found.verdict == "no behaviour" else (found.level,)
+        at = tuple(noise_levels) if found.verdict == "no behaviour" else (found.level,)
         for other in range(seed + 1, seed + 1 + repeats):
             sweeps = Sweeps(engine, folder and folder / f"sweeps-{other}")
             once_more = _Search(pipe, pool, other, at, n_per_lag, batch, sweeps, looks, True, search.encoded)
@@ -150,9 +159,18 @@ def check_enough(pipe: VideoDiffusion, n_levels: int, n_per_lag: int) -> None:
 
 class _Search:
     def __init__(
-        self, pipe: VideoDiffusion, pool: torch.Tensor, seed: int, levels: tuple[float, ...], n_per_lag: int,
-        batch: int, sweeps: Sweeps, looks: Ledger | None, verdict_only: bool, encoded: bool,
-    ) -> None:  # fmt: skip
+        self,
+        pipe: VideoDiffusion,
+        pool: torch.Tensor,
+        seed: int,
+        levels: tuple[float, ...],
+        n_per_lag: int,
+        batch: int,
+        sweeps: Sweeps,
+        looks: Ledger | None,
+        verdict_only: bool,
+        encoded: bool,
+    ) -> None:
         self.pipe, self.pool, self.seed, self.levels, self.batch = pipe, pool, seed, levels, batch
         self.n_frames, self.sweeps, self.looks = pipe.model.cfg.n_frames, sweeps, looks
         self.n_clips = n_per_lag * len(lags_of(self.n_frames))
@@ -209,9 +227,12 @@ class _Search:
         shown = findings(found, looks)
         lead = shown[0]
         about: dict[str, Any] = {
-            "behaviour": pd.concat(tables, ignore_index=True), "positions": positions, "skipped": skipped,
-            "stimuli": stimuli(task), "meta": self._meta(task),
-        }  # fmt: skip
+            "behaviour": pd.concat(tables, ignore_index=True),
+            "positions": positions,
+            "skipped": skipped,
+            "stimuli": stimuli(task),
+            "meta": self._meta(task),
+        }
         if lead.pairs is None:
             return InductionResult.without_heads(
                 lead.verdict, lead.level, lead.why, scores=scores, findings=finding_table(shown), **about
@@ -260,11 +281,13 @@ class _Search:
             reliance = effects.reliance_table(task, level, self._earlier(here, followed), followed, self.sweeps)
             senders = strongest(reliance, MOST_SENDERS)
             more = {
-                "reliance": reliance, "paths": effects.path_table(task, level, senders, followed, self.sweeps),
+                "reliance": reliance,
+                "paths": effects.path_table(task, level, senders, followed, self.sweeps),
                 "composition": self._composition(level, senders, followed),
-                "composition_note": undetermined(self.pipe.model), "lags": lag_table(task, level, tried),
+                "composition_note": undetermined(self.pipe.model),
+                "lags": lag_table(task, level, tried),
                 "example": example(task, level, tried),
-            }  # fmt: skip
+            }
         self.advance()
         place = torch.full((self.pipe.model.cfg.n_layers, self.pipe.model.cfg.n_heads), float("nan"))
         if task.noised().grid.tokens_per_frame <= MOST_CELLS and not self.verdict_only:
@@ -276,12 +299,22 @@ class _Search:
             ]
         )
         return InductionResult(
-            verdict=verdict, reason=why, level=level, heads=list(named) if verdict == "induction" else [],
-            candidates=tried, table=scores, judged=judged_table(judged, named),
-            ablation=effects.ablation_table(rises), copying=copied, controls=control_table(checked),
-            times_random=evidence.times_random, carried=evidence.carried,
-            findings=finding_table(shown, verdict, why), **more, **about,
-        )  # fmt: skip
+            verdict=verdict,
+            reason=why,
+            level=level,
+            heads=list(named) if verdict == "induction" else [],
+            candidates=tried,
+            table=scores,
+            judged=judged_table(judged, named),
+            ablation=effects.ablation_table(rises),
+            copying=copied,
+            controls=control_table(checked),
+            times_random=evidence.times_random,
+            carried=evidence.carried,
+            findings=finding_table(shown, verdict, why),
+            **more,
+            **about,
+        )
 
     def _copied(self, task: Task, level: float, scores: pd.DataFrame, tried: Sequence[effects.Head]) -> pd.DataFrame:
         """Of small models for all heads and levels, else where it decides."""
@@ -309,9 +342,14 @@ class _Search:
         rows = []
         for (sender, receiver), part, lag in product(pairs, parts, (0, lags[0], lags[-1])):
             found = composition(
-                self.pipe.model, sender, receiver, part, noise_level=0, query_level=level,
+                self.pipe.model,
+                sender,
+                receiver,
+                part,
+                noise_level=0,
+                query_level=level,
                 displacement=(-lag, 0, 0),
-            )  # fmt: skip
+            )
             names = {"sender": f"{sender[0]}.{sender[1]}", "receiver": f"{receiver[0]}.{receiver[1]}"}
             rows.append({**names, "part": part, "displacement": -lag, **found})
         return pd.DataFrame(rows, columns=columns)
@@ -319,10 +357,15 @@ class _Search:
     def _meta(self, task: Task) -> dict[str, Any]:
         cfg = self.pipe.model.cfg
         return {
-            "model": cfg.model_name, **checkpoint(self.pipe), "weights": weights_id(self.pipe.model),
-            "levels": list(self.levels), "clips": len(task.repeats), "lags": lags_of(self.n_frames), "seed": self.seed,
+            "model": cfg.model_name,
+            **checkpoint(self.pipe),
+            "weights": weights_id(self.pipe.model),
+            "levels": list(self.levels),
+            "clips": len(task.repeats),
+            "lags": lags_of(self.n_frames),
+            "seed": self.seed,
             **({"actions": "none: the model ran without"} if cfg.d_action else {}),
-        }  # fmt: skip
+        }
 
 
 def looking(scores: pd.DataFrame) -> pd.DataFrame:
@@ -342,29 +385,3 @@ def strongest(reliance: pd.DataFrame, n: int) -> list[effects.Head]:
     worst = sure.groupby("sender")["drop"].max().sort_values(ascending=False).index[:n]
     names = dict.fromkeys([*worst, *list(dict.fromkeys(sure["sender"]))[:n]])
     return [(int(name.split(".")[0]), int(name.split(".")[1])) for name in names]
-
-
-def lag_table(task: Task, level: float, heads: Sequence[effects.Head]) -> pd.DataFrame:
-    """Where the named heads look, lag by lag: `head lag share preferred`, means over clips."""
-    look, lags = task.look(level), task.repeats.lag
-    on, rows = task.on_successor(look), []
-    for layer, head in heads:
-        preferred = task.n_frames - 1 - look.last[layer, :, head].argmax(1)
-        for lag in sorted(set(lags.tolist())):
-            chosen = lags == lag
-            rows.append({"head": f"{layer}.{head}", "lag": lag, "share": float(on[layer, chosen, head].mean()),
-                         "preferred": float(preferred[chosen].float().mean())})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def example(task: Task, level: float, heads: Sequence[effects.Head]) -> dict[str, torch.Tensor]:
-    """One clip, and the attention of the named heads over it: of the middle token of the last frame."""
-    noised = task.noised()
-    grid = noised.grid
-    query = grid.index(grid.n_frames - 1, grid.n_rows // 2, grid.n_cols // 2)
-    cache = noised.cache(level, ["rot_q", "rot_k"], slice(0, 1))
-    found = {"video": task.pictures(task.repeats.video[0]), "query": torch.tensor(grid.coordinates(query))}
-    for layer, head in heads:
-        row = cache["pattern", layer].heads([head]).rows([query])[0, 0, 0]
-        found[f"{layer}.{head}"] = row[: grid.n_tokens].view(grid.shape).cpu()
-    return found

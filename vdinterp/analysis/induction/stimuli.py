@@ -33,10 +33,16 @@ INTRODUCED = (
 
 # What the code calls things, as a report says it.
 WORDS = {
-    "successor": "earlier B", "best foil": "best distractor", "foils": "distractors", "foil": "distractor",
-    "its cue": "the last A", "cue": "last A", "predecessor": "earlier A", "twins": "control clips",
+    "successor": "earlier B",
+    "best foil": "best distractor",
+    "foils": "distractors",
+    "foil": "distractor",
+    "its cue": "the last A",
+    "cue": "last A",
+    "predecessor": "earlier A",
+    "twins": "control clips",
     "twin": "control clip",
-}  # fmt: skip
+}
 
 
 def in_plain_words(text: str) -> str:

@@ -11,9 +11,14 @@ from vdinterp.analysis.induction.behaviour import COVERED, Behaviour, Pairs
 from vdinterp.analysis.induction.effects import Head
 
 Verdict = Literal[
-    "induction", "reversal", "position copying", "period detector", "duplicate matching", "no behaviour",
+    "induction",
+    "reversal",
+    "position copying",
+    "period detector",
+    "duplicate matching",
+    "no behaviour",
     "inconclusive",
-]  # fmt: skip
+]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 TIMES_RANDOM = 3.0  # removing a named head hurts repeats so many times as much as removing another of its layer
 CARRIES = 0.25  # of what the repeat gains, the named heads have to carry at least so much
@@ -63,23 +68,36 @@ def _at_level(one: Behaviour, looks: bool) -> list[Finding]:
         )
         made.append(Finding("reversal", level, one.turned[0], why))
     elif pairs.matches_both_ways:
-        made.append(Finding(
-            "inconclusive", level, pairs.gain,
-            "what came back helps only after the frame that preceded it, but in reversed order as well: a match of "
-            "neighbours on both sides, not of what comes next",
-        ))  # fmt: skip
+        made.append(
+            Finding(
+                "inconclusive",
+                level,
+                pairs.gain,
+                "what came back helps only after the frame that preceded it, but in reversed order as well: a match of "
+                "neighbours on both sides, not of what comes next",
+            )
+        )
     elif pairs.is_duplicate and looks:
-        made.append(Finding(
-            "duplicate matching", level, pairs.gains["no content"],
-            f"what came back helps {pairs.at('no content')}, whatever preceded it, and heads look at it: the noisy "
-            "frame itself is matched",
-        ))  # fmt: skip
+        made.append(
+            Finding(
+                "duplicate matching",
+                level,
+                pairs.gains["no content"],
+                f"what came back helps {pairs.at('no content')}, whatever preceded it, and heads look at it: the noisy "
+                "frame itself is matched",
+            )
+        )
     elif one.is_periodic:
-        made.append(Finding(
-            "period detector", level, one.loops[0],
-            f"loops are foretold at {_percent(one.loops[1])} of the periods, also when the last frames before the end "
-            f"are others, and pairs that came once are foretold {pairs.at('no match')}, with a longer cue no better",
-        ))  # fmt: skip
+        made.append(
+            Finding(
+                "period detector",
+                level,
+                one.loops[0],
+                f"loops are foretold at {_percent(one.loops[1])} of the periods, also when the last frames before the "
+                f"end are others, and pairs that came once are foretold {pairs.at('no match')}, with a longer cue no "
+                "better",
+            )
+        )
     if made:
         return made
     if not one.gains:

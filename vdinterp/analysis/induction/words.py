@@ -74,8 +74,10 @@ def _again(found: InductionResult) -> list[str]:
     rest = "".join(f"; {verdict}: {times}" for verdict, times in others.items())
     heads = int((found.again["heads"] == found.again["heads"].iloc[0]).sum())
     with_heads = f", {heads} of {every} with these heads" if found.heads else ""
-    return [f"This search and {every - 1} more with other clips and noise: {same} of {every} say {found.verdict}"
-            f"{with_heads}{rest}."]  # fmt: skip
+    return [
+        f"This search and {every - 1} more with other clips and noise: {same} of {every} say {found.verdict}"
+        f"{with_heads}{rest}."
+    ]
 
 
 def _controls(found: InductionResult) -> str:
@@ -84,8 +86,7 @@ def _controls(found: InductionResult) -> str:
     named = judged[judged["named"]]["head"]
     mine: Any = found.controls[found.controls["head"].isin(named)] if len(named) else found.controls
     passed = mine["outcome"].value_counts()
-    dropped = "".join(f"\n- {row['head']}: {row['against']}." for row in
-                      judged[~judged["named"]].to_dict("records"))  # fmt: skip
+    dropped = "".join(f"\n- {row['head']}: {row['against']}." for row in judged[~judged["named"]].to_dict("records"))
     return (
         f"Controls of {', '.join(named) if len(named) else 'the candidates'}: {passed.get('passed', 0)} passed, "
         f"{passed.get('failed', 0)} failed, {passed.get('not measured', 0)} could not be measured."
@@ -114,10 +115,11 @@ def _behaviour(found: InductionResult) -> str:
         f"where nothing came back, {none['twin_error']:.3f}. "
     )
     parts = [
-        f"{rows.loc[twin]['twin_error']:.3f} with the {CONTROL_CLIPS[twin]}" if twin != "reversed" else
-        f"{rows.loc[twin]['twin_error']:.3f} with {CONTROL_CLIPS[twin]}"
+        f"{rows.loc[twin]['twin_error']:.3f} with the {CONTROL_CLIPS[twin]}"
+        if twin != "reversed"
+        else f"{rows.loc[twin]['twin_error']:.3f} with {CONTROL_CLIPS[twin]}"
         for twin in ("no match", "no content", "no cue", "reversed")
-    ]  # fmt: skip
+    ]
     return text + "On the control clips: " + ", ".join(parts) + "."
 
 

@@ -141,19 +141,35 @@ def _result(
     frames, picture = _pictures(noised, where)
     return NeuronResult(
         table=_table(layers, tallies, activations, given.names, selectivity, control),
-        layers=layers, levels=levels, grid=noised.grid.shape, patches=where, activations=activations, patch_levels=at,
+        layers=layers,
+        levels=levels,
+        grid=noised.grid.shape,
+        patches=where,
+        activations=activations,
+        patch_levels=at,
         patch_labels=given.values[clip, token] if n_labels else torch.full_like(clip, -1),
-        by_level=means[..., :n], by_label=means[..., n : n + n_labels], selectivity=selectivity, control=control,
-        label_names=given.names, label_shares=[float((given.values == i).double().mean()) for i in range(n_labels)],
-        writes=writes, pixel_map=pixel_map(noised), frames=frames, picture=picture,
+        by_level=means[..., :n],
+        by_label=means[..., n : n + n_labels],
+        selectivity=selectivity,
+        control=control,
+        label_names=given.names,
+        label_shares=[float((given.values == i).double().mean()) for i in range(n_labels)],
+        writes=writes,
+        pixel_map=pixel_map(noised),
+        frames=frames,
+        picture=picture,
         meta=noised.meta(tokens=tallies[0].moments.count, n_patches=where.shape[2]),
-    )  # fmt: skip
+    )
 
 
 def _table(
-    layers: list[int], tallies: list[_Tally], activations: torch.Tensor, names: list[str], selectivity: torch.Tensor,
+    layers: list[int],
+    tallies: list[_Tally],
+    activations: torch.Tensor,
+    names: list[str],
+    selectivity: torch.Tensor,
     control: torch.Tensor,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """One row a neuron."""
     parts = []
     for index, (layer, tally) in enumerate(zip(layers, tallies, strict=True)):

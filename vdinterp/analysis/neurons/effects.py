@@ -57,20 +57,32 @@ class NeuronEffects(Result):
             title = f"Rise of the x0 error when one neuron is held at its mean, noise level {level:g}"
             control = float(rows["control"].mean())
             figures[title] = plotting.bars(
-                rows.assign(name=_names(rows)), x="name", y="effect", low="low", high="high", title=title,
-                x_title="neuron", y_title="rise of x0 error over variance",
+                rows.assign(name=_names(rows)),
+                x="name",
+                y="effect",
+                low="low",
+                high="high",
+                title=title,
+                x_title="neuron",
+                y_title="rise of x0 error over variance",
                 reference=None if np.isnan(control) else {"mean of random others": control},
-            )  # fmt: skip
+            )
             part = self._of_labels(level)
             if len(part):
                 table = part.assign(name=_names(part)).pivot(index="name", columns="label", values="effect")
                 table = table.loc[list(dict.fromkeys(_names(part)))[:MOST_BARS], list(dict.fromkeys(part["label"]))]
                 title = f"Rise of the x0 error on the tokens of each label, noise level {level:g}"
                 figures[title] = plotting.heatmap(
-                    table.to_numpy(), x=list(table.columns), y=list(table.index), title=title, x_title="label",
-                    y_title="neuron held at its mean", value_title="rise of x0 error over variance", diverging=True,
+                    table.to_numpy(),
+                    x=list(table.columns),
+                    y=list(table.index),
+                    title=title,
+                    x_title="label",
+                    y_title="neuron held at its mean",
+                    value_title="rise of x0 error over variance",
+                    diverging=True,
                     number_format=".1g",
-                )  # fmt: skip
+                )
         return figures
 
     def summary(self) -> str:
@@ -184,9 +196,11 @@ def ablation_effects(
                 named = {"label": given.names[label], "n_clips": int((count > 0).sum())}
                 by_label.append(about | named | _row(each, neuron, controls))
     return NeuronEffects(
-        table=pd.DataFrame(rows), by_label=pd.DataFrame(by_label) if by_label else None, error=errors,
+        table=pd.DataFrame(rows),
+        by_label=pd.DataFrame(by_label) if by_label else None,
+        error=errors,
         meta=noised.meta(control_seed=seed),
-    )  # fmt: skip
+    )
 
 
 def checked_neurons(model: Any, neurons: Any) -> list[Neuron]:
@@ -245,10 +259,12 @@ def _row(rises: Mapping[Neuron, torch.Tensor], neuron: Neuron, controls: Sequenc
     interval = bootstrap_mean(rises[neuron])
     control = [float(rises[other].nanmean()) for other in controls]
     return {
-        "effect": float(interval.value), "low": float(interval.low), "high": float(interval.high),
+        "effect": float(interval.value),
+        "low": float(interval.low),
+        "high": float(interval.high),
         "control": sum(control) / len(control) if control else float("nan"),
         "control_high": max(control, default=float("nan")),
-    }  # fmt: skip
+    }
 
 
 def _names(rows: Any) -> list[str]:

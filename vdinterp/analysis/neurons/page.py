@@ -25,9 +25,17 @@ FOLDER = Path(__file__).parent
 PER_ROW = 8  # frames side by side in a sheet, and rows of them
 JPEG_QUALITY = 85
 EFFECTS = (
-    "effect", "low", "high", "control", "control_high", "label_effect", "label_low", "label_high", "label_control",
+    "effect",
+    "low",
+    "high",
+    "control",
+    "control_high",
+    "label_effect",
+    "label_low",
+    "label_high",
+    "label_control",
     "label_n_clips",
-)  # fmt: skip
+)
 
 
 def render(result: NeuronResult, neurons: Sequence[Neuron], max_bytes: int) -> str:
@@ -145,9 +153,13 @@ def _patches(result: NeuronResult, places: np.ndarray, slot: dict[int, int]) -> 
     found = []
     for at in map(tuple, places):
         rows = zip(
-            result.picture[at].tolist(), result.patches[at].tolist(), _short(result.activations[at].numpy()),
-            result.patch_levels[at].tolist(), result.patch_labels[at].tolist(), strict=True,
-        )  # fmt: skip
+            result.picture[at].tolist(),
+            result.patches[at].tolist(),
+            _short(result.activations[at].numpy()),
+            result.patch_levels[at].tolist(),
+            result.patch_labels[at].tolist(),
+            strict=True,
+        )
         found.append(
             [
                 [slot[picture], row * result.grid[2] + col, activation, number[round(level, 6)], label]
@@ -188,9 +200,13 @@ def _page(result: NeuronResult, data: dict[str, Any]) -> str:
     shown = " &middot; ".join(html.escape(part) for part in about if part)
     body = f'<header>\n<h1>MLP neurons</h1><p>{shown}</p></header>\n<main id="browser"></main>'
     return offline_page(
-        title="MLP neurons", style=_text("browser.css"), body=body, data_id="browser-data", data=data,
+        title="MLP neurons",
+        style=_text("browser.css"),
+        body=body,
+        data_id="browser-data",
+        data=data,
         script=_text("browser.js"),
-    )  # fmt: skip
+    )
 
 
 def _text(name: str) -> str:

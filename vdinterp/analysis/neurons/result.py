@@ -139,26 +139,44 @@ class NeuronResult(Result):
             known = np.flatnonzero(np.isfinite(values).any(0)).tolist()
             if known:
                 figures[title] = plotting.heatmap(
-                    values[:, known], x=[self.label_names[at] for at in known], y=list(places),
-                    title=title, x_title="label", y_title="neuron", value_title="correlation with the label, -1 to 1",
-                    zmin=-1.0, zmax=1.0, diverging=True, number_format=".2f",
-                )  # fmt: skip
+                    values[:, known],
+                    x=[self.label_names[at] for at in known],
+                    y=list(places),
+                    title=title,
+                    x_title="label",
+                    y_title="neuron",
+                    value_title="correlation with the label, -1 to 1",
+                    zmin=-1.0,
+                    zmax=1.0,
+                    diverging=True,
+                    number_format=".2f",
+                )
         if places:
             title = "Patches at which neurons are most active, each beside its frame"
             figures[title] = self.strip(chosen)
             title = "Mean activation of neurons by noise level of the frame"
             figures[title] = plotting.heatmap(
-                np.stack([self.by_level[at].numpy() for at in places.values()]), x=[level_name(k) for k in self.levels],
-                y=list(places), title=title, x_title="noise level", y_title="neuron", value_title="mean activation",
-            )  # fmt: skip
+                np.stack([self.by_level[at].numpy() for at in places.values()]),
+                x=[level_name(k) for k in self.levels],
+                y=list(places),
+                title=title,
+                x_title="noise level",
+                y_title="neuron",
+                value_title="mean activation",
+            )
         title = "Sparsity: how often neurons are active, and how much at most"
         shown = self.table.assign(
             name="neuron " + self.table["layer"].astype(str) + "." + self.table["neuron"].astype(str)
         )
         figures[title] = plotting.scatter(
-            shown, x="active", y="top", label="name", title=title, x_title="share of tokens with a positive activation",
+            shown,
+            x="active",
+            y="top",
+            label="name",
+            title=title,
+            x_title="share of tokens with a positive activation",
             y_title="largest activation",
-        )  # fmt: skip
+        )
         return figures
 
     def strip(self, neurons: Sequence[Neuron]) -> go.Figure:

@@ -84,10 +84,17 @@ class CircuitCurve(Result):
             ]
         )
         figure = plotting.lines(
-            curves, x="n_edges", y="value", low="low", high="high", color="edges", title=self.title,
-            x_title="edges that are kept", y_title="recovered (0 all at their mean, 1 the whole model)",
+            curves,
+            x="n_edges",
+            y="value",
+            low="low",
+            high="high",
+            color="edges",
+            title=self.title,
+            x_title="edges that are kept",
+            y_title="recovered (0 all at their mean, 1 the whole model)",
             reference={"the whole model": 1.0},
-        )  # fmt: skip
+        )
         return {self.title: figure}
 
     def summary(self) -> str:
@@ -153,17 +160,30 @@ def edge_attribution(
     order = np.argsort(-np.abs(interval.value), kind="stable")
     rows = [
         {
-            "sender": graph.edges[i][0], "receiver": graph.edges[i][1], "score": interval.value[i],
-            "low": interval.low[i], "high": interval.high[i],
+            "sender": graph.edges[i][0],
+            "receiver": graph.edges[i][1],
+            "score": interval.value[i],
+            "low": interval.low[i],
+            "high": interval.high[i],
         }
         for i in order
-    ]  # fmt: skip
-    meta = {"model": pair.model.cfg.model_name, "clips": len(pair), "levels": [str(level) for level in pair.levels],
-            "metric": name, "direction": direction, "n_steps": n_steps, "seed": pair.seed}  # fmt: skip
+    ]
+    meta = {
+        "model": pair.model.cfg.model_name,
+        "clips": len(pair),
+        "levels": [str(level) for level in pair.levels],
+        "metric": name,
+        "direction": direction,
+        "n_steps": n_steps,
+        "seed": pair.seed,
+    }
     return EdgeResult(
-        title=f"{pair.model.cfg.model_name}: edges attributed, {source} into {base}", table=pd.DataFrame(rows),
-        unit=f"score (change of {UNITS.get(name, name)})", per_clip=per_clip[:, torch.from_numpy(order)], meta=meta,
-    )  # fmt: skip
+        title=f"{pair.model.cfg.model_name}: edges attributed, {source} into {base}",
+        table=pd.DataFrame(rows),
+        unit=f"score (change of {UNITS.get(name, name)})",
+        per_clip=per_clip[:, torch.from_numpy(order)],
+        meta=meta,
+    )
 
 
 def faithfulness(
@@ -213,10 +233,22 @@ def faithfulness(
     for size in sizes:
         interval = bootstrap_mean(found[size, KEPT])
         random = torch.stack([found[size, f"random {n}"] for n in range(len(draws))])
-        rows.append({"n_edges": size, "recovered": float(interval.value), "low": float(interval.low),
-                     "high": float(interval.high), "random": float(random.mean())})  # fmt: skip
-    meta = {"model": pair.model.cfg.model_name, "clips": len(pair), "levels": [str(level) for level in pair.levels],
-            "edges": len(graph.edges), "seed": seed}  # fmt: skip
+        rows.append(
+            {
+                "n_edges": size,
+                "recovered": float(interval.value),
+                "low": float(interval.low),
+                "high": float(interval.high),
+                "random": float(random.mean()),
+            }
+        )
+    meta = {
+        "model": pair.model.cfg.model_name,
+        "clips": len(pair),
+        "levels": [str(level) for level in pair.levels],
+        "edges": len(graph.edges),
+        "seed": seed,
+    }
     title = f"{pair.model.cfg.model_name}: what circuits of the strongest edges recover"
     return CircuitCurve(title=title, table=pd.DataFrame(rows), meta=meta)
 

@@ -79,9 +79,16 @@ class PatchingResult(Result):
                 ends = {"value": 1 - shown["value"], "low": 1 - shown["high"], "high": 1 - shown["low"]}
                 shown, lines = shown.assign(**ends), {run: 1 - value for run, value in lines.items()}
             figure = plotting.bars(
-                shown, x=name, y="value", low="low", high="high", title=self.title, x_title=name, y_title=unit,
+                shown,
+                x=name,
+                y="value",
+                low="low",
+                high="high",
+                title=self.title,
+                x_title=name,
+                y_title=unit,
                 reference={f"{run} run": value for run, value in lines.items() if not np.isnan(value)},
-            )  # fmt: skip
+            )
             return {f"{self.title}. Lines: 95 % intervals over pairs of clips": figure}
         y, x, *rest = self.over
         labels = {name: [str(value) for value in self.coordinates[name]] for name in self.over}
@@ -110,9 +117,11 @@ class PatchingResult(Result):
             f"{with_interval(row['value'], row['low'], row['high'])}"
             for row in ranked.to_dict("records")
         ]
-        into = "the clean run is put into the corrupted one" if self.meta["direction"] == "denoising" else (
-            "the corrupted run is put into the clean one"
-        )  # fmt: skip
+        into = (
+            "the clean run is put into the corrupted one"
+            if self.meta["direction"] == "denoising"
+            else ("the corrupted run is put into the clean one")
+        )
         lead = (
             f"`{self.meta.get('site')}` of {into}, one place at a time, {plural(len(self.per_clip), 'pair')} of clips, "
             f"{self._when()}. The corrupted run is {self.meta.get('corrupted', 'another clip')}, with the same noise. "
@@ -218,17 +227,29 @@ def collect(
     rows = [
         {**dict(zip(over, combination, strict=True)), "value": value, "low": low, "high": high, "n_clips": int(n)}
         for combination, value, low, high, n in zip(
-            product(*coordinates.values()), interval.value.ravel(), interval.low.ravel(), interval.high.ravel(),
-            (~per_clip.isnan()).sum(0).flatten().tolist(), strict=True,
+            product(*coordinates.values()),
+            interval.value.ravel(),
+            interval.low.ravel(),
+            interval.high.ravel(),
+            (~per_clip.isnan()).sum(0).flatten().tolist(),
+            strict=True,
         )
-    ]  # fmt: skip
+    ]
     runs: Any = found.runs.groupby("run")["value"]
     untouched = {name: float(runs.mean().get(name, np.nan)) for name in ("clean", "corrupted")}
     return PatchingResult(
-        title=title, over=over, values=torch.from_numpy(interval.value), per_clip=per_clip, coordinates=coordinates,
-        table=pd.DataFrame(rows), untouched=untouched, unit=unit, failures=found.failures, missing=found.missing,
+        title=title,
+        over=over,
+        values=torch.from_numpy(interval.value),
+        per_clip=per_clip,
+        coordinates=coordinates,
+        table=pd.DataFrame(rows),
+        untouched=untouched,
+        unit=unit,
+        failures=found.failures,
+        missing=found.missing,
         meta=meta,
-    )  # fmt: skip
+    )
 
 
 def _meta(pair: Contrast, **more: Any) -> dict[str, Any]:
@@ -269,10 +290,14 @@ def patch_axes(
     if "step" in over and pair.steps is None:
         raise ValueError("over 'step' needs trajectories: steps=... instead of noise_levels")
     sizes = {
-        "head": range(model.cfg.n_heads), "frame": range(grid.n_frames), "token": range(grid.n_tokens),
-        "step": range(pair.steps or 0), "layer": _layers(model, site) if "layer" in over else (),
-        "region": regions or {}, "level": pair.levels,
-    }  # fmt: skip
+        "head": range(model.cfg.n_heads),
+        "frame": range(grid.n_frames),
+        "token": range(grid.n_tokens),
+        "step": range(pair.steps or 0),
+        "layer": _layers(model, site) if "layer" in over else (),
+        "region": regions or {},
+        "level": pair.levels,
+    }
     axes = {name: {entry: entry for entry in sizes[name]} for name in over}
     if regions is not None:
         for name, tokens in regions.items():

@@ -50,9 +50,15 @@ class AttributionResult(PatchingResult):
         title = f"{self.title}: estimate against exact patching ({self.agreement.sentence()})"
         entry = [", ".join(f"{name} {row[name]}" for name in self.over) for row in self.exact.to_dict("records")]
         figures[title] = plotting.scatter(
-            self.exact.assign(entry=entry), x="exact", y="estimate", label="entry", title=title,
-            x_title=f"exact change of {self.unit}", y_title="estimated change", diagonal=True,
-        )  # fmt: skip
+            self.exact.assign(entry=entry),
+            x="exact",
+            y="estimate",
+            label="entry",
+            title=title,
+            x_title=f"exact change of {self.unit}",
+            y_title="estimated change",
+            diagonal=True,
+        )
         return figures
 
     def summary(self) -> str:
@@ -124,15 +130,27 @@ def attribution_patch(
     found = estimate.as_sweep(name, trials)
     how = "clean into corrupted" if direction == "denoising" else "corrupted into clean"
     title = f"{pair.model.cfg.model_name}: {site} attributed ({method}), {how}"
-    meta = {"model": pair.model.cfg.model_name, "clips": len(pair), "site": site, "metric": name, "method": method,
-            "direction": direction, "levels": [str(level) for level in pair.levels], "seed": pair.seed}  # fmt: skip
+    meta = {
+        "model": pair.model.cfg.model_name,
+        "clips": len(pair),
+        "site": site,
+        "metric": name,
+        "method": method,
+        "direction": direction,
+        "levels": [str(level) for level in pair.levels],
+        "seed": pair.seed,
+    }
     result = collect(pair, found, tuple(over), axes, title, UNITS.get(name, name), meta)
 
     drawn = np.random.default_rng(pair.seed).permutation(len(trials))[:sample]
     exact = sweep.run(
-        pair.denoiser, pair.cases(direction), [trials[i] for i in sorted(drawn)], {name: Judge(function)},
-        engine=engine, **dict(sweep_options or {}),
-    )  # fmt: skip
+        pair.denoiser,
+        pair.cases(direction),
+        [trials[i] for i in sorted(drawn)],
+        {name: Judge(function)},
+        engine=engine,
+        **dict(sweep_options or {}),
+    )
     run = "corrupted" if direction == "denoising" else "clean"
     compared, by_clip = _compare(found, exact, tuple(over), run)
     fields = {field: getattr(result, field) for field in PatchingResult.__dataclass_fields__}
@@ -158,9 +176,15 @@ class _Estimate:
     """Estimates of all trials' effects, clip by clip."""
 
     def __init__(
-        self, pair: Contrast, site: str, axes: Mapping[str, Mapping[Any, Any]], metric: PatchMetric, direction: str,
-        method: str, n_steps: int,
-    ) -> None:  # fmt: skip
+        self,
+        pair: Contrast,
+        site: str,
+        axes: Mapping[str, Mapping[Any, Any]],
+        metric: PatchMetric,
+        direction: str,
+        method: str,
+        n_steps: int,
+    ) -> None:
         self.pair, self.site, self.axes, self.metric, self.method = pair, site, axes, metric, method
         self.n_steps = n_steps
         self.base, self.source = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
@@ -207,9 +231,13 @@ class _Estimate:
         return [between(base, source, (step + 0.5) / self.n_steps) for step in range(self.n_steps)]
 
     def _of_pass(
-        self, inputs: sweep.Inputs, compare: Pair, caches: Mapping[str, ActivationCache],
-        trials: Sequence[sweep.Trial], fix: bool,
-    ) -> list[torch.Tensor]:  # fmt: skip
+        self,
+        inputs: sweep.Inputs,
+        compare: Pair,
+        caches: Mapping[str, ActivationCache],
+        trials: Sequence[sweep.Trial],
+        fix: bool,
+    ) -> list[torch.Tensor]:
         model = self.pair.model
         at = [Site.parse(name).at("z") for name in self.names] if fix else self.names
         dropped: list[int] = []

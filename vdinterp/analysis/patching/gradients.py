@@ -77,9 +77,12 @@ def untouched(
                 x0[run] = pair.denoiser.denoise(*inputs)
     like = x0["clean"]
     compare = Pair(
-        clean=like, corrupted=x0["corrupted"], truth=pair.clean.latents[clips].to(like),
-        region=pair.region[clips].to(like.device), variance=pair.variance,
-    )  # fmt: skip
+        clean=like,
+        corrupted=x0["corrupted"],
+        truth=pair.clean.latents[clips].to(like),
+        region=pair.region[clips].to(like.device),
+        variance=pair.variance,
+    )
     return runs, compare, caches
 
 

@@ -44,9 +44,12 @@ def pair_of(x0: torch.Tensor, moment: Moment) -> Pair:
     """The pair behind a moment of a sweep, where `x0` is."""
     about = moment.case.about
     return Pair(
-        clean=moment.x0["clean"].to(x0), corrupted=moment.x0["corrupted"].to(x0), truth=about["truth"].to(x0),
-        region=about["region"].to(x0.device), variance=about["variance"],
-    )  # fmt: skip
+        clean=moment.x0["clean"].to(x0),
+        corrupted=moment.x0["corrupted"].to(x0),
+        truth=about["truth"].to(x0),
+        region=about["region"].to(x0.device),
+        variance=about["variance"],
+    )
 
 
 def recovered(x0: torch.Tensor, pair: Pair) -> Float[torch.Tensor, " batch"]:

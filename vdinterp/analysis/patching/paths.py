@@ -54,19 +54,32 @@ class PathResult(Result):
         figures = {}
         if np.isfinite(self.values.numpy()).any():
             figures[self.title] = plotting.heatmap(
-                self.values.numpy(), x=self.receivers, y=self.senders, title=self.title, x_title="receiver",
-                y_title="sender", value_title=f"change of {self.unit}", diverging=True,
+                self.values.numpy(),
+                x=self.receivers,
+                y=self.senders,
+                title=self.title,
+                x_title="receiver",
+                y_title="sender",
+                value_title=f"change of {self.unit}",
+                diverging=True,
                 number_format=".2f" if self.unit == UNITS["recovered"] else None,
-            )  # fmt: skip
+            )
         effects: Any = self.table[self.table["receiver"].isin([TOTAL, "final"])]
         shown = effects.dropna(subset=["value"])
         if len(shown):
             which = shown["receiver"].map({TOTAL: "total", "final": "direct (to the final layer)"})
             title = f"{self.title}: total and direct effect, 95 % interval over clips"
             figures[title] = plotting.bars(
-                shown.assign(effect=which), x="sender", y="value", color="effect", low="low", high="high", title=title,
-                x_title="sender", y_title=f"change of {self.unit}",
-            )  # fmt: skip
+                shown.assign(effect=which),
+                x="sender",
+                y="value",
+                color="effect",
+                low="low",
+                high="high",
+                title=title,
+                x_title="sender",
+                y_title=f"change of {self.unit}",
+            )
         return figures
 
     def summary(self) -> str:
@@ -146,8 +159,14 @@ def path_patch(
     )
     how = "clean into corrupted" if direction == "denoising" else "corrupted into clean"
     title = f"{pair.model.cfg.model_name}: paths patched, {how}"
-    meta = {"model": pair.model.cfg.model_name, "clips": len(pair), "levels": [str(level) for level in pair.levels],
-            "metric": name, "direction": direction, "seed": pair.seed}  # fmt: skip
+    meta = {
+        "model": pair.model.cfg.model_name,
+        "clips": len(pair),
+        "levels": [str(level) for level in pair.levels],
+        "metric": name,
+        "direction": direction,
+        "seed": pair.seed,
+    }
     return _collect(pair, found, from_, to, base, title, UNITS.get(name, name), meta)
 
 
@@ -168,23 +187,41 @@ def total_patch(graph: Graph, sender: str, source: Any) -> Intervention:
 
 
 def _collect(
-    pair: Contrast, found: sweep.SweepResult, senders: list[str], receivers: list[str], base: str, title: str,
-    unit: str, meta: dict[str, Any],
-) -> PathResult:  # fmt: skip
+    pair: Contrast,
+    found: sweep.SweepResult,
+    senders: list[str],
+    receivers: list[str],
+    base: str,
+    title: str,
+    unit: str,
+    meta: dict[str, Any],
+) -> PathResult:
     columns = [*receivers, TOTAL]
     effects = found.per_clip({"sender": senders, "receiver": columns}, base=base)
     interval = bootstrap_mean(effects)
     rows = [
         {
-            "sender": sender, "receiver": receiver, "value": interval.value[i, j], "low": interval.low[i, j],
-            "high": interval.high[i, j], "n_clips": int((~effects[:, i, j].isnan()).sum()),
+            "sender": sender,
+            "receiver": receiver,
+            "value": interval.value[i, j],
+            "low": interval.low[i, j],
+            "high": interval.high[i, j],
+            "n_clips": int((~effects[:, i, j].isnan()).sum()),
         }
         for i, sender in enumerate(senders)
         for j, receiver in enumerate(columns)
-    ]  # fmt: skip
+    ]
     values = torch.from_numpy(interval.value)
     return PathResult(
-        title=title, senders=senders, receivers=receivers, values=values[:, :-1], total=values[:, -1],
-        per_clip=effects[..., :-1], table=pd.DataFrame(rows), unit=unit, failures=found.failures,
-        missing=found.missing, meta=meta,
-    )  # fmt: skip
+        title=title,
+        senders=senders,
+        receivers=receivers,
+        values=values[:, :-1],
+        total=values[:, -1],
+        per_clip=effects[..., :-1],
+        table=pd.DataFrame(rows),
+        unit=unit,
+        failures=found.failures,
+        missing=found.missing,
+        meta=meta,
+    )

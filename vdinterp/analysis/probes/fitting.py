@@ -109,14 +109,26 @@ def fit(
     )
     shape = (*weight.shape[:3], *channels)
     meta = noised.meta(
-        frames_probed=samples.frames, folds=folds, probe_seed=seed, samples=len(samples.y),
-        samples_available=samples.n_available, pooled=samples.pool is not None,
-    )  # fmt: skip
+        frames_probed=samples.frames,
+        folds=folds,
+        probe_seed=seed,
+        samples=len(samples.y),
+        samples_available=samples.n_available,
+        pooled=samples.pool is not None,
+    )
     return ProbeResult(
-        table=pd.DataFrame(rows), weight=weight.view(shape), bias=bias, association=association.view(shape),
-        names=called, levels=list(noised.levels), layers=list(sites), what=what, site=site, is_class=is_class,
+        table=pd.DataFrame(rows),
+        weight=weight.view(shape),
+        bias=bias,
+        association=association.view(shape),
+        names=called,
+        levels=list(noised.levels),
+        layers=list(sites),
+        what=what,
+        site=site,
+        is_class=is_class,
         meta=meta,
-    )  # fmt: skip
+    )
 
 
 def _names(names: Sequence[str] | None, ids: list[int], y: np.ndarray) -> list[str]:
@@ -134,9 +146,20 @@ def _rows(scorer: Scorer, level: float, layer: int, held: dict[str, Held], n: in
     for kind in ("probe", *BASELINES):
         value, low, high = scorer.interval(scores[kind])
         gain = (np.nan,) * 3 if kind == "probe" else scorer.interval(scores["probe"] - scores[kind])
-        rows.append({
-            "level": level, "layer": layer, "kind": kind, "value": value, "low": low, "high": high,
-            "chance": 1 / scorer.n_out if scorer.is_class else 0.0,
-            "gain": gain[0], "gain_low": gain[1], "gain_high": gain[2], "n": n, "clips": scorer.n_clips,
-        })  # fmt: skip
+        rows.append(
+            {
+                "level": level,
+                "layer": layer,
+                "kind": kind,
+                "value": value,
+                "low": low,
+                "high": high,
+                "chance": 1 / scorer.n_out if scorer.is_class else 0.0,
+                "gain": gain[0],
+                "gain_low": gain[1],
+                "gain_high": gain[2],
+                "n": n,
+                "clips": scorer.n_clips,
+            }
+        )
     return rows

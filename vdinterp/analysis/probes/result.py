@@ -128,13 +128,21 @@ class ProbeResult(Result):
         probe = rows_of(self.table, kind="probe")
         chance = float(probe["chance"].iloc[0])
         axes: dict[str, Any] = {
-            "x": "layer", "y": "value", "low": "low", "high": "high", "x_title": "layer", "y_title": self.unit,
-        }  # fmt: skip
+            "x": "layer",
+            "y": "value",
+            "low": "low",
+            "high": "high",
+            "x_title": "layer",
+            "y_title": self.unit,
+        }
         title = f"{head}: by layer and noise level, 95 % interval over clips"
         figures[title] = plotting.lines(
-            probe.assign(noise=[f"noise level {level:g}" for level in probe["level"]]), color="noise", title=title,
-            reference={"chance": chance, "clean latents": float(self.values("clean latents")[0, 0])}, **axes,
-        )  # fmt: skip
+            probe.assign(noise=[f"noise level {level:g}" for level in probe["level"]]),
+            color="noise",
+            title=title,
+            reference={"chance": chance, "clean latents": float(self.values("clean latents")[0, 0])},
+            **axes,
+        )
         for level in self.levels:
             rows = rows_of(self.table, level=level)
             rows = rows[rows["kind"] != "constant"]
@@ -156,9 +164,12 @@ class ProbeResult(Result):
         for figure in figures.values():
             figure.update_xaxes(tickvals=self.layers, ticktext=[str(layer) for layer in self.layers], zeroline=False)
         grid: dict[str, Any] = {
-            "x": [f"{level:g}" for level in self.levels], "y": [str(layer) for layer in self.layers],
-            "x_title": "noise level", "y_title": "layer", "number_format": ".2f",
-        }  # fmt: skip
+            "x": [f"{level:g}" for level in self.levels],
+            "y": [str(layer) for layer in self.layers],
+            "x_title": "noise level",
+            "y_title": "layer",
+            "number_format": ".2f",
+        }
         title = f"{head}: held-out score of the probe"
         figures[title] = plotting.heatmap(self.values(), title=title, value_title=self.unit, **grid)
         title = f"{head}: gain over the best baseline that is made of the model's input"

@@ -82,9 +82,13 @@ class Contrast:
             raise ValueError("give either noise_levels (single forward passes) or steps (whole trajectories)")
         if not isinstance(clean, NoisedClips):
             shared: dict[str, Any] = {
-                "noise_levels": noise_levels, "n_context": n_context, "noise": noise, "region": region, "seed": seed,
+                "noise_levels": noise_levels,
+                "n_context": n_context,
+                "noise": noise,
+                "region": region,
+                "seed": seed,
                 "batch": batch,
-            }  # fmt: skip
+            }
             clean = self._noised(clean, "clean", cond, shared)
             if isinstance(corrupted, torch.Tensor | Clips) and len(corrupted) != len(clean):
                 raise ValueError(
@@ -204,8 +208,9 @@ class Contrast:
 def _has_own(clips: Any, model: HookedVideoDiT) -> bool:
     """Whether clips have conditions that a model takes."""
     cfg = model.cfg
-    return isinstance(clips, Clips) and bool((cfg.d_action and clips.action is not None) or (
-        cfg.d_text and clips.text is not None))  # fmt: skip
+    return isinstance(clips, Clips) and bool(
+        (cfg.d_action and clips.action is not None) or (cfg.d_text and clips.text is not None)
+    )
 
 
 def _frames(indices: Sequence[int]) -> str:

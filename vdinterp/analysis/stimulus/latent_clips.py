@@ -117,9 +117,13 @@ class LatentClips:
         }
         has_video = self.clips.video is not None and self.clips.video.shape[1] == self._lengths[1]
         return Clips(
-            kind=self.clips.kind, labels=labels, action=self.cond.actions, meta=self.clips.meta,
-            video=self.by_frame(self.clips.pixels) if has_video else None, encoded=None if has_video else self.latents,
-        )  # fmt: skip
+            kind=self.clips.kind,
+            labels=labels,
+            action=self.cond.actions,
+            meta=self.clips.meta,
+            video=self.by_frame(self.clips.pixels) if has_video else None,
+            encoded=None if has_video else self.latents,
+        )
 
     @cached_property
     def latents(self) -> Float[torch.Tensor, "clip frame channel height width"]:

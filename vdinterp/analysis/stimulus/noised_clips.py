@@ -338,8 +338,10 @@ def check_noised(noised: Any) -> None:
     if not isinstance(noised, NoisedClips):
         raise ValueError(f"noised is {type(noised).__name__}; give {wanted}")
     if not noised.levels or "given" in noised.levels:
-        raise ValueError(f"noised has {'levels of its own for every frame' if noised.levels else 'no noise levels'}: "
-                         f"this takes one at a time, {wanted}")  # fmt: skip
+        raise ValueError(
+            f"noised has {'levels of its own for every frame' if noised.levels else 'no noise levels'}: "
+            f"this takes one at a time, {wanted}"
+        )
 
 
 def checkpoint(pipe: VideoDiffusion) -> dict[str, Any]:

@@ -47,9 +47,15 @@ class DirectEffect(Result):
             named = rows["layer"].astype(str) + "." + rows["head"].astype(str)
             title = f"Direct and total effect of every head, noise level {level:g}"
             figures[title] = plotting.scatter(
-                rows.assign(name=named), x="direct", y="total", label="name", title=title, diagonal=True,
-                x_title="direct effect (rise of x0 error)", y_title="total effect (rise of x0 error)",
-            )  # fmt: skip
+                rows.assign(name=named),
+                x="direct",
+                y="total",
+                label="name",
+                title=title,
+                diagonal=True,
+                x_title="direct effect (rise of x0 error)",
+                y_title="total effect (rise of x0 error)",
+            )
         return figures
 
     def summary(self) -> str:
@@ -112,11 +118,17 @@ def direct_effect(noised: NoisedClips) -> DirectEffect:
             at = (layer, head)
             rows.append(
                 {
-                    "level": level, "layer": layer, "head": head, "direct": one.value[at], "direct_low": one.low[at],
-                    "direct_high": one.high[at], "total": other.value[at], "low": other.low[at],
+                    "level": level,
+                    "layer": layer,
+                    "head": head,
+                    "direct": one.value[at],
+                    "direct_low": one.low[at],
+                    "direct_high": one.high[at],
+                    "total": other.value[at],
+                    "low": other.low[at],
                     "high": other.high[at],
                 }
-            )  # fmt: skip
+            )
         found = rank_correlation(direct.flatten(1).numpy(), total.flatten(1).numpy(), seed=noised.seed)
         correlations.append({"level": level, **found, "heads": one.value.size})
     return DirectEffect(table=pd.DataFrame(rows), rank_correlation=pd.DataFrame(correlations), meta=noised.meta())

@@ -70,11 +70,17 @@ class LensResult(Result):
         title = f"{self.title}: distance to the final prediction ({self.unit})"
         figures = {
             title: plotting.lines(
-                self.table, x="layer", y="error", color="lens", low="low", high="high", title=title,
+                self.table,
+                x="layer",
+                y="error",
+                color="lens",
+                low="low",
+                high="high",
+                title=title,
                 x_title=f"stream before block ({len(self.x0) - 1}: after all blocks)",
                 y_title="squared distance over variance",
             )
-        }  # fmt: skip
+        }
         return figures | self.strips()
 
     def strips(self) -> dict[str, go.Figure]:
@@ -175,13 +181,20 @@ def lens(
     rows = _errors(plain, "lens") + ([] if through is None else _errors(through, "tuned lens"))
     pipe = readout.pipe if readout.pipe is not None and readout.pipe.vae is not None else None
     return LensResult(
-        title=f"Lens{readout.where}", x0=plain, tuned=through, table=pd.DataFrame(rows), unit=readout.unit,
+        title=f"Lens{readout.where}",
+        x0=plain,
+        tuned=through,
+        table=pd.DataFrame(rows),
+        unit=readout.unit,
         frames=readout.frames,
         video=None if pipe is None else pictures_of(pipe, plain[:, 0]),
         tuned_video=None if pipe is None or through is None else pictures_of(pipe, through[:, 0]),
-        meta={"model": readout.model.cfg.model_name, "clips": plural(int(plain.shape[1]), "clip"),
-              "frames read": readout.frames},
-    )  # fmt: skip
+        meta={
+            "model": readout.model.cfg.model_name,
+            "clips": plural(int(plain.shape[1]), "clip"),
+            "frames read": readout.frames,
+        },
+    )
 
 
 def _errors(x0: torch.Tensor, name: str) -> list[dict[str, Any]]:
@@ -190,8 +203,15 @@ def _errors(x0: torch.Tensor, name: str) -> list[dict[str, Any]]:
     rows = []
     for layer, estimate in enumerate(x0):
         interval = bootstrap_mean((estimate - final).square().mean((1, 2, 3, 4)) / variance)
-        rows.append({"layer": layer, "lens": name, "error": float(interval.value), "low": float(interval.low),
-                     "high": float(interval.high)})  # fmt: skip
+        rows.append(
+            {
+                "layer": layer,
+                "lens": name,
+                "error": float(interval.value),
+                "low": float(interval.low),
+                "high": float(interval.high),
+            }
+        )
     return rows
 
 

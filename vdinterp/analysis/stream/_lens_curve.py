@@ -41,11 +41,19 @@ class LensCurve(Result):
             both = len(set(rows["lens"])) > 1
             title = f"x0 error of the lens{' and the tuned lens' if both else ''} to {to}, by layer and noise level"
             figures[title] = plotting.lines(
-                rows.assign(level=rows["level"].map("{:g}".format)), x="layer", y="error", color="level",
-                color_title="noise level", dash="lens" if both else None, low="low", high="high", title=title,
-                x_title=f"stream before block ({last}: after all blocks)", y_title="squared error over variance",
+                rows.assign(level=rows["level"].map("{:g}".format)),
+                x="layer",
+                y="error",
+                color="level",
+                color_title="noise level",
+                dash="lens" if both else None,
+                low="low",
+                high="high",
+                title=title,
+                x_title=f"stream before block ({last}: after all blocks)",
+                y_title="squared error over variance",
                 log_y=to == "the truth",
-            )  # fmt: skip
+            )
         return figures
 
     def summary(self) -> str:
@@ -107,8 +115,13 @@ def lens_curve(noised: NoisedClips, tuned: TunedLens | None = None) -> LensCurve
             interval = bootstrap_mean(torch.cat(parts))
             rows.append(
                 {
-                    "level": level, "layer": layer, "lens": name, "to": to, "error": float(interval.value),
-                    "low": float(interval.low), "high": float(interval.high),
+                    "level": level,
+                    "layer": layer,
+                    "lens": name,
+                    "to": to,
+                    "error": float(interval.value),
+                    "low": float(interval.low),
+                    "high": float(interval.high),
                 }
-            )  # fmt: skip
+            )
     return LensCurve(table=pd.DataFrame(rows), meta=noised.meta(tuned=tuned is not None))

@@ -40,10 +40,17 @@ class MassiveActivations(Result):
         title = "Largest activation of the stream over the median one, by layer"
         figures = {
             title: plotting.bars(
-                table, x="layer", y="ratio", color="level", title=title, log=True, x_title="layer",
-                y_title="largest over median size", reference={"massive from here on": MASSIVE[1]},
+                table,
+                x="layer",
+                y="ratio",
+                color="level",
+                title=title,
+                log=True,
+                x_title="layer",
+                y_title="largest over median size",
+                reference={"massive from here on": MASSIVE[1]},
             )
-        }  # fmt: skip
+        }
         for level in self.table["level"].unique():
             rows = self.table[self.table["level"] == level].melt(
                 id_vars="layer", value_vars=["x0_change", "control_change"], var_name="channels", value_name="change"
@@ -51,9 +58,14 @@ class MassiveActivations(Result):
             rows["channels"] = rows["channels"].map({"x0_change": "top channels", "control_change": "random others"})
             title = f"Change of x0 when channels of the stream are zeroed after a layer, noise level {level:g}"
             figures[title] = plotting.bars(
-                rows, x="layer", y="change", color="channels", title=title, x_title="layer",
+                rows,
+                x="layer",
+                y="change",
+                color="channels",
+                title=title,
+                x_title="layer",
                 y_title="x0 change (squared, over variance)",
-            )  # fmt: skip
+            )
         return figures
 
     def summary(self) -> str:
@@ -114,17 +126,33 @@ def massive_activations(noised: NoisedClips, n_channels: int = 4, seed: int = 0)
         for layer, top in enumerate(tops):
             token = int(size.by_token[layer].argmax())
             frame, row, col = noised.grid.coordinates(token)
-            rows.append({
-                "level": level, "layer": layer, "ratio": float(size.ratio[layer]), "largest": float(size.top[layer]),
-                "massive": float(size.massive[layer]), "channels": ", ".join(map(str, top)), "token": token,
-                "frame": frame, "row": row, "col": col, "x0_change": moved["x0_change", layer],
-                "control_change": moved["control_change", layer],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "level": level,
+                    "layer": layer,
+                    "ratio": float(size.ratio[layer]),
+                    "largest": float(size.top[layer]),
+                    "massive": float(size.massive[layer]),
+                    "channels": ", ".join(map(str, top)),
+                    "token": token,
+                    "frame": frame,
+                    "row": row,
+                    "col": col,
+                    "x0_change": moved["x0_change", layer],
+                    "control_change": moved["control_change", layer],
+                }
+            )
             channel_rows += [
-                {"level": level, "layer": layer, "rank": rank, "channel": channel,
-                 "mean": float(size.mean[layer, channel]), "largest": float(size.by_channel[layer, channel])}
+                {
+                    "level": level,
+                    "layer": layer,
+                    "rank": rank,
+                    "channel": channel,
+                    "mean": float(size.mean[layer, channel]),
+                    "largest": float(size.by_channel[layer, channel]),
+                }
                 for rank, channel in enumerate(top)
-            ]  # fmt: skip
+            ]
     return MassiveActivations(
         table=pd.DataFrame(rows), channels=pd.DataFrame(channel_rows), meta=noised.meta(control_seed=seed)
     )

@@ -68,18 +68,32 @@ class PatchCrossing(Result):
             rows = rows.assign(layer=rows["layer"].astype(int), noise=[f"noise level {x:g}" for x in rows["level"]])
             title = f"{self.meta.get('model', 'model')}: {quantity} across patch boundaries, by layer"
             figures[title] = plotting.lines(
-                rows, x="layer", y="value", low="low", high="high", color="noise", title=title, x_title="layer",
+                rows,
+                x="layer",
+                y="value",
+                low="low",
+                high="high",
+                color="noise",
+                title=title,
+                x_title="layer",
                 y_title=unit,
-            )  # fmt: skip
+            )
             figures[title].update_xaxes(dtick=1)
         for level in self.table["level"].unique():
             rows = rows_of(self.table, quantity="value-weighted share", level=level)
             rows = rows[rows["part"] != "crossing"]
             title = f"Where what attention adds comes from, noise level {level:g}, 95 % interval over clips"
             figures[title] = plotting.bars(
-                rows, x="layer", y="value", low="low", high="high", color="part", title=title, x_title="layer",
+                rows,
+                x="layer",
+                y="value",
+                low="low",
+                high="high",
+                color="part",
+                title=title,
+                x_title="layer",
                 y_title=QUANTITIES["value-weighted share"],
-            )  # fmt: skip
+            )
         return figures
 
     def summary(self) -> str:

@@ -62,10 +62,13 @@ def modulation_atlas(
     gates = {site: value for (site, part), value in plain.items() if part == "gate"}
     depth, off = _depth(gates, levels)
     return ModulationAtlas(
-        table=pd.concat(rows, ignore_index=True), depth=depth, off=off,
-        similarity=(stacked @ stacked.T).clamp(-1, 1).float(), levels=tuple(levels.tolist()),
+        table=pd.concat(rows, ignore_index=True),
+        depth=depth,
+        off=off,
+        similarity=(stacked @ stacked.T).clamp(-1, 1).float(),
+        levels=tuple(levels.tolist()),
         meta={"model": model.cfg.model_name},
-    )  # fmt: skip
+    )
 
 
 Parts = Mapping[tuple[str, str], torch.Tensor]
@@ -78,13 +81,21 @@ def _by_site(found: Mapping[Site, torch.Tensor]) -> dict[tuple[str, str], torch.
 
 def _rows(found: Parts, plain: Parts, levels: torch.Tensor, action: str) -> pd.DataFrame:
     parts = [
-        pd.DataFrame({
-            "level": levels.double().numpy(), "site": site, "action": action, "part": part,
-            "mean": value.mean(1).numpy(), "rms": _rms(value).numpy(), "mean_abs": value.abs().mean(1).numpy(),
-            "max_abs": value.abs().amax(1).numpy(), "from_none": _rms(value - plain[site, part]).numpy(),
-        })
+        pd.DataFrame(
+            {
+                "level": levels.double().numpy(),
+                "site": site,
+                "action": action,
+                "part": part,
+                "mean": value.mean(1).numpy(),
+                "rms": _rms(value).numpy(),
+                "mean_abs": value.abs().mean(1).numpy(),
+                "max_abs": value.abs().amax(1).numpy(),
+                "from_none": _rms(value - plain[site, part]).numpy(),
+            }
+        )
         for (site, part), value in found.items()
-    ]  # fmt: skip
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -107,15 +118,24 @@ def _depth(
     for site, size, closed in zip(gates, sizes, share < OFF, strict=True):
         edges = torch.diff(closed.int(), prepend=torch.zeros(1), append=torch.zeros(1))
         for start, end in zip((edges > 0).nonzero()[:, 0].tolist(), (edges < 0).nonzero()[:, 0].tolist(), strict=True):
-            ranges.append({
-                "site": site, "from_level": at[start], "to_level": at[end - 1],
-                "lowest": float(size[start:end].min()), "maximum": float(size.max()),
-                "maximum_level": at[int(size.argmax())],
-            })  # fmt: skip
-    depth = pd.DataFrame({
-        "level": at, "effective_depth": share.sum(0).numpy(), "open": (share >= OFF).sum(0).numpy(),
-        "gate_rms": sizes.mean(0).numpy(),
-    })  # fmt: skip
+            ranges.append(
+                {
+                    "site": site,
+                    "from_level": at[start],
+                    "to_level": at[end - 1],
+                    "lowest": float(size[start:end].min()),
+                    "maximum": float(size.max()),
+                    "maximum_level": at[int(size.argmax())],
+                }
+            )
+    depth = pd.DataFrame(
+        {
+            "level": at,
+            "effective_depth": share.sum(0).numpy(),
+            "open": (share >= OFF).sum(0).numpy(),
+            "gate_rms": sizes.mean(0).numpy(),
+        }
+    )
     return depth, pd.DataFrame(ranges, columns=OFF_COLUMNS)
 
 

@@ -80,29 +80,53 @@ class ModulationAtlas(Result):
             if (self.table["part"] == part).any():
                 wide, title = self.values(part), f"Size of the {part} of every sublayer, by noise level"
                 figures[title] = plotting.heatmap(
-                    wide.to_numpy(), x=names, y=list(wide.index), title=title, x_title=across, y_title="sublayer",
-                    value_title=unit, zmin=0.0,
-                )  # fmt: skip
+                    wide.to_numpy(),
+                    x=names,
+                    y=list(wide.index),
+                    title=title,
+                    x_title=across,
+                    y_title="sublayer",
+                    value_title=unit,
+                    zmin=0.0,
+                )
         if len(self.depth):
             title = "Effective depth: how many sublayers are open, by noise level"
             named = {"effective_depth": "effective depth", "open": f"gates over {OFF:.0%} of their maximum"}
             long = self.depth.melt("level", list(named), "measure").assign(measure=lambda t: t["measure"].map(named))
             figures[title] = plotting.lines(
-                long, x="level", y="value", color="measure", title=title, x_title=across, y_title="sublayers",
+                long,
+                x="level",
+                y="value",
+                color="measure",
+                title=title,
+                x_title=across,
+                y_title="sublayers",
                 reference={"all": float(len(self.values("gate")))},
-            ).update_yaxes(rangemode="tozero")  # fmt: skip
+            ).update_yaxes(rangemode="tozero")
         title = "Similarity of the modulations at two noise levels"
         if bool(self.similarity.isfinite().any()):
             figures[title] = plotting.heatmap(
-                self.similarity.numpy(), x=names, y=names, title=title, x_title=across, y_title="noise level",
-                value_title="cosine", diverging=False,
-            ).update_layout(height=SQUARE)  # fmt: skip
+                self.similarity.numpy(),
+                x=names,
+                y=names,
+                title=title,
+                x_title=across,
+                y_title="noise level",
+                value_title="cosine",
+                diverging=False,
+            ).update_layout(height=SQUARE)
         if self._moved:
             wide, title = self.action_change(), "How far an action moves the modulation of a sublayer"
             figures[title] = plotting.heatmap(
-                wide.to_numpy(), x=list(wide.columns), y=list(wide.index), title=title, x_title="action",
-                y_title="sublayer", value_title="change over size without action", zmin=0.0,
-            )  # fmt: skip
+                wide.to_numpy(),
+                x=list(wide.columns),
+                y=list(wide.index),
+                title=title,
+                x_title="action",
+                y_title="sublayer",
+                value_title="change over size without action",
+                zmin=0.0,
+            )
         return figures
 
     def summary(self) -> str:
@@ -122,9 +146,10 @@ class ModulationAtlas(Result):
             )
             closed = [_closed(row) for row in self.off.to_dict("records")]
             text.append(
-                f"Switched off (gate below {OFF:.0%} of its own maximum): {'; '.join(closed)}." if closed
+                f"Switched off (gate below {OFF:.0%} of its own maximum): {'; '.join(closed)}."
+                if closed
                 else f"No gate falls below {OFF:.0%} of its own maximum."
-            )  # fmt: skip
+            )
         else:
             text.append("No sublayer has a gate: all of them always write.")
         if bool(self.similarity[0, -1].isfinite()):

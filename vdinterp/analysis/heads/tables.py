@@ -1,0 +1,32 @@
+"""Arrays of heads as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vdinterp.results import Result
+
+
+def head_names(n_layers: int, n_heads: int) -> list[str]:
+    """`layer.head`, layer by layer."""
+    return [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
+
+
+def tidy(values: torch.Tensor, **axes: Sequence[Any] | None) -> pd.DataFrame:
+    """A table with one row a number (`value`), and for each axis, in order, its label there (None: the index)."""
+    index = np.indices(values.shape).reshape(values.ndim, -1)
+    columns = {
+        name: at if labels is None else np.asarray(labels, dtype=object if isinstance(labels[0], str) else None)[at]
+        for (name, labels), at in zip(axes.items(), index, strict=True)
+    }
+    return pd.DataFrame({**columns, "value": values.flatten().numpy()})
+
+
+def largest(result: Result) -> pd.DataFrame:
+    """The table of a result, the largest values first."""
+    return result.to_frame().sort_values("value", ascending=False, kind="stable", ignore_index=True)
