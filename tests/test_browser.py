@@ -157,7 +157,7 @@ def test_a_click_an_arrow_and_every_choice_change_the_picture(opened: Callable, 
         ("direction", "to this patch: what looks at it"),
         ("head", "0"),
         ("layer", "1"),
-        ("pass", "noise level 299"),
+        ("pass", "noise level 0.3"),
     ]:
         page.locator(f"select.{label}").select_option(label=choice)
         pictures.append(strip.picture())
@@ -241,7 +241,7 @@ def test_a_link_keeps_what_is_shown(opened: Callable, explorer_page: Path) -> No
     shown = opened(explorer_page)
     strip = Strip(shown.page)
     shown.page.mouse.click(**strip.at(5, 1, 2))
-    shown.page.locator("select.pass").select_option(label="noise level 299")
+    shown.page.locator("select.pass").select_option(label="noise level 0.3")
     shown.page.locator("select.head").select_option(label="0")
     strip.picture()
     drawn = strip.drawn()

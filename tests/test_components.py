@@ -79,9 +79,9 @@ def test_invalid_parts(make: Any, message: str) -> None:
     ("kind", "change", "message"),
     [
         ("3d", {"latents": torch.zeros(2, 3, 3, 4, 6)}, "do not fit"),
-        ("3d", {"latents": torch.zeros(2, 3, 2, 4, 5)}, "do not fit"),
+        ("3d", {"latents": torch.zeros(2, 3, 2, 4, 5)}, "do not divide"),
         ("3d", {"latents": torch.zeros(3, 2, 4, 6)}, "do not fit"),
-        ("3d", {"latents": torch.zeros(2, 4, 2, 4, 6)}, "4 frames"),
+        ("3d", {"latents": torch.zeros(2, 4, 2, 4, 6)}, r"one per frame is needed, \[2, 4\]"),
         ("3d", {"latents": torch.zeros(2, 3, 2, 4, 6).double()}, "float64"),
         ("3d", {"timestep": torch.zeros(2)}, "one per frame"),
         ("3d", {"timestep": torch.zeros(2, 2)}, "one per frame"),

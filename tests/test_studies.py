@@ -595,7 +595,10 @@ def test_unknown_study_setting_or_mode() -> None:
         ({"clips": small_clips(n_frames=2), "n_context": 2}, "2 frames .*at least 3 are needed"),
         ({"n_context": 5}, "at least 6 are needed"),
         ({"n_context": 0}, "n_context >= 1"),
-        ({"clips": Clips(kind="file", video=torch.rand(2, 5, 1, 6, 6))}, r"\[1, 6, 6\].*takes \[1, 4, 6\]"),
+        (
+            {"reference": Clips(kind="file", video=torch.rand(2, 5, 1, 6, 6))},
+            "are 1x6x6 latents, the clips 1x4x6: give",
+        ),
         ({"clips": Clips(kind="file", video=torch.rand(2, 5, 3, 4, 6))}, "do not fit"),
         ({"clips": replace(small_clips(), action=torch.zeros(3, 5, 7))}, r"actions in cond are \[3, 5, 7\]"),
         ({"clips": None}, "does not say what clips"),

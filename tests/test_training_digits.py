@@ -99,6 +99,7 @@ class Constant(vd.VideoDiffusion):
     """Stands in for a pipeline whose estimate is known: the mean image, or the truth."""
 
     def __init__(self, clips, perfect):
+        vars(self).update(vars(vd.load("tiny-induction")))
         self.clips, self.perfect = clips, perfect
 
     def add_noise(self, latents, noise_levels, noise):

@@ -65,7 +65,6 @@ def latents(good: torch.Tensor) -> st.SearchStrategy:
     return (
         of(None, good.tolist(), good.numpy(), good[0], good[:0], good[:, :0], good[..., :-1], good[None], "latents")
         | of(good.repeat(1, 1, 3, 1, 1), good.to(torch.int64), good.bool(), good.to(torch.complex64), spoilt)
-        | of(good.repeat(1, 4, 1, 1, 1))
         | ODD
     )
 

@@ -149,18 +149,34 @@ class Call:
 
 def run_in(call: Call | None, function: Callable[..., Any], *args: Any) -> Any:
     """Run `function` as a part of that pass."""
-    outer, _THREAD.call = _THREAD.call, call
-    try:
+    with _Within(call):
         return function(*args)
-    finally:
-        _THREAD.call = outer
+
+
+class _Within:
+    """A part of a pass, open as long as its `__exit__` is held, see `_Exit`."""
+
+    def __init__(self, call: Call | None) -> None:
+        self.call, self.held = call, None
+
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        leave = partial(_Within.leave, self)
+        self.held = weakref.ref(leave)
+        return leave
+
+    def __enter__(self) -> None:
+        _THREAD.within.append(self)
+
+    def leave(self, *_: object) -> None:
+        del _THREAD.within[_THREAD.within.index(self) :]
 
 
 class _Thread(threading.local):
     """What belongs to one thread: the forward pass it is in, and what users keep in `hook.ctx`."""
 
     def __init__(self) -> None:
-        self.call: Call | None = None
+        self.within: list[_Within] = []
         self.outside = Call()  # for hook points that are run without their model
         self.own: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
@@ -170,12 +186,15 @@ _THREAD = _Thread()
 
 def current_call() -> Call | None:
     """The innermost forward pass that this thread is in."""
-    return _THREAD.call
+    within = _THREAD.within
+    while within and (within[-1].held is None or within[-1].held() is None):  # what an interrupt left behind
+        within.pop()
+    return within[-1].call if within else None
 
 
 def edited_names() -> set[str]:
     """What hooks changed in the pass that this thread is in."""
-    return (_THREAD.call or _THREAD.outside).edited
+    return (current_call() or _THREAD.outside).edited
 
 
 def own_context(owner: Any) -> dict[str, Any]:
@@ -185,7 +204,7 @@ def own_context(owner: Any) -> dict[str, Any]:
 
 def call_says() -> dict[str, Any]:
     """What `hook.ctx` shows of the pass that this thread is in."""
-    return (_THREAD.call or _THREAD.outside).says
+    return (current_call() or _THREAD.outside).says
 
 
 def in_backward() -> bool:

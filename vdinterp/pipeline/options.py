@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Shaped
 
 from vdinterp.conditions import Cond
 from vdinterp.diffusion import Guidance, NoiseSource
@@ -41,13 +40,13 @@ class SamplingOptions(metaclass=Kind):
     """Steps of the interventions, 0 the noisiest; None: all."""
     record: Any = None
     """Names of activations to keep, a cache a step (as `names` of `run_with_cache`)."""
-    matrix: str | Float[torch.Tensor, "step _"] = "full_sequence"
+    matrix: str | torch.Tensor = "full_sequence"
     """`full_sequence`, `autoregressive`, `pyramid`, `trapezoid`, or noise levels `[step frame]` of your own."""
     uncertainty: float = 1.0
     """Steps between neighbouring frames of `pyramid` and `trapezoid`."""
     eta: float = 0.0
     """0 DDIM, 1 DDPM (with `steps` equal to the number of levels exactly its ancestral sampler)."""
-    mask: Shaped[torch.Tensor, "... frame"] | Sequence[int] | None = None
+    mask: torch.Tensor | Sequence[int] | None = None
     """`[frame]` or `[batch frame]`: -1 padding, 0 generate, 1 ground truth, 2 generated history."""
     batch: int | None = None
     """Clips, where there is no context to say how many."""

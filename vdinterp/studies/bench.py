@@ -82,6 +82,9 @@ class Bench:
         self.others = NoisedClips(
             pipe, reference, noise_levels, n_frames=self.n_frames, seed=seed + 1, cond=without, **shared
         )
+        if self.others.size != self.stimulus.size:
+            sizes = ["x".join(map(str, one.size)) for one in (self.others, self.stimulus)]
+            raise ValueError(f"reference clips are {sizes[0]} latents, the clips {sizes[1]}: give some of one size")
         self.steps = check_count("steps", steps, high=pipe.diffusion.n_levels, why="the model's noise levels")
         self.pipe, self.clips, self.reference = pipe, clips, reference
         self.n_context, self.seed, self.batch, self.levels = n_context, seed, batch, self.stimulus.levels
