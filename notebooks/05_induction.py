@@ -30,7 +30,7 @@ import vdinterp as vd
 from vdinterp.data.repeats import MEANING, TWINS
 
 pd.set_option("display.max_colwidth", None)
-light = {"levels": (0.4, 0.95), "n_per_lag": 5, "designs": (), "repeats": 0, "progress": False}
+light = {"noise_levels": (0.4, 0.95), "n_per_lag": 5, "designs": (), "repeats": 0, "progress": False}
 pd.Series(MEANING | {f"twin: {name}": text for name, text in TWINS.items()}, name="what it is").to_frame()
 
 # %% [markdown]
