@@ -124,9 +124,9 @@ def interventions() -> st.SearchStrategy[Case]:
         ),
         (
             vd.SetNoiseLevel,
-            {"level": 700},
+            {"level": 0.7},
             {
-                "level": values.of(0.95, NAN, "700", None, 5000, -7, True, torch.full((4,), 0.5), torch.ones(2, 2, 2)),
+                "level": values.of(700, NAN, "0.7", None, 5000, -7, True, torch.full((4,), 700.0), torch.ones(2, 2, 2)),
                 "frames": values.INDICES,
             },
         ),
