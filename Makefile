@@ -68,7 +68,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(PY)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(PY)
-	$(PIP) install --quiet -c constraints.txt -e ".[dev,notebook,probes,crafter,ray]"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev,notebook,export,probes,crafter,ray]"
 	touch $@ $(VENV)/.core
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.dev

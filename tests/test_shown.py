@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import importlib.util
 import io
 import pickle
 from pathlib import Path
@@ -215,7 +214,6 @@ def test_a_committed_notebook_has_pictures_and_no_traces(monkeypatch: pytest.Mon
     assert list(run_notebooks.unpictured(made)) == ["cell 1 was not run"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("kaleido") is None, reason="needs the extra export")
 def test_pictures_are_small_pngs() -> None:
     from choreographer.browsers.chromium import Chromium
 

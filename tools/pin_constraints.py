@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-TESTED_EXTRAS = ("dev", "notebook", "probes", "crafter", "ray")
+TESTED_EXTRAS = ("dev", "notebook", "export", "probes", "crafter", "ray")
 OLDEST_PYTHON = "3.10"
 
 
