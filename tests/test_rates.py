@@ -18,11 +18,11 @@ from time_vae import StackingVAE
 import vdinterp as vd
 from vdinterp import analysis as a
 from vdinterp.analysis import Contrast, NoisedClips
-from vdinterp.analysis.stimulus.latents import say_no_pixels
+from vdinterp.analysis.stimulus.latents import say_no_pixels, visible
 from vdinterp.cli import main
 from vdinterp.data import Clips, write_video
 from vdinterp.studies import held_out_clips, label_names, labels_of
-from vdinterp.vae import LatentStats
+from vdinterp.vae import IdentityVAE, LatentStats
 
 N_LATENT, N_CLIPS = 6, 28  # of 2 x 3 tokens each; clips as many as a search needs
 QUIET = {"sweep_options": {"progress": False}}
@@ -300,3 +300,14 @@ def test_a_contrast_is_two_of_them(both: Both) -> None:
     assert torch.equal(made.inputs(slice(0, 5), 0.9)["clean"].noisy, other.inputs(0.9).noisy)
     with pytest.raises(ValueError, match="another pipeline"):
         Contrast(both.bare, one, twin)
+
+
+def test_channels_that_make_no_picture_are_shown_in_grey() -> None:
+    """A study is not thrown away when its report cannot paint two channels."""
+    assert torch.equal(visible(torch.ones(1, 2, 3, 4, 4)), torch.ones(1, 2, 3, 4, 4))
+    two = torch.rand(1, 2, 2, 4, 4)
+    assert torch.equal(visible(two), two.mean(2, keepdim=True))
+    pipe = vd.VideoDiffusion(tiny_model("3d"), IdentityVAE(2), vd.DiffusionConfig())
+    clips = vd.data.Clips(kind="file", video=torch.rand(2, 3, 2, 4, 6))
+    noised = vd.NoisedClips(pipe, clips, noise_levels=(0.9,))
+    assert tuple(noised.pictures.shape) == (2, 3, 1, 4, 6) and vd.lens(pipe, noised.cache(0.9)).sections()

@@ -364,7 +364,11 @@ class _Search:
             "clips": len(task.repeats),
             "lags": lags_of(self.n_frames),
             "seed": self.seed,
-            **({"actions": "none: the model ran without"} if cfg.d_action else {}),
+            **{
+                what: "none: the model ran without"
+                for what, width in (("actions", cfg.d_action), ("text", cfg.d_text))
+                if width
+            },
         }
 
 

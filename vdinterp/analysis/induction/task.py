@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from vdinterp.analysis.stimulus.latent_clips import LatentClips
 from vdinterp.analysis.stimulus.latents import pictures_of
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips
+from vdinterp.conditions import NO_CONDITION
 from vdinterp.data import Clips, make_clips, sample_clips
 from vdinterp.data.clips import DIGIT_KINDS, OBJECT_KINDS
 from vdinterp.data.digits import SPLITS, digit_images
@@ -72,7 +73,12 @@ class Task:
     def noised(self, twin: str | None = None) -> NoisedClips:
         if twin not in self._noised:
             self._noised[twin] = NoisedClips(
-                self.pipe, self.clips(twin), noise_levels=self.levels, seed=self.seed, batch=self.batch
+                self.pipe,
+                self.clips(twin),
+                noise_levels=self.levels,
+                cond=NO_CONDITION,  # made stimuli have none, and the result says so
+                seed=self.seed,
+                batch=self.batch,
             )
         return self._noised[twin]
 

@@ -103,7 +103,8 @@ def caution(found: InductionResult) -> str:
         least = rows.sort_values("error").iloc[0]
         asked[f"noise level {least['level']:g}, its best,"] = float(least["error"])
     name = str(found.meta.get("model", "the model"))
-    text = Reliability(model=name, errors=asked, without="actions" if "actions" in found.meta else "").caution
+    without = " and ".join(what for what in ("actions", "text") if what in found.meta)
+    text = Reliability(model=name, errors=asked, without=without).caution
     return f"{text}\n\n" if text else ""
 
 

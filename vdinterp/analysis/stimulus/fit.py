@@ -16,10 +16,13 @@ from vdinterp.models.checks import check_sizes
 from vdinterp.sweep import ModelOnly
 
 
-def check_levels(levels: Sequence[float], pipe: Any = None) -> None:
+def check_levels(levels: Any, pipe: Any = None) -> None:
     """Raise `ValueError` unless there are noise levels, in (0, 1], each once; none that is clean to the model."""
+    if isinstance(levels, Real):
+        check_levels((levels,), pipe)  # if it is none, that is what to say
+        raise ValueError(f"noise_levels is {levels!r}; give a list or tuple, for example ({levels!r},)")
     if not isinstance(levels, Sequence):
-        raise ValueError(f"levels is {levels!r}; give a list or tuple of noise levels, for example ({levels!r},)")
+        raise ValueError(f"noise_levels is {levels!r}; give a list or tuple of shares, for example (0.3, 0.9)")
     if any(isinstance(level, bool) or not isinstance(level, Real) for level in levels):
         raise ValueError(f"levels are noise levels, numbers in (0, 1]; got {tuple(levels)}")
     if not levels or not all(0 < level <= 1 for level in levels) or len(set(levels)) < len(levels):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 
 from vdinterp.analysis.stimulus.fit import check_fit, conditions_for, frames_seen
-from vdinterp.analysis.stimulus.latents import latents_of, pictures_of, video_of
+from vdinterp.analysis.stimulus.latents import latents_of, pictures_of, video_of, visible
 from vdinterp.checks.counts import check_count
 from vdinterp.conditions import Cond
 from vdinterp.data import Clips
@@ -139,7 +139,7 @@ class LatentClips:
     def pictures(self) -> Float[torch.Tensor, "clip frame channel height width"]:
         """One picture a frame: the last video frame of each latent frame, or, without pixels, the latent in grey."""
         if self.framed.video is not None:
-            return self.framed.video
+            return visible(self.framed.video)
         return torch.cat([pictures_of(self.pipe, part) for part in self.latents.split(self.batch)])
 
 

@@ -62,9 +62,16 @@ def pictures_of(
     """One picture a latent frame, on the CPU: the last video frame that it is decoded to. Without a VAE the latents
     themselves in grey, the sum over channels within three standard deviations, which is said once."""
     if pipe.vae is not None:
-        return pipe.frame_map.by_frame(pipe.decode(latents).float().cpu())
+        return visible(pipe.frame_map.by_frame(pipe.decode(latents).float().cpu()))
     say_no_pixels(pipe.model.cfg.model_name)
     return (0.5 + latents.float().cpu().sum(2, keepdim=True) / (6 * latents.shape[2] ** 0.5)).clamp(0, 1)
+
+
+def visible(
+    video: Float[torch.Tensor, "batch frame channel height width"],
+) -> Float[torch.Tensor, "batch frame _ height width"]:
+    """As it is where it makes a picture (grey or red, green, blue), else the mean over its channels in grey."""
+    return video if video.shape[2] in (1, 3) else video.mean(2, keepdim=True)
 
 
 @functools.cache
