@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from factories import tiny_model
 
 import vdinterp as vd
-from vdinterp.analysis import NoisedClips
+from vdinterp.analysis import NoisedClips, frame_mass
 from vdinterp.analysis.heads._rope_reliance import rope_reliance
 from vdinterp.analysis.heads._sinks import sinks, without_key
 from vdinterp.analysis.heads._spatial_temporal import spatial_temporal
@@ -109,6 +112,19 @@ def test_head_statistic(tmp_path) -> None:
     with pytest.raises(KeyError, match=r"no score 't'.*there are s at 0\.3, 0\.9"):
         result.values("t")
     round_trip(result, tmp_path)
+
+
+def test_the_analysis_of_the_contributing_page_works() -> None:
+    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text("utf-8")
+    (block,) = (one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def first_frame" in one)
+    written: dict[str, Any] = {}
+    exec(textwrap.dedent(block), written)
+    noised = noised_clips()
+    mass = frame_mass(noised).mass[:, :, :, -1, 0]  # level layer head
+    for index, level in enumerate(LEVELS):
+        close(written["first_frame"](noised).values(level=level), mass[index])
+    with pytest.raises(ValueError, match=r"give vd\.NoisedClips"):
+        written["first_frame"]("clips")
 
 
 # Spatial and temporal heads
