@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from vdinterp import plotting
+from vdinterp.analysis.heads.tables import mass_map
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
 from vdinterp.results import Result, rows_of
@@ -52,17 +52,8 @@ class ScrollHeads(Result):
             rows = rows_of(self.table, level=level)
             title = f"Attention of the last frame's cells to the frame before, noise level {level:g}"
             shown = [place for place in PLACES if rows[place].notna().any()]
-            figures[title] = plotting.heatmap(
-                rows[shown].to_numpy(),
-                x=["<br>".join(wrap(PLACES[place], 18)) for place in shown],
-                y=[f"{row.layer}.{row.head}" for row in rows.itertuples()],
-                title=title,
-                x_title="where, one frame back",
-                y_title="head",
-                value_title="attention mass, 0 to 1",
-                zmin=0.0,
-                zmax=1.0,
-            )
+            named = {place: "<br>".join(wrap(PLACES[place], 18)) for place in shown}
+            figures[title] = mass_map(rows, named, title=title, x_title="where, one frame back")
         return figures
 
     def summary(self) -> str:

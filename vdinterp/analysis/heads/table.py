@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 
 from vdinterp import plotting
+from vdinterp.analysis.heads.tables import mass_map
 from vdinterp.analysis.intervals import bootstrap_mean
 from vdinterp.analysis.stimulus.cases import head_effects
 from vdinterp.analysis.stimulus.noised_clips import NoisedClips, on_noised_clips
@@ -76,17 +77,7 @@ class HeadTable(Result):
             )
             roles = [role for role in ROLES if role in rows and rows[role].notna().any()]
             title = f"Attention of every head on what makes its role, noise level {level:g}"
-            figures[title] = plotting.heatmap(
-                rows[roles].to_numpy(),
-                x=roles,
-                y=[f"{row.layer}.{row.head}" for row in rows.itertuples()],
-                title=title,
-                x_title="role",
-                y_title="head",
-                value_title="attention mass, 0 to 1",
-                zmin=0.0,
-                zmax=1.0,
-            )
+            figures[title] = mass_map(rows, {role: role for role in roles}, title=title, x_title="role")
         return figures
 
     def summary(self) -> str:
